@@ -1,0 +1,55 @@
+# `make demo` and `make test` set themselves up: a virtual environment from requirements.lock.
+# TORCH_INDEX: address of a package index that has CPU builds of torch, for a smaller set-up.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export RAY_USAGE_STATS_ENABLED := 0
+ifneq ($(wildcard ../shared/data/README.md),)
+export VISION_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: setup demo test slow gpu check lint types imports bench clean
+
+setup: $(READY)
+
+$(READY): requirements.lock
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/it"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement requirements.lock
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu -p tests.fail_if_all_skipped
+
+check: lint types imports
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.augment
+	$(BIN)/python -m benchmarks.train
+
+clean:
+	rm -rf runs .mypy_cache .ruff_cache .pytest_cache

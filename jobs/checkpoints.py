@@ -1,0 +1,261 @@
+"""Everything that is needed to go on: immutable `step-<n>-<token>` folders and two pointers.
+
+A folder is complete when its `files.json`, written last, is there and every file that it lists has
+the size it says. `last.json` and `best.json` name a folder and are replaced by one atomic put.
+The token is new at each start, so a late writer of a killed run never writes into a folder of its
+successor, nor deletes one. What no pointer names is deleted after the next save.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from jobs.storage import Location
+
+FORMAT = 1
+"""Version of the folder's layout, in `files.json`."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a training, copied to the host: training may go on while it is written."""
+
+    step: int
+    """Optimizer steps taken so far."""
+    weights: dict[str, Tensor]
+    """The model's state dict."""
+    optimizer: dict[str, Tensor]
+    """The optimizer's state, a tensor under `<key>/<parameter>`."""
+    state: dict[str, Any]
+    """What JSON holds: epoch, step inside the epoch, sums, history."""
+    wait: Callable[[], None] = lambda: None
+    """Returns when the copies from the device have arrived."""
+
+
+def snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, state: dict[str, Any]
+) -> Snapshot:
+    """Copy a bare model and its optimizer to the host, without waiting for the device."""
+    weights = {name: _to_host(tensor) for name, tensor in model.state_dict().items()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    moments = {
+        f"{key}/{names[parameter]}": _to_host(tensor)
+        for parameter, entries in optimizer.state.items()
+        for key, tensor in entries.items()
+    }
+    wait: Callable[[], None] = lambda: None  # noqa: E731
+    if torch.cuda.is_available() and any(p.is_cuda for p in model.parameters()):
+        event = torch.cuda.Event()
+        event.record()
+        wait = event.synchronize
+    return Snapshot(step, weights, moments, state, wait)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """A copy that later steps do not change; from a GPU it is pinned and arrives by and by."""
+    tensor = tensor.detach()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Snapshot) -> None:
+    """Load a snapshot into a bare model and its optimizer, on whatever device they are."""
+    model.load_state_dict(saved.weights)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in saved.optimizer.items():
+        key, _, name = path.partition("/")
+        by_name.setdefault(name, {})[key] = tensor
+    packed = optimizer.state_dict()
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    packed["state"] = {
+        index: by_name[names[parameter]]
+        for index, parameter in enumerate(order)
+        if names[parameter] in by_name
+    }
+    optimizer.load_state_dict(packed)
+
+
+class Checkpoints:
+    """The checkpoints of one run, seen from one start of it."""
+
+    def __init__(self, folder: Location, token: str) -> None:
+        """Look at `folder`; new checkpoints get `token` in their names."""
+        self.folder = folder
+        self.token = token
+        self._inherited = set(self._names())
+
+    def write(self, saved: Snapshot, pointers: tuple[str, ...]) -> str:
+        """Write a snapshot, then let `pointers` ("last", "best") name it.
+
+        Returns:
+            The folder's name. Raises StorageError when storage refuses; what was there
+            before then stands as it was.
+        """
+        saved.wait()
+        name = f"step-{saved.step}-{self.token}"
+        if not self._complete(name):
+            try:
+                self._write_folder(self.folder / name, saved)
+            except BaseException:
+                self._drop(name)
+                raise
+        for pointer in pointers:
+            (self.folder / f"{pointer}.json").write_json({"checkpoint": name, "step": saved.step})
+        self._prune(name)
+        return name
+
+    def _write_folder(self, target: Location, saved: Snapshot) -> None:
+        contents = {
+            "weights.safetensors": lambda: save_tensors(saved.weights),
+            "optimizer.safetensors": lambda: save_tensors(saved.optimizer),
+            "state.json": lambda: json.dumps(saved.state).encode(),
+        }
+        files = {}
+        for name, make in contents.items():
+            content = make()
+            (target / name).write_bytes(content)
+            files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        listing = {"format": FORMAT, "step": saved.step, "files": files}
+        (target / "files.json").write_json(listing)
+
+    def latest(self) -> str | None:
+        """Name of the checkpoint to go on from: what `last.json` names, else the newest complete.
+
+        The newest is the one of the most steps. None when there is no complete checkpoint.
+        """
+        named = self._named("last")
+        if named is not None and self._complete(named):
+            return named
+        return max(filter(self._complete, self._names()), key=_step_of, default=None)
+
+    def best(self) -> str | None:
+        """Name of the complete checkpoint that `best.json` names, or None."""
+        named = self._named("best")
+        return named if named is not None and self._complete(named) else None
+
+    def read(self, name: str) -> Snapshot:
+        """Read a checkpoint whole. Raises CheckpointError when a file is not what was written."""
+        target = self.folder / name
+        listing = (target / "files.json").read_json()
+        if listing["format"] != FORMAT:
+            raise CheckpointError(
+                f"{target} has checkpoint format {listing['format']}; this version reads {FORMAT}"
+            )
+        parts = {file: self._read_file(target, file, facts) for file, facts in _items(listing)}
+        return Snapshot(
+            step=listing["step"],
+            weights=load_tensors(parts["weights.safetensors"]),
+            optimizer=load_tensors(parts["optimizer.safetensors"]),
+            state=json.loads(parts["state.json"]),
+        )
+
+    def count_resume(self) -> None:
+        """Note that a start went on from a checkpoint."""
+        (self.folder / "resumes.json").write_json({"count": self.resumes() + 1})
+
+    def resumes(self) -> int:
+        """How often the run went on from a checkpoint."""
+        try:
+            return int((self.folder / "resumes.json").read_json()["count"])
+        except (OSError, ValueError, KeyError):
+            return 0
+
+    def _read_file(self, target: Location, file: str, facts: dict[str, Any]) -> bytes:
+        content = (target / file).read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise CheckpointError(
+                f"{target / file} is damaged: its SHA-256 is not the one in files.json; delete"
+                f" the folder {target} to go on from the checkpoint before it"
+            )
+        return content
+
+    def _named(self, pointer: str) -> str | None:
+        try:
+            return str((self.folder / f"{pointer}.json").read_json()["checkpoint"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _names(self) -> list[str]:
+        return [entry.name for entry in self.folder.list() if entry.name.startswith("step-")]
+
+    def _complete(self, name: str) -> bool:
+        try:
+            listing = (self.folder / name / "files.json").read_json()
+            sizes = {entry.name: entry.size for entry in (self.folder / name).list()}
+        except (OSError, ValueError):
+            return False
+        return all(sizes.get(file) == facts["bytes"] for file, facts in _items(listing))
+
+    def _prune(self, newest: str) -> None:
+        """Delete what nothing names; never a folder of a later start, which this one outlived."""
+        keep = {newest, self._named("last"), self._named("best")}
+        for name in self._names():
+            own = name in self._inherited or name.endswith(f"-{self.token}")
+            if own and name not in keep:
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        """Delete a folder; one that cannot be deleted now is tried again at the next save."""
+        try:
+            # files.json first: a folder half deleted must not look complete.
+            (self.folder / name / "files.json").delete()
+            (self.folder / name).delete()
+        except OSError:
+            return
+
+
+def _step_of(name: str) -> int:
+    return int(name.split("-")[1])
+
+
+def _items(listing: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return list(listing["files"].items())
+
+
+class Saver:
+    """Runs saves in one thread of its own, in order, so that training goes on meanwhile."""
+
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        """`complain` is told of every save that fails."""
+        self.error: str | None = None
+        self._complain = complain
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._pending: Future[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is still under way."""
+        return self._pending is not None and not self._pending.done()
+
+    def submit(self, save: Callable[[], object]) -> None:
+        """Run `save` in the thread; waits for the one before, so at most one holds memory."""
+        self.wait()
+        self._pending = self._pool.submit(self._run, save)
+
+    def wait(self) -> None:
+        """Wait until nothing is under way; `error` then says how the last save ended."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _run(self, save: Callable[[], object]) -> None:
+        try:
+            save()
+            self.error = None
+        except Exception as error:  # a failed save, whatever the reason, must not stop the training
+            self.error = f"{type(error).__name__}: {error}"
+            self._complain(
+                f"save failed ({self.error}); the last good checkpoint stands, training goes on"
+            )

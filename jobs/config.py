@@ -1,0 +1,169 @@
+"""Flags and YAML to one frozen dataclass, and back to the `config.yaml` of a run.
+
+The YAML is turned into flags ahead of the user's, so one parser checks both and flags win.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+RECIPES = Path(__file__).parent / "recipes"
+MAY_CHANGE = {"may_change": True}
+"""Metadata of a field that a resumed run may set anew."""
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the flag and both values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every job is told: where its run lies and what it runs on."""
+
+    out: str
+    """Folder of the run, local or s3://; the same command on the same folder goes on."""
+    config: str | None = field(default=None, metadata=MAY_CHANGE)
+    """Settings to start from: a YAML file, or the name of one in jobs/recipes/; flags win."""
+    workers: int = field(default=1, metadata=MAY_CHANGE)
+    """Number of processes that share the work."""
+    seed: int = 0
+    """All randomness follows from it."""
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
+    """Where workers compute; auto: on GPUs if the cluster has any."""
+    cpus_per_worker: float = field(default=1, metadata=MAY_CHANGE)
+    """CPUs, and so threads, of a worker; below 1, workers share one."""
+    gpus_per_worker: float | None = field(default=None, metadata=MAY_CHANGE)
+    """GPUs of a worker; fractions share one. Default: 1 on cuda, 0 on cpu."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.workers < 1:
+            raise ConfigError(f"--workers is {self.workers}; at least 1 is needed")
+        if self.cpus_per_worker <= 0:
+            raise ConfigError(f"--cpus-per-worker is {self.cpus_per_worker}; it must be above 0")
+        if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
+            raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; it must be at least 0")
+
+
+def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
+    """Read the flags of `argv` over the YAML that its `--config` names.
+
+    Raises:
+        SystemExit: 0 after `--help`; 2 on bad settings, which were then printed.
+    """
+    path = None
+    try:
+        path = _config_path(argv)
+        preset = [] if path is None else list(_as_flags(read_yaml(path), cls, path))
+        return tyro.cli(cls, args=[*preset, *argv], prog=prog, description=description)
+    except ConfigError as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        raise SystemExit(2) from None
+    except SystemExit as stop:
+        if stop.code and path is not None:
+            sys.stderr.write(f"{prog}: settings come from {path}, then from the flags\n")
+        raise
+
+
+def _config_path(argv: Sequence[str]) -> Path | None:
+    """The file that `--config` names, or None; a bare name is looked up among the recipes."""
+    for index, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name == "--config":
+            value = value or (argv[index + 1] if index + 1 < len(argv) else "")
+            return _find_recipe(value)
+    return None
+
+
+def _find_recipe(name: str) -> Path:
+    for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in RECIPES.glob("*.yaml")))
+    raise ConfigError(f"--config {name}: no such file, nor a recipe; recipes: {known}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Settings of a YAML file, groups nested. Raises ConfigError naming file and line."""
+    return parse_yaml(path.read_text(), str(path))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """Settings in YAML `text`; `source` is what messages call it. Raises ConfigError."""
+    try:
+        settings = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{source} holds {type(settings).__name__}; settings were expected")
+    return settings
+
+
+def _as_flags(settings: dict[str, Any], cls: type, path: Path, prefix: str = "") -> Iterator[str]:
+    """Turn nested settings into the flags that mean the same."""
+    known = {f.name: f for f in fields(cls)}
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; perhaps you meant {prefix}{near[0]}" if near else ""
+            raise ConfigError(f"{path}: {prefix}{name} is no setting{hint}")
+        flag = f"--{prefix}{name}".replace("_", "-")
+        group = known[name].type
+        if is_dataclass(group) and not isinstance(value, dict):
+            raise ConfigError(f"{path}: {prefix}{name} is a group of settings, not {value!r}")
+        if is_dataclass(group):
+            yield from _as_flags(value, group, path, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif isinstance(value, bool):
+            yield flag if value else f"--{prefix}no-{name}".replace("_", "-")
+        elif isinstance(value, list):
+            yield from (flag, *map(str, value))
+        else:
+            yield f"{flag}={value}"
+
+
+def as_settings(config: object) -> dict[str, Any]:
+    """A config as nested plain values, the inverse of parsing: tuples become lists."""
+    plain: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            value = as_settings(value)
+        plain[item.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def as_yaml(config: object) -> str:
+    """A config as the YAML that `--config` reads."""
+    return yaml.safe_dump(as_settings(config), sort_keys=False, allow_unicode=True)
+
+
+def changed(old: dict[str, Any], config: object, prefix: str = "") -> list[str]:
+    """What differs from the settings `old` of an earlier start and must not, one line a flag.
+
+    A setting that `old` does not know yet counts as its default: the run was started before the
+    setting existed.
+    """
+    lines = []
+    for item in fields(config):  # type: ignore[arg-type]
+        new = getattr(config, item.name)
+        if item.metadata.get("may_change"):
+            continue
+        if is_dataclass(new):
+            lines += changed(old.get(item.name) or {}, new, f"{prefix}{item.name}.")
+            continue
+        new = list(new) if isinstance(new, tuple) else new
+        default = item.default if item.default is not MISSING else None
+        default = list(default) if isinstance(default, tuple) else default
+        was = old.get(item.name, default)
+        if was != new:
+            flag = f"--{prefix}{item.name}".replace("_", "-")
+            lines.append(f"{flag} is {new}, but the run was started with {was}")
+    return lines

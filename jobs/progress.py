@@ -1,0 +1,100 @@
+"""What a person sees while a training runs: a bar on a terminal, a line now and then in a log."""
+
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+LOG_SECONDS = 10.0
+"""Least time between two lines of a log."""
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+
+
+def describe(row: dict[str, Any]) -> str:
+    """An epoch's row of metrics in a line."""
+    names = ("train_loss", "val_loss", "val_accuracy")
+    parts = [f"{name} {row[name]:.4f}" for name in names if name in row]
+    return f"epoch {row['epoch']:>3}  {'  '.join(parts)}  {row['images_per_s']:,.0f} images/s"
+
+
+class TrainingProgress:
+    """Shows the facts that rank 0 pushes: where it is, rows of epochs, things said."""
+
+    def __init__(self, epochs: int) -> None:
+        """A bar over `epochs`, if this is a terminal."""
+        self._epochs = epochs
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._first: tuple[float, float] | None = None
+        self._quiet_until = 0.0
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]}  {task.fields[left]} left"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(
+            "train", total=epochs, epoch=1, epochs=epochs, rate="", left="?"
+        )
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, messages: Iterable[dict[str, Any]]) -> None:
+        """Show what was pushed since the last call, in order."""
+        for message in messages:
+            if "say" in message:
+                self.say(message["say"])
+            elif "row" in message:
+                self._row(message["row"])
+            else:
+                self._where(message)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line, markup=False)
+
+    def _row(self, row: dict[str, Any]) -> None:
+        last = row["epoch"] == self._epochs
+        if self._console.is_terminal or last or time.monotonic() >= self._quiet_until:
+            left = self._left(row["epoch"])
+            self.say(f"{describe(row)}  {left} left")
+            self._quiet_until = time.monotonic() + LOG_SECONDS
+
+    def _where(self, facts: dict[str, Any]) -> None:
+        done = facts["epoch"] + facts["index"] / facts["steps"]
+        rate, left = f"{facts['images_per_s']:,.0f} images/s", self._left(done)
+        self._bar.update(self._task, completed=done, epoch=facts["epoch"] + 1, rate=rate, left=left)
+        if not self._console.is_terminal and time.monotonic() >= self._quiet_until:
+            batch = f"batch {facts['index']}/{facts['steps']}"
+            self.say(f"epoch {facts['epoch'] + 1:>3}  {batch}  {rate}  {left} left")
+            self._quiet_until = time.monotonic() + LOG_SECONDS
+
+    def _left(self, done: float) -> str:
+        """Time left, from the epochs and seconds since this start, evaluation included."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        began, before = self._first
+        if done <= before:
+            return "?"
+        return clock((now - began) / (done - before) * (self._epochs - done))

@@ -1,0 +1,141 @@
+"""The run folder: config, versions, hardware, metrics.csv, TensorBoard events, curves, summary.
+
+metrics.csv and the events are views of the history that a checkpoint holds: written anew from it,
+they never disagree with the checkpoint that a restart goes on from.
+"""
+
+import csv
+import importlib.metadata
+import io
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from jobs.config import ConfigError, as_yaml, changed, parse_yaml
+from jobs.storage import Location
+
+PACKAGES = ("patchray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
+
+
+def claim(out: Location, config: object) -> None:
+    """Make `out` the folder of a run of `config`, or go on with the run that lies there.
+
+    Raises ConfigError, one line a field, when the run there was started with settings that differ
+    in what must not change.
+    """
+    path = out / "config.yaml"
+    if path.exists():
+        lines = changed(parse_yaml(path.read_text(), str(path)), config)
+        if lines:
+            listing = "\n  ".join(lines)
+            raise ConfigError(
+                f"{out} holds a run with other settings:\n  {listing}\n"
+                "Give the same settings to go on with it, or another --out to start anew."
+            )
+    path.write_text(as_yaml(config))
+    (out / "versions.json").write_json(versions())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results hang on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout: no metadata
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What this machine is: CPU, cores, memory, GPUs, threads of torch."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+        "torch_threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_metrics(out: Location, history: list[dict[str, Any]]) -> None:
+    """Publish metrics.csv: one row an epoch, columns in the order they first appear in."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    (out / "metrics.csv").write_text(text.getvalue())
+
+
+class Events:
+    """TensorBoard events of a run, in one file a start that holds the whole history."""
+
+    def __init__(self, folder: Location) -> None:
+        """Nothing is written before the first `write`."""
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
+        self._written = 0
+
+    def write(self, history: list[dict[str, Any]]) -> None:
+        """Add the rows that are not written yet; an object storage gets the file anew."""
+        if self._writer is None:
+            self._folder.delete()
+            local = self._folder.local_path or Path(tempfile.mkdtemp(prefix="patchray-events-"))
+            self._writer = SummaryWriter(str(local))
+        for row in history[self._written :]:
+            for name, value in row.items():
+                if name not in ("epoch", "step"):
+                    self._writer.add_scalar(_tag(name), value, row["step"])
+        self._written = len(history)
+        self._writer.flush()
+        if self._folder.local_path is None:
+            for path in Path(self._writer.log_dir).iterdir():
+                (self._folder / path.name).write_bytes(path.read_bytes())
+
+
+def _tag(name: str) -> str:
+    """`val_loss` becomes `loss/val`: curves of the same kind share a chart."""
+    part, _, kind = name.partition("_")
+    return f"{kind}/{part}" if part in ("train", "val") else name
+
+
+def curves(history: list[dict[str, Any]], title: str) -> bytes:
+    """A PNG of loss and accuracy by epoch."""
+    import matplotlib as mpl  # here: a second of import that only the end of a run needs
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+        for part in ("train", "val"):
+            if history and f"{part}_{kind}" in history[0]:
+                label = "training (augmented)" if part == "train" else "validation"
+                axis.plot(epochs, [row[f"{part}_{kind}"] for row in history], label=label)
+        axis.set(xlabel="epoch", ylabel=kind)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    plt.close(figure)
+    return content.getvalue()

@@ -1,0 +1,630 @@
+"""One kind of path for local folders and object storage, and a cache that is filled once a node.
+
+A `Location` is a local path or `s3://bucket/prefix`. What is written to one is published by a
+single act (the rename of a file, the completion of an upload): it is there whole or not at all.
+`fetch` and `localize` bring files to this node's disk, once however many processes ask.
+
+S3 goes through pyarrow, which reads the usual settings itself: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and AWS_REGION (on AWS proper the region is
+asked of the bucket). They must be set in every process, Ray's workers included. The URI may carry
+pyarrow's options: `s3://bucket/prefix?endpoint_override=host:9000&scheme=http`.
+"""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, TypeAlias, cast
+from urllib.parse import unquote, urlsplit
+
+import pyarrow
+from pyarrow import fs
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+CHUNK = 8 << 20
+"""Bytes read or written at a time."""
+IN_FLIGHT = 64 << 20
+"""Bytes of one upload that may wait in memory; pyarrow itself sets no limit."""
+COPIES = 8
+"""Files of a tree that are copied at a time: on S3 a small file is all latency."""
+RETRY_WAITS = (0.5, 2.0, 5.0)
+"""Seconds to wait before each further attempt at an interrupted download."""
+HTTP_TIMEOUT = 30.0
+"""Seconds of silence after which a download counts as interrupted."""
+TEMPORARY = ".patchray-"
+"""How names begin that nobody reads: files being written, or left by a process that was killed."""
+
+_SPACE = "free some space, or choose another disk (for the cache: PATCHRAY_CACHE)"
+_FOLDER = (
+    "check owner, permissions and mount, or choose another folder (for the cache: PATCHRAY_CACHE)"
+)
+_IN_THE_WAY = "a file is where a folder is needed: remove it, or choose another name"
+_BY_ERRNO = {
+    errno.ENOENT: "check the path (and the bucket)",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EROFS: _FOLDER,
+    errno.EACCES: _FOLDER,
+    errno.EPERM: _FOLDER,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: "a folder is where a file is needed: remove it, or choose another name",
+}
+_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine an"
+    " instance profile; they need to list, read, write and delete there"
+)
+_BY_AWS_ERROR = {
+    "NO_SUCH_BUCKET": "create the bucket, or correct its name",
+    "ACCESS_DENIED": _CREDENTIALS,
+    "INVALID_ACCESS_KEY_ID": _CREDENTIALS,
+    "SIGNATURE_DOES_NOT_MATCH": _CREDENTIALS,
+    "NETWORK_CONNECTION": "check AWS_ENDPOINT_URL and the network",
+}
+
+
+class StorageError(OSError):
+    """Storage refused; the message names the URI and the remedy.
+
+    `errno` is the system's own reason where there is one (ENOSPC: the disk is full; ENOENT: not
+    there), else None.
+    """
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        """`code` becomes `errno`."""
+        super().__init__(message)
+        self.errno = code
+
+    def __reduce__(self) -> tuple[type["StorageError"], tuple[str, int | None]]:
+        """Errors travel from Ray's workers to the driver: OSError's own pickling loses errno."""
+        return type(self), (str(self), self.errno)
+
+
+def _explain(action: str, what: object, error: Exception) -> StorageError:
+    code = getattr(error, "errno", None)
+    if code is not None:
+        reason, remedy = os.strerror(code), _BY_ERRNO.get(code)
+    else:
+        reason = re.sub(r" \(Request ID:.*", "", str(error).rpartition("AWS Error ")[2])
+        remedy = next((r for name, r in _BY_AWS_ERROR.items() if reason.startswith(name)), None)
+    message = f"cannot {action} {what}: {reason}"
+    return StorageError(f"{message}; {remedy}" if remedy else message, code)
+
+
+@contextmanager
+def _explained(action: str, what: object) -> Iterator[None]:
+    """Turn what pyarrow and the system raise into StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _explain(action, what, error) from error
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder, as listed."""
+
+    path: str
+    """Relative to what was listed, with slashes; empty for a file that was itself walked."""
+    size: int
+    """Bytes; 0 for a folder."""
+    mtime_ns: int
+    """Last change in ns since 1970; S3 counts in seconds, and knows none of folders (0)."""
+    is_folder: bool = False
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder on a local disk or in S3. Small, immutable, and safe to send to a worker."""
+
+    path: str
+    """As pyarrow's file systems want it: an absolute local path, or `bucket/prefix`."""
+    is_s3: bool = False
+    query: str = ""
+    """pyarrow's options for S3, as in the URI."""
+
+    @classmethod
+    def parse(cls, text: str | os.PathLike[str]) -> "Location":
+        """Read `runs/demo`, `/abs/path`, `~/path`, `file:///abs/path` or `s3://bucket/prefix`.
+
+        A relative path is made absolute here, so it means the same in every process. What follows
+        `s3://` is taken literally (no percent-encoding), up to a `?`.
+
+        Raises:
+            StorageError: empty, of another scheme, without a bucket, or with a password in it.
+        """
+        text = os.fspath(text)
+        scheme, _, rest = text.partition("://")
+        if scheme == "s3" and rest:
+            return cls._parse_s3(text, rest)
+        if scheme == "file" and rest.startswith("/"):
+            return cls(str(Path(unquote(rest))))
+        if not text or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:/", text):
+            raise StorageError(
+                f"'{text}' is no place to keep files: give a path, or s3://bucket/..."
+            )
+        return cls(str(Path(text).expanduser().absolute()))
+
+    @classmethod
+    def _parse_s3(cls, text: str, rest: str) -> "Location":
+        path, _, query = rest.partition("?")
+        bucket, _, key = path.partition("/")
+        if "@" in bucket:
+            raise StorageError(
+                "an s3:// path must not hold keys, which would end in logs; set AWS_ACCESS_KEY_ID"
+                " and AWS_SECRET_ACCESS_KEY instead"
+            )
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
+            raise StorageError(f"'{text}' names no bucket: write s3://bucket/prefix")
+        return cls(bucket, is_s3=True, query=query) / key
+
+    def __truediv__(self, name: str) -> "Location":
+        """What is called `name`, one part or several with slashes, in this folder."""
+        parts = [part for part in name.split("/") if part]
+        if {".", ".."} & set(parts):
+            raise StorageError(f"'{name}' cannot be joined to {self}: it has '.' or '..' in it")
+        return Location("/".join([self.path.rstrip("/"), *parts]) or "/", self.is_s3, self.query)
+
+    def __str__(self) -> str:
+        """The URI, or the plain path of a local one; `parse` reads it back."""
+        if not self.is_s3:
+            return self.path
+        return f"s3://{self.path}" + (f"?{self.query}" if self.query else "")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def local_path(self) -> Path | None:
+        """The path of a local file or folder; None in S3."""
+        return None if self.is_s3 else Path(self.path)
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """pyarrow's file system in which `path` is valid."""
+        if not self.is_s3:
+            return fs.LocalFileSystem()
+        settings = tuple(sorted(i for i in os.environ.items() if i[0].startswith("AWS_")))
+        with _explained("reach", self):
+            return _s3(self.path.partition("/")[0], self.query, settings, os.getpid())
+
+    def ray_storage(self) -> tuple[str, fs.FileSystem | None]:
+        """`storage_path` and `storage_filesystem` for Ray's RunConfig.
+
+        Ray pickles the file system with its endpoint, but without the credentials and the region
+        that it took from the environment: its processes need the AWS variables too.
+        """
+        return self.path, self.filesystem if self.is_s3 else None
+
+    def open(self) -> BinaryIO:
+        """Open a file for reading, with seek; reads from S3 are ranged requests."""
+        with _explained("read", self):
+            return cast(BinaryIO, self.filesystem.open_input_file(self.path))
+
+    def read_bytes(self) -> bytes:
+        """The whole file. Raises StorageError, with errno ENOENT when there is none."""
+        with _explained("read", self), self.open() as file:
+            return file.read()
+
+    def read_text(self) -> str:
+        """The whole file as UTF-8."""
+        return self.read_bytes().decode()
+
+    def read_json(self) -> Any:
+        """The value in a JSON file. Raises StorageError when it holds something else."""
+        try:
+            return json.loads(self.read_bytes())
+        except ValueError as error:
+            raise StorageError(f"{self} is not JSON: {error}") from error
+
+    def write_bytes(self, data: Buffer) -> None:
+        """Publish a file at once, in place of one that was there; makes the folders above it.
+
+        Raises:
+            StorageError: nothing has changed then, and nothing is left behind.
+        """
+        view = memoryview(data).cast("B")
+        self._write(view[start : start + CHUNK] for start in range(0, len(view), CHUNK))
+
+    def write_text(self, text: str) -> None:
+        """Publish a file of UTF-8, as `write_bytes`."""
+        self.write_bytes(text.encode())
+
+    def write_json(self, value: object) -> None:
+        """Publish a JSON file, as `write_bytes`."""
+        self.write_text(json.dumps(value, indent=2) + "\n")
+
+    def upload(self, source: Path) -> None:
+        """Copy a local file here, or a folder's files below here, each published whole."""
+        _copy(Location.parse(source), self)
+
+    def download(self, target: Path) -> None:
+        """Copy this file to a local path, or this folder's files below it, each published whole."""
+        _copy(self, Location.parse(target))
+
+    def exists(self) -> bool:
+        """Whether there is a file or a folder."""
+        return bool(self._info().type != fs.FileType.NotFound)
+
+    def list(self) -> tuple[Entry, ...]:
+        """Files and folders directly in this folder, by name; none when it is absent."""
+        return self._entries(recursive=False)
+
+    def walk(self) -> tuple[Entry, ...]:
+        """All files below this folder, by path; a file gives itself, what is absent nothing."""
+        info = self._info()
+        if info.type == fs.FileType.File:
+            return (Entry("", info.size, info.mtime_ns),)
+        return tuple(entry for entry in self._entries(recursive=True) if not entry.is_folder)
+
+    def delete(self) -> None:
+        """Delete a file, or a folder with all below it; it may be absent."""
+        with _explained("delete", self), suppress(FileNotFoundError):
+            if self._info().type == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            else:
+                self.filesystem.delete_file(self.path)
+
+    def _info(self) -> fs.FileInfo:
+        with _explained("look at", self):
+            return self.filesystem.get_file_info(self.path)
+
+    def _entries(self, recursive: bool) -> tuple[Entry, ...]:
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
+        with _explained("list", self):
+            found = self.filesystem.get_file_info(selector)
+        entries = [
+            Entry(
+                info.path.removeprefix(self.path).lstrip("/"),
+                info.size or 0,
+                info.mtime_ns or 0,
+                info.type == fs.FileType.Directory,
+            )
+            for info in found
+        ]
+        visible = (entry for entry in entries if not entry.name.startswith(TEMPORARY))
+        return tuple(sorted(visible, key=lambda entry: entry.path))
+
+    def _chunks(self) -> Iterator[bytes]:
+        with _explained("read", self), self.open() as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def _write(self, chunks: Iterable[Buffer], sync: bool = True) -> None:
+        with _explained("write", self):
+            if self.is_s3:
+                self._put(chunks)
+            else:
+                _replace(Path(self.path), chunks, sync)
+
+    def _put(self, chunks: Iterable[Buffer]) -> None:
+        stream = self.filesystem.open_output_stream(self.path, compression=None)
+        try:
+            waiting = 0
+            for chunk in chunks:
+                stream.write(chunk)
+                waiting += len(chunk)
+                if waiting >= IN_FLIGHT:
+                    stream.flush()
+                    waiting = 0
+        except BaseException:
+            # pyarrow cannot abort an upload: to close the stream, or to let it be collected, would
+            # publish what has been written so far. One reference too many keeps it for ever, and
+            # with it at most a part's buffer; S3 shows an upload without an end to nobody.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
+            raise
+        stream.close()
+
+
+@lru_cache
+def _s3(bucket: str, query: str, _settings: object, _pid: int) -> fs.FileSystem:
+    """A connection, per process (a fork must not share sockets) and AWS settings.
+
+    From a URI, because only so does pyarrow read AWS_ENDPOINT_URL and find the bucket's region.
+    Delayed open makes a small file one request instead of three.
+    """
+    query = "&".join(filter(None, ("allow_delayed_open=true", query)))
+    return fs.FileSystem.from_uri(f"s3://{bucket}?{query}")[0]
+
+
+def _replace(path: Path, chunks: Iterable[Buffer], sync: bool) -> None:
+    """Write a file under a temporary name beside `path`, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
+    try:
+        with temporary.open("xb") as file:
+            file.writelines(chunks)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_writable(folder: Location) -> None:
+    """Write and delete a file in `folder`, made where absent: for the driver, before workers start.
+
+    Raises:
+        StorageError: why it cannot be done, and the remedy.
+    """
+    probe = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+    probe.write_bytes(b"may this be written?")
+    probe.delete()
+
+
+def _copy(
+    source: Location,
+    target: Location,
+    advance: Callable[[int], None] = lambda size: None,
+    sync: bool = True,
+) -> None:
+    """Copy a file or a tree; `advance` is told of bytes as they arrive, from several threads."""
+
+    def copy(path: str) -> None:
+        (target / path)._write(_counted((source / path)._chunks(), advance), sync)
+
+    files = source.walk()
+    if not files and not source.exists():
+        raise _explain("read", source, FileNotFoundError(errno.ENOENT, ""))
+    with ThreadPoolExecutor(COPIES, thread_name_prefix="copy") as pool:
+        for _ in pool.map(copy, [file.path for file in files]):
+            pass
+
+
+def _counted(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        advance(len(chunk))
+
+
+# Once a node
+
+
+def cache_folder() -> Path:
+    """Where this node keeps what it fetched: PATCHRAY_CACHE, else ~/.cache/patchray."""
+    return Path(os.environ.get("PATCHRAY_CACHE") or "~/.cache/patchray").expanduser().absolute()
+
+
+def once(path: Path, make: Callable[[Path], None]) -> Path:
+    """Make `path`, a file or a folder, unless it is there: once, however many processes ask.
+
+    Args:
+        path: on a local disk; when it is there it is complete.
+        make: is given a free name beside `path` and makes the file or folder there.
+
+    Returns:
+        `path`. What `make` raises is passed on; nothing is left behind then, and the next process
+        that waits tries in its turn.
+    """
+    if path.exists():
+        return path
+    with _explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The lock file stays: to delete it would let two processes hold two locks.
+        lock = path.with_name(f"{TEMPORARY}{path.name}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _make(path, make)
+    return path
+
+
+def _make(path: Path, make: Callable[[Path], None]) -> None:
+    part = path.with_name(f"{TEMPORARY}{path.name}.part")
+    _remove(part)  # left by a process that was killed
+    try:
+        make(part)
+        for file in [part, *part.rglob("*")]:
+            _sync(file)
+        part.replace(path)
+    except BaseException:
+        _remove(part)
+        raise
+    _sync(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def localize(location: Location) -> Path:
+    """A local path with the contents of `location`: itself, or a mirror of S3 in the node's cache.
+
+    The mirror is for one state of the URI: a changed name, size or time of any file gives a new
+    one. Old mirrors stay until somebody deletes them.
+
+    Raises:
+        StorageError: nothing is there, or it changed while it was copied.
+    """
+    if (path := location.local_path) is not None:
+        return path
+    files = location.walk()
+    if not files:
+        raise _explain("read", location, FileNotFoundError(errno.ENOENT, ""))
+    state = hashlib.sha256(repr((str(location), files)).encode()).hexdigest()[:16]
+
+    def mirror(part: Path) -> None:
+        with _progress(str(location), sum(file.size for file in files)) as advance:
+            _copy(location, Location.parse(part), advance, sync=False)
+        if location.walk() != files:
+            raise StorageError(
+                f"{location} changed while it was copied; run again when it is still"
+            )
+
+    return once(cache_folder() / "mirrors" / state / location.name, mirror)
+
+
+def fetch(url: str, *, sha256: str, cache: Path | None = None) -> Path:
+    """Download a file once a node, checked; one that was broken off goes on where it stopped.
+
+    Args:
+        url: http, https, file or s3.
+        sha256: of the file, in hex. The cache goes by it: another URL of the same file is a hit.
+        cache: folder to keep it in; by default `cache_folder()`.
+
+    Raises:
+        StorageError: cannot be had, or is another file than the checksum says.
+    """
+    name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
+    path = (cache or cache_folder()) / "files" / sha256.lower()[:16] / name
+    unfinished = path.with_name(f"{TEMPORARY}{name}.download")
+
+    def download(part: Path) -> None:
+        if url.startswith(("http://", "https://")):
+            _download(url, unfinished)
+        else:
+            _copy(Location.parse(url), Location.parse(unfinished), sync=False)
+        _check(unfinished, sha256, url)
+        unfinished.replace(part)
+
+    return once(path, download)
+
+
+def _check(file: Path, sha256: str, url: str) -> None:
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256.lower():
+        file.unlink()
+        raise StorageError(
+            f"{url} is not the file that was expected: its SHA-256 is {found}, not"
+            f" {sha256.lower()}. What was downloaded is deleted; run again, and if this stays,"
+            " correct the checksum"
+        )
+
+
+class _BrokenOffError(Exception):
+    """A transfer that broke off; to go on may help."""
+
+
+def _download(url: str, target: Path) -> None:
+    """Download over HTTP, going on where `target` ends, with a few attempts."""
+    for wait in (*RETRY_WAITS, None):
+        try:
+            _transfer(url, target)
+            return
+        except _BrokenOffError as error:
+            if wait is None:
+                raise StorageError(
+                    f"cannot download {url}: {error}; run again to go on from what has arrived"
+                ) from error
+            time.sleep(wait)
+
+
+def _transfer(url: str, target: Path) -> None:
+    start = target.stat().st_size if target.exists() else 0
+    with _requested(url, start) as response, _explained("write", target):
+        if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # all of it has arrived before; the checksum tells
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        with target.open("ab" if start else "wb") as file, _progress(url, total, start) as advance:
+            for chunk in _received(response):
+                file.write(chunk)
+                advance(len(chunk))
+    if total is not None and target.stat().st_size < total:
+        raise _BrokenOffError(f"{target.stat().st_size} of {total} bytes arrived")
+
+
+def _requested(url: str, start: int) -> HTTPResponse:
+    """The response to a GET from byte `start` on; 416 counts as a response, too."""
+    headers = {"User-Agent": "patchray"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        return cast(HTTPResponse, urllib.request.urlopen(request, timeout=HTTP_TIMEOUT))
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return cast(HTTPResponse, error)
+        if error.code in {408, 429} or error.code >= 500:
+            raise _BrokenOffError(f"the server says {error.code} {error.reason}") from error
+        raise StorageError(
+            f"cannot download {url}: the server says {error.code} {error.reason}; check the URL"
+        ) from error
+    except (OSError, HTTPException) as error:
+        raise _BrokenOffError(str(getattr(error, "reason", error))) from error
+
+
+def _received(response: HTTPResponse) -> Iterator[bytes]:
+    try:
+        # read1: what has arrived, so that no byte is lost when the next one does not.
+        while chunk := response.read1(CHUNK):
+            yield chunk
+    except (OSError, HTTPException) as error:
+        raise _BrokenOffError(str(error)) from error
+
+
+@contextmanager
+def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Gives a function to tell of bytes that arrived; says so on stderr.
+
+    One line that is rewritten on a terminal, a line every ten seconds in a log; a transfer that is
+    done before says nothing.
+    """
+    terminal = sys.stderr.isatty()
+    interval = 0.2 if terminal else 10.0
+    due = time.monotonic() + interval
+    lock = threading.Lock()
+    end, shown = "\r" if terminal else "\n", False
+
+    def advance(size: int) -> None:
+        nonlocal done, due, shown
+        with lock:
+            done += size
+            if time.monotonic() < due:
+                return
+            due, shown = time.monotonic() + interval, True
+            of = "" if total is None else f" of {total / 1e6:.0f} MB ({done / max(total, 1):.0%})"
+            sys.stderr.write(f"fetching {what}: {done / 1e6:.0f}{of or ' MB'}{end}")
+            sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        if terminal and shown:
+            sys.stderr.write("\n")

@@ -1,0 +1,451 @@
+"""The epoch loop of any training, on any number of ranks: plain torch.
+
+A *task* is what differs from training to training; `Hooks` is how the loop speaks to whoever
+started it. Nothing here knows Ray. All randomness is a function of (seed, epoch, step, sample),
+so the whole state of a run is its weights, its optimizer and a few counts.
+"""
+
+import math
+import resource
+import secrets
+import time
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jobs.checkpoints import Checkpoints, Saver, Snapshot, restore, snapshot
+from jobs.config import MAY_CHANGE, ConfigError
+from jobs.storage import Location
+
+EXCHANGE_SECONDS = 0.25
+"""How often ranks agree on stopping and saving, and losses are read: a stop has 3 s in all."""
+PREEMPTION_SECONDS = 5.0
+"""How often ranks ask whether a node is about to be taken away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how a training runs; these flags are the same for every training job."""
+
+    epochs: int = 50
+    """Passes over the training set; the learning rate's schedule spans them."""
+    batch_size: int = 128
+    """Samples of a global batch, split over however many workers there are."""
+    patience: int = field(default=0, metadata=MAY_CHANGE)
+    """Stop after this many epochs without a better validation result; 0: never."""
+    save_minutes: float = field(default=10, metadata=MAY_CHANGE)
+    """Save in mid-epoch when the last save is this old; every epoch ends with a save."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """float32, bfloat16 autocast, or the one of them that a probe finds worth it."""
+    max_restarts: int = field(default=10, metadata=MAY_CHANGE)
+    """How often lost workers are started anew before the job gives up."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
+        for name in ("patience", "save_minutes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 0")
+
+
+class Task(Protocol):
+    """What differs from training to training. Every rank holds one; they differ in rank alone."""
+
+    steps_per_epoch: int
+    objective: str
+    """The metric of `metrics` that early stopping and `best` maximise."""
+
+    def build(self) -> nn.Module:
+        """The model on this rank's device; the same weights on every rank."""
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of the bare model."""
+
+    def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
+        """Choose, on rank 0 alone, what must then stay for the whole run, such as precision."""
+
+    def settle(self, facts: dict[str, Any]) -> None:
+        """Take over what rank 0, or an earlier start of the run, decided."""
+
+    def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
+        """Leave in `.grad` the gradient of this rank's part of batch `index` of `epoch`.
+
+        Returns (k,) float64 sums over the part, among them a count of samples; no host sync.
+        """
+
+    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
+        """Take optimizer step `step`; returns (), the gradient's norm; no host sync."""
+
+    def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
+        """(k,) float64 sums of this rank's part of a split; None if there is no such split."""
+
+    def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
+        """Sums over all ranks to named metrics, such as `val_loss` and `val_accuracy`."""
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step `step`, for the record."""
+
+
+class Hooks(Protocol):
+    """How the loop speaks to whoever started it."""
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Called on every rank at the end of an epoch, with its row of metrics."""
+
+    def progress(self, facts: dict[str, Any]) -> None:
+        """Called on rank 0 several times a second, at most."""
+
+    def say(self, line: str) -> None:
+        """Tell a person; called on rank 0."""
+
+    def record(self, history: list[dict[str, Any]]) -> None:
+        """Publish the rows of all epochs so far; called on rank 0, in the saver's thread."""
+
+    def stop_requested(self) -> bool:
+        """Asked on rank 0."""
+
+    def preempted(self) -> bool:
+        """Asked on every rank at once: is a node about to be taken away?"""
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or its gradient is not finite."""
+
+
+class _StopRequestedError(Exception):
+    """Unwinds the loop after a stop was agreed on and saved."""
+
+
+@dataclass
+class State:
+    """What a checkpoint holds beside tensors: enough to go on as if nothing had happened."""
+
+    epoch: int = 0
+    index: int = 0
+    """Batches of this epoch that are done."""
+    step: int = 0
+    sums: list[float] = field(default_factory=list)
+    """Sums over all ranks of the batches of this epoch that are done."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One row an epoch."""
+    best: float = -math.inf
+    best_epoch: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the task decided."""
+    train_seconds: float = 0.0
+    wall_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    world: int
+
+    @staticmethod
+    def here() -> "Ranks":
+        """Read from the process group; alone if there is none."""
+        if not dist.is_initialized():
+            return Ranks(0, 1)
+        return Ranks(dist.get_rank(), dist.get_world_size())
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def add(self, sums: Tensor) -> list[float]:
+        """Sum over ranks, reduced once."""
+        if self.world > 1:
+            sums = sums.clone()
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank."""
+        if self.world == 1:
+            return [value]
+        box = [None] * self.world
+        dist.all_gather_object(box, value)
+        return box
+
+    def most(self, value: float) -> float:
+        """The largest value of any rank."""
+        if self.world == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.float64)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return float(box)
+
+
+def run(task: Task, config: LoopConfig, folder: Location, hooks: Hooks) -> dict[str, Any]:
+    """Train until the last epoch, early stopping or a stop request; resumes what `folder` holds.
+
+    Called on every rank, with the process group set up. Returns on every rank the facts of a
+    summary; `ended` says why: "epochs", "patience", "stopped" or "non-finite".
+    """
+    loop = _Loop(task, config, folder, hooks)
+    try:
+        ended = loop.epochs()
+    except _StopRequestedError:
+        ended = "stopped"
+    except NonFiniteError as error:
+        ended = "non-finite"
+        loop.error = str(error)
+    return loop.finish(ended)
+
+
+class _Loop:
+    """One start of a run, on one rank."""
+
+    def __init__(self, task: Task, config: LoopConfig, folder: Location, hooks: Hooks) -> None:
+        self.task, self.config, self.hooks = task, config, hooks
+        self.ranks = Ranks.here()
+        self.started = time.monotonic()
+        self.error: str | None = None
+        self.checkpoints = Checkpoints(folder, secrets.token_hex(4))
+        self.saver = Saver(hooks.say)
+        self.saved_at = time.monotonic()
+        self.asked_at = time.monotonic()
+        self.saved_for_preemption = False
+        self.bare = task.build()
+        self.optimizer = task.optimizer(self.bare)
+        self.state = self._resume()
+        self._settle()
+        self.model = self._parallel()
+        self.totals: Tensor | None = None
+        self.norms: list[Tensor] = []
+        self.stride = 1
+        self.resumed_wall = self.state.wall_seconds
+        self.window = time.monotonic()
+        self.since = 0
+
+    def _resume(self) -> State:
+        """Take up the last complete checkpoint, the same one on every rank."""
+        name = self.ranks.agree(self.checkpoints.latest() if self.ranks.rank == 0 else None)
+        if name is None:
+            return State()
+        saved = self.checkpoints.read(name)
+        restore(self.bare, self.optimizer, saved)
+        state = State(**saved.state)
+        if self.ranks.rank == 0:
+            self.checkpoints.count_resume()
+            self.hooks.say(
+                f"going on from step {state.step}: epoch {state.epoch + 1}, "
+                f"batch {state.index} of {self.task.steps_per_epoch}"
+            )
+        return state
+
+    def _settle(self) -> None:
+        if not self.state.facts:
+            part = math.ceil(self.config.batch_size / self.ranks.world)
+            # Every rank decides, so that a probe sees the load of the real thing; rank 0's counts.
+            self.state.facts = self.ranks.agree(self.task.decide(self.bare, part))
+        self.task.settle(self.state.facts)
+        if self.ranks.rank == 0:
+            self.hooks.say(", ".join(f"{key}: {value}" for key, value in self.state.facts.items()))
+
+    def _parallel(self) -> nn.Module:
+        """Wrap the model for data parallelism, with its buckets already in their final order.
+
+        DDP rebuilds its buckets after the first backward, which changes the order of sums: a
+        resumed run would differ from an uninterrupted one. A backward that is thrown away makes
+        that happen before the first step of every start.
+        """
+        if self.ranks.world == 1:
+            return self.bare
+        model = DistributedDataParallel(
+            self.bare, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+        self.task.gradients(model, 0, 0, 0)
+        model.zero_grad(set_to_none=True)
+        return model
+
+    def epochs(self) -> str:
+        """Run epochs until there is a reason to end; returns it."""
+        while self.state.epoch < self.config.epochs:
+            if self._out_of_patience():
+                return "patience"
+            self._batches()
+            self._end_epoch()
+        return "epochs"
+
+    def _out_of_patience(self) -> bool:
+        waited = self.state.epoch - self.state.best_epoch
+        return 0 < self.config.patience <= waited
+
+    def _batches(self) -> None:
+        """The batches of this epoch that are not done yet: the hot loop, no host sync in it."""
+        state, task = self.state, self.task
+        self.model.train()
+        self.window = time.monotonic()
+        self.since = 0
+        while state.index < task.steps_per_epoch:
+            sums = task.gradients(self.model, state.epoch, state.index, state.step)
+            self.totals = sums if self.totals is None else self.totals + sums
+            self.norms.append(task.update(self.model, self.optimizer, state.step))
+            state.step += 1
+            state.index += 1
+            self.since += 1
+            if self.since >= self.stride and state.index < task.steps_per_epoch:
+                self._exchange()
+        self._check_finite()
+        self._close_window()
+
+    def _exchange(self) -> None:
+        """Read losses, tell progress, and let rank 0 decide for all on stopping and saving."""
+        self._check_finite()
+        pace = self._close_window()
+        now = time.monotonic()
+        request = {
+            "stop": self.hooks.stop_requested(),
+            "save": now - self.saved_at > 60 * self.config.save_minutes and not self.saver.busy,
+            "ask": now - self.asked_at > PREEMPTION_SECONDS,
+            "stride": max(1, min(1000, round(EXCHANGE_SECONDS / pace))),
+        }
+        request = self.ranks.agree(request)
+        self.stride = request["stride"]
+        if request["ask"]:
+            self.asked_at = now
+            self._answer_preemption()
+        if request["stop"]:
+            self._save(("last",))
+            raise _StopRequestedError
+        if request["save"]:
+            self._save(("last",))
+        self.window = time.monotonic()
+
+    def _answer_preemption(self) -> None:
+        """Save once when a node is about to go; Ray starts the ranks again elsewhere."""
+        if self.hooks.preempted() and not self.saved_for_preemption:
+            self.saved_for_preemption = True
+            self.hooks.say("a node is about to be taken away: saving")
+            self._save(("last",))
+
+    def _check_finite(self) -> None:
+        """Raise NonFiniteError, on all ranks at once, before anything of it is saved."""
+        if not self.norms:
+            return
+        finite = torch.isfinite(torch.stack(self.norms)).tolist()
+        first = self.state.step - len(self.norms)
+        self.norms.clear()
+        if not all(finite):
+            bad = first + finite.index(False)
+            raise NonFiniteError(
+                f"the loss is not finite at step {bad} (epoch {self.state.epoch + 1}, batch"
+                f" {bad % self.task.steps_per_epoch}); lower --optim.lr, or set --optim.clip-norm"
+            )
+
+    def _close_window(self) -> float:
+        """Account for the steps since the last exchange; the device has just been waited for.
+
+        Returns the seconds that one of them took.
+        """
+        now = time.monotonic()
+        pace = (now - self.window) / max(1, self.since)
+        self.state.train_seconds += now - self.window
+        if self.since and self.ranks.rank == 0:
+            self.hooks.progress(
+                {
+                    "epoch": self.state.epoch,
+                    "index": self.state.index,
+                    "steps": self.task.steps_per_epoch,
+                    "images_per_s": self.config.batch_size / pace,
+                }
+            )
+        self.window, self.since = now, 0
+        return pace
+
+    def _end_epoch(self) -> None:
+        """Evaluate, add the epoch's row to the history, save, report."""
+        state = self.state
+        sums = self._reduce_totals()
+        val = self.task.evaluate(self.bare, "val")
+        row: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "samples_seen": state.step * self.config.batch_size,
+            "lr": self.task.learning_rate(state.step - 1),
+            **self.task.metrics(sums, "train"),
+            **(self.task.metrics(self.ranks.add(val), "val") if val is not None else {}),
+            "images_per_s": state.step * self.config.batch_size / state.train_seconds,
+            "seconds": self._wall(),
+        }
+        state.history.append(row)
+        state.epoch, state.index, state.sums = state.epoch + 1, 0, []
+        better = row[self.task.objective] > state.best
+        if better:
+            state.best, state.best_epoch = row[self.task.objective], state.epoch
+        self._save(("last", "best") if better else ("last",))
+        if self.ranks.rank == 0:
+            self.hooks.progress({"row": row})
+        self.hooks.report(row)
+        if self.ranks.agree(self.hooks.stop_requested()):
+            raise _StopRequestedError
+
+    def _wall(self) -> float:
+        return self.resumed_wall + time.monotonic() - self.started
+
+    def _reduce_totals(self) -> list[float]:
+        """Sums over all ranks of the epoch so far, those before a resume included."""
+        sums = self.state.sums
+        if self.totals is not None:
+            new = self.ranks.add(self.totals)
+            sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+            self.totals = None
+        return sums
+
+    def _save(self, pointers: tuple[str, ...]) -> None:
+        """Copy the state and write it in the background, on rank 0; all ranks must call it."""
+        self.state.sums = self._reduce_totals()
+        self.state.wall_seconds = self._wall()
+        self.saved_at = time.monotonic()
+        if self.ranks.rank > 0:
+            return
+        self.saver.wait()
+        plain = asdict(self.state)
+        saved = snapshot(self.bare, self.optimizer, self.state.step, plain)
+        self.saver.submit(partial(self._publish, saved, pointers))
+
+    def _publish(self, saved: Snapshot, pointers: tuple[str, ...]) -> None:
+        try:
+            self.checkpoints.write(saved, pointers)
+        finally:
+            self.hooks.record(saved.state["history"])
+
+    def finish(self, ended: str) -> dict[str, Any]:
+        """Wait for the last save; after the last epoch, test the best weights."""
+        self.saver.wait()
+        sums = None
+        if ended in ("epochs", "patience"):
+            self._load_best()
+            sums = self.task.evaluate(self.bare, "test")
+        test = self.task.metrics(self.ranks.add(sums), "test") if sums is not None else {}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return {
+            "ended": ended,
+            "error": self.error,
+            "save_error": self.saver.error,
+            "test": test,
+            "resumed": self.checkpoints.resumes(),
+            "peak_rss_mb": self.ranks.most(peak),
+            **asdict(self.state),
+            "wall_seconds": self._wall(),
+        }
+
+    def _load_best(self) -> None:
+        """Load the best weights; without a readable checkpoint the last ones must do."""
+        name = self.ranks.agree(self.checkpoints.best() if self.ranks.rank == 0 else None)
+        if name is not None:
+            self.bare.load_state_dict(self.checkpoints.read(name).weights)

@@ -1,0 +1,103 @@
+"""What all tests share: one thread, a cache of their own, and one Ray cluster a session."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+pytest_plugins = ["tests.s3_server"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Decoded data sets and fetched files go to a folder of this session."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("PATCHRAY_CACHE")
+    os.environ["PATCHRAY_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["PATCHRAY_CACHE"]
+    else:
+        os.environ["PATCHRAY_CACHE"] = before
+
+
+def _free_ports(count):
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+class RayCluster:
+    """Two nodes of `ray start` on this machine, each with 2 CPUs and a GPU that is not there."""
+
+    def __init__(self, folder):
+        self.gcs, self.dashboard = _free_ports(2)
+        self.address = f"127.0.0.1:{self.gcs}"
+        self.http = f"http://127.0.0.1:{self.dashboard}"
+        self.folder = folder
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_enable_open_telemetry": "0",
+        }
+        ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
+        self.nodes = [self._node("--head", *ports)]
+        self._wait("GCS", self.gcs)
+        self._wait("dashboard", self.dashboard)
+        self.nodes.append(self._node("--address", self.address))
+
+    def _node(self, *flags):
+        ray = Path(sys.executable).parent / "ray"
+        size = ["--num-cpus", "2", "--num-gpus", "1", "--object-store-memory", str(128 << 20)]
+        with (self.folder / "ray.log").open("ab") as log:
+            return subprocess.Popen(
+                [ray, "start", *flags, *size, "--block"],
+                env=self.environment, cwd=self.folder, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def _wait(self, what, port):
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.2)
+        pytest.fail(
+            f"Ray's {what} does not answer:\n{(self.folder / 'ray.log').read_text()[-2000:]}"
+        )
+
+    def job(self, *argv, **changes):
+        """Start `python -m jobs.train` on this cluster; its output is one stream."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.train", *map(str, argv)],
+            env=self.environment | {"RAY_ADDRESS": self.address, "COLUMNS": "200"} | changes,
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    def stop(self):
+        for node in reversed(self.nodes):
+            node.kill()  # its children die with it: nothing here needs an orderly end
+        for node in self.nodes:
+            try:
+                node.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                node.kill()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory, s3_server, cache):
+    """The session's one Ray cluster; its workers know the S3 server."""
+    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
+    yield cluster
+    cluster.stop()

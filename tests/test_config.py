@@ -1,0 +1,106 @@
+"""Flags and YAML to one config: what wins, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
+from jobs.vit_task import TrainConfig
+
+
+def read(*argv):
+    return parse(TrainConfig, ["--out", "x", *argv], "jobs.train", "Train.")
+
+
+def refused(capsys, *argv):
+    with pytest.raises(SystemExit) as stop:
+        read(*argv)
+    assert stop.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_flags_win_over_yaml(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "epochs: 7\nmodel: {depth: 3, qk_norm: true, init_values: 1.0e-5}\n"
+        "optim: {lr: 3e-4, betas: [0.8, 0.9]}\ndata: [a, b]\n"
+    )
+    config = read("--config", str(path), "--model.depth", "5")
+    assert (config.epochs, config.model.depth, config.model.qk_norm) == (7, 5, True)
+    assert (config.optim.lr, config.optim.betas, config.data) == (3e-4, (0.8, 0.9), ("a", "b"))
+    assert config.model.init_values == 1e-5
+    assert read(f"--config={path}").model.depth == 3
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.name)
+def test_recipes(recipe):
+    """Every recipe parses, by its name too, and its head says command, hardware and result."""
+    assert read("--config", recipe.name) == read("--config", recipe.stem, "--config", recipe.name)
+    head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(head)
+    assert f"python -m jobs.train --config {recipe.name}" in text
+    assert "Hardware:" in text
+    assert "Result:" in text or "not run here" in text
+
+
+def test_a_config_comes_back_from_its_yaml(tmp_path):
+    config = read("--model.init-values", "1e-5", "--data", "a", "b", "--model.qk-norm")
+    path = tmp_path / "config.yaml"
+    path.write_text(as_yaml(config))
+    again = parse(TrainConfig, ["--config", str(path)], "jobs.train", "")
+    assert as_settings(again) | {"config": None} == as_settings(config)
+
+
+def test_bad_settings_name_both_values_and_the_flag(capsys, tmp_path):
+    for argv, words in {
+        ("--model.num-heads", "5"): "model.num_heads 5 does not divide model.embed_dim 192",
+        ("--model.patch-size", "5"): "model.patch_size 5 does not divide model.image_size 32",
+        ("--workers", "0"): "--workers is 0; at least 1",
+        ("--workers", "9", "--batch-size", "8"): "--workers 9 is more than --batch-size 8",
+        ("--model.dept", "3"): "--model.depth INT",
+        ("--model.depth", "few"): "--model.depth",
+        ("--epochs", "3"): "--optim.warmup-epochs 5.0 leaves nothing of --epochs 3",
+        ("--config", "nope"): "--config nope: no such file, nor a recipe; recipes: ",
+        ("--config",): "--config",
+        ("--precision", "float16"): "--precision",
+        ("--optim.lr", "-1"): "optim.lr is -1.0; it must be above 0",
+        ("--augment.hflip", "2"): "augment.hflip is 2.0",
+        ("--batch-size", "0"): "--batch-size is 0; at least 1 is needed",
+    }.items():
+        assert words in refused(capsys, *argv)
+
+
+def test_bad_yaml_names_the_file(capsys, tmp_path):
+    path = tmp_path / "bad.yaml"
+    for text, words in {
+        "model: {dept: 3}": "model.dept is no setting; perhaps you meant model.depth",
+        "model: [1": "is not YAML",
+        "- 1": "settings were expected",
+        "model: {depth: few}": "settings come from",
+        "model: 3": "model is a group of settings",
+    }.items():
+        path.write_text(text)
+        message = refused(capsys, "--config", str(path))
+        assert words in message
+        assert str(path) in message
+
+
+def test_what_may_change_on_resume():
+    old = parse_yaml(as_yaml(read()), "old")
+    assert changed(old, read("--workers", "3", "--patience", "4", "--device", "cpu")) == []
+    lines = changed(old, read("--model.depth", "3", "--seed", "1", "--data", "d"))
+    assert sorted(lines) == [
+        "--data is ['d'], but the run was started with []",
+        "--model.depth is 3, but the run was started with 6",
+        "--seed is 1, but the run was started with 0",
+    ]
+    del old["model"]["depth"]  # of a version that did not know it
+    assert changed(old, read()) == []
+
+
+def test_parse_yaml_needs_settings():
+    with pytest.raises(ConfigError, match="holds list"):
+        parse_yaml("[1]", "a file")
+    assert yaml.safe_load(as_yaml(read()))["model"]["depth"] == 6
+    assert Path(RECIPES).is_dir()

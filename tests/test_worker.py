@@ -1,0 +1,171 @@
+"""The epoch loop on one, two and three ranks, without Ray."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs.storage import Location, StorageError
+from jobs.worker import Ranks
+from tests.ranks import on_ranks
+from tests.tasks import RecordingTask, small_config, train_small
+
+
+def last_weights(out):
+    name = json.loads((out / "checkpoints/last.json").read_text())["checkpoint"]
+    return load_file(out / "checkpoints" / name / "weights.safetensors")
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path):
+    """Stops in mid-epoch and at its end; three ranks, because DDP rebuilds its buckets there."""
+    whole = small_config(tmp_path / "whole")
+    (reference, losses, _), *_ = on_ranks(world, train_small, whole, folder=tmp_path)
+    parts = small_config(tmp_path / "parts")
+    seen = {}
+    for stop_before in (7, 31, 40):
+        (facts, some, _), *_ = on_ranks(world, train_small, parts, stop_before, folder=tmp_path)
+        assert facts["ended"] == "stopped"
+        seen |= {k: v for k, v in some.items() if k < facts["step"]}
+    (facts, some, hooks), *_ = on_ranks(world, train_small, parts, folder=tmp_path)
+    assert hooks.said[0].startswith("going on from step 40")
+    assert facts["ended"] == reference["ended"] == "epochs"
+    assert facts["resumed"] == 3
+    assert_equal(last_weights(tmp_path / "parts"), last_weights(tmp_path / "whole"))
+    assert {k: v for k, v in (seen | some).items() if k} == {k: v for k, v in losses.items() if k}
+    for row, expected in zip(facts["history"], reference["history"], strict=True):
+        for name in ("train_accuracy", "val_loss", "val_accuracy", "samples_seen", "lr"):
+            assert row[name] == expected[name]
+        assert math.isclose(row["train_loss"], expected["train_loss"], rel_tol=1e-12)
+
+
+def test_other_number_of_ranks_same_losses(tmp_path):
+    """The first 60 steps of the same global batches agree to 1e-4 in float32."""
+    runs = {}
+    for world in (1, 3):
+        config = small_config(tmp_path / f"world-{world}")
+        (_, losses, _), *_ = on_ranks(world, train_small, config, folder=tmp_path)
+        runs[world] = losses
+    assert runs[1].keys() == runs[3].keys()
+    for step in runs[1]:
+        assert runs[1][step][2] == runs[3][step][2] == 64
+        assert abs(runs[1][step][0] - runs[3][step][0]) / 64 < 1e-4
+
+
+def test_goes_on_with_another_number_of_ranks(tmp_path):
+    config = small_config(tmp_path / "run")
+    (facts, before, _), *_ = on_ranks(3, train_small, config, 30, folder=tmp_path)
+    (after, losses, _), *_ = on_ranks(2, train_small, config, folder=tmp_path)
+    assert facts["step"] == 30
+    assert min(step for step in losses if step) == 30
+    (_, reference, _), *_ = on_ranks(
+        1, train_small, small_config(tmp_path / "one"), folder=tmp_path
+    )
+    for step, sums in ({k: v for k, v in before.items() if k < 30} | losses).items():
+        if step:
+            assert abs(sums[0] - reference[step][0]) / 64 < 1e-3
+    assert after["ended"] == "epochs"
+
+
+class BadAtStep25(RecordingTask):
+    """Rank 1 alone sees a loss that is not finite."""
+
+    def gradients(self, model, epoch, index, step):
+        sums = super().gradients(model, epoch, index, step)
+        if step == 25 and self.ranks.rank == self.ranks.world - 1:
+            # What DDP's average would have made of it: every rank's gradient is spoilt.
+            pass
+        if step == 25:
+            for parameter in model.parameters():
+                parameter.grad.add_(float("nan"))
+                break
+        return sums
+
+
+def test_non_finite_stops_all_ranks_before_a_save(tmp_path):
+    config = small_config(tmp_path / "run")
+    results = on_ranks(2, train_small, config, None, BadAtStep25, folder=tmp_path)
+    for facts, _, _ in results:
+        assert facts["ended"] == "non-finite"
+        assert "step 25 (epoch 2, batch 5)" in facts["error"]
+    last = json.loads((tmp_path / "run/checkpoints/last.json").read_text())
+    assert last["step"] == 20
+    assert all(torch.isfinite(t).all() for t in last_weights(tmp_path / "run").values())
+
+
+def test_patience(tmp_path):
+    config = small_config(tmp_path / "run", epochs=40, patience=2)
+    (facts, _, _), *_ = on_ranks(1, train_small, config, folder=tmp_path)
+    accuracies = [row["val_accuracy"] for row in facts["history"]]
+    assert facts["ended"] == "patience"
+    assert facts["best"] == max(accuracies)
+    assert facts["best_epoch"] == accuracies.index(max(accuracies)) + 1 == len(accuracies) - 2
+
+
+def evaluated(n):
+    """Count right answers over n samples on this rank's shard, summed over ranks."""
+    from vit import data, rng
+    from vit.config import DatasetConfig
+    from vit.model import build
+    from vit.steps import evaluate
+
+    config = small_config("unused").model
+    images = (rng.uniform(torch.arange(n), 3 * 64, "images") * 255).byte().view(n, 3, 8, 8)
+    labels = (rng.uniform(torch.arange(n), 1, "labels")[:, 0] * 10).long()
+    ranks = Ranks.here()
+    rows = data.shard(torch.arange(n), ranks.rank, ranks.world)
+    sums = evaluate(
+        build(config, 10, 0),
+        lambda samples: (images[samples], labels[samples]),
+        rows,
+        DatasetConfig(),
+        "float32",
+        torch.device("cpu"),
+    )
+    return ranks.add(sums)
+
+
+def test_evaluation_is_exact_on_any_number_of_ranks(tmp_path):
+    counts = {}
+    for world in (1, 2, 3):
+        sums = on_ranks(world, evaluated, 10_007, folder=tmp_path)
+        assert len({tuple(s) for s in sums}) == 1
+        counts[world] = sums[0][1:]
+        assert sums[0][2] == 10_007
+    assert counts[1] == counts[2] == counts[3]
+    assert 500 < counts[1][0] < 1500
+
+
+def test_failed_save_is_said_and_training_goes_on(tmp_path, monkeypatch):
+    config = small_config(tmp_path / "run")
+    real = Location.write_bytes
+
+    def full(self, data):
+        if "step-40-" in str(self):
+            raise StorageError(f"cannot write {self}: No space left on device", 28)
+        real(self, data)
+
+    monkeypatch.setattr(Location, "write_bytes", full)
+    facts, _, hooks = train_small(config)
+    assert facts["ended"] == "epochs"
+    assert facts["save_error"] is None
+    assert any("No space left" in line and "training goes on" in line for line in hooks.said)
+    assert json.loads((tmp_path / "run/checkpoints/last.json").read_text())["step"] == 60
+
+
+def test_kept_are_best_and_last(tmp_path):
+    facts, _, _ = train_small(small_config(tmp_path / "run", epochs=5))
+    folders = {p.name for p in (tmp_path / "run/checkpoints").glob("step-*")}
+    named = {
+        json.loads((tmp_path / f"run/checkpoints/{p}.json").read_text())["checkpoint"]
+        for p in ("best", "last")
+    }
+    assert folders == named
+    assert facts["epoch"] == 5

@@ -1,0 +1,1 @@
+"""The Vision Transformer: model, data, augmentation, optimisation, one training step."""

@@ -1,0 +1,55 @@
+"""Randomness without state: every draw is a function of (seed, stream, time, sample).
+
+A generator that advances would make an augmentation depend on how many draws came before it on
+this process, so on the number of workers and on every restart. Here a draw is a hash of its
+coordinates, the same wherever and whenever it is computed (the idea of counter-based generators:
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+"""
+
+import hashlib
+import struct
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+
+
+def fold(*parts: int | str) -> int:
+    """Hash any ints and strings to one non-negative 63-bit seed, e.g. for a torch.Generator."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    (value,) = struct.unpack("<Q", hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return int(value >> 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """lowbias32 (C. Wellons, 2018): a bijection of 32-bit integers, held in int64, that avalanches.
+
+    Products wrap modulo 2^64 on every device; only their low 32 bits are kept.
+    """
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    return x ^ (x >> 16)
+
+
+def uniform(samples: Tensor, draws: int, *key: int | str) -> Tensor:
+    """Uniform numbers in [0, 1), one row a sample.
+
+    Args:
+        samples: (B,) int64, the samples' indices in their data set, below 2^32.
+        draws: how many numbers each sample gets; a larger number leaves the first ones as they are.
+        key: what else the draws depend on: seed, the name of the stream, epoch or step.
+
+    Returns:
+        (B, draws) float32 on the device of `samples`, multiples of 2^-24.
+    """
+    seed = fold(*key)
+    columns = torch.arange(1, draws + 1, device=samples.device, dtype=torch.int64)
+    rows = _mix(_mix((samples & _MASK) ^ (seed & _MASK)) ^ (seed >> 32))
+    bits = _mix(rows[:, None] ^ _mix((columns * 0x9E3779B9 + (seed >> 31)) & _MASK))
+    return (bits >> 8).to(torch.float32) * 2.0**-24
+
+
+def permutation(n: int, *key: int | str) -> Tensor:
+    """A permutation of range(n) that is a function of `key`: (n,) int64 on the CPU."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(fold(*key)))
