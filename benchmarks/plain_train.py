@@ -25,15 +25,20 @@ from vit.config import AugmentConfig, DatasetConfig, ModelConfig
 from vit.model import build
 
 
-def main() -> None:
-    """Train for some epochs and print the rate."""
+def flags() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--model", type=json.loads, required=True)
     parser.add_argument("--augment", type=json.loads, required=True)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train for some epochs and print the rate."""
+    options = flags()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     torch.set_num_threads(1)
     if world > 1:
@@ -52,6 +57,9 @@ def main() -> None:
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
     size = options.batch_size // world
     steps = len(rows) // options.batch_size
+    warm = normalize(images[rows[:size]], dataset.mean, dataset.std)
+    F.cross_entropy(model(warm), labels[rows[:size]]).backward()  # as the job does before step 1
+    optimizer.zero_grad(set_to_none=True)
     start = time.perf_counter()
     for epoch in range(options.epochs):
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(epoch))

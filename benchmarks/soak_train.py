@@ -21,9 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 SETTINGS = [
-    *("--config", "digits.yaml", "--epochs", "40", "--cpus-per-worker", "0.5"),
-    *("--save-minutes", "0.01", "--model.drop-path-rate", "0.2"),
-    *("--augment.policy", "autoaugment-cifar10"),
+    *("--config", "digits.yaml", "--epochs", "40", "--batch-size", "64"),
+    *("--save-minutes", "0.01", "--model.drop-path-rate", "0.2", "--cpus-per-worker", "0.5"),
 ]
 STEPS = 40 * 20
 
@@ -81,6 +80,7 @@ def soak(out: Path, workers: int, kills: int, log: Path) -> list[dict[str, objec
             record.append({"killed": "job", "after_step": moment})
             job = start(out, workers, log)
     assert job.wait() == 0, f"the job failed; see {log}"
+    assert len(record) == kills, f"only {len(record)} of {kills} kills hit"
     return record
 
 

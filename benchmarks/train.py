@@ -27,8 +27,8 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile
 
 from jobs import runs
+from jobs.ranks import Ranks
 from jobs.vit_task import TrainConfig, VitTask, load
-from jobs.worker import Ranks
 from vit.config import AugmentConfig, ModelConfig, OptimConfig
 
 SHAPE = ModelConfig(image_size=32, patch_size=4, embed_dim=96, depth=4, num_heads=3, mlp_ratio=2.0)

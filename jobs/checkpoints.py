@@ -24,7 +24,7 @@ FORMAT = 1
 """Version of the folder's layout, in `files.json`."""
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint that cannot be read; the message names the file and says what to do."""
 
 
@@ -168,10 +168,8 @@ class Checkpoints:
 
     def resumes(self) -> int:
         """How often the run went on from a checkpoint."""
-        try:
-            return int((self.folder / "resumes.json").read_json()["count"])
-        except (OSError, ValueError, KeyError):
-            return 0
+        found = self._read_json("resumes.json")
+        return 0 if found is None else int(found["count"])
 
     def _read_file(self, target: Location, file: str, facts: dict[str, Any]) -> bytes:
         content = (target / file).read_bytes()
@@ -183,26 +181,36 @@ class Checkpoints:
         return content
 
     def _named(self, pointer: str) -> str | None:
-        try:
-            return str((self.folder / f"{pointer}.json").read_json()["checkpoint"])
-        except (OSError, ValueError, KeyError):
-            return None
+        found = self._read_json(f"{pointer}.json")
+        return None if found is None else str(found["checkpoint"])
+
+    def _read_json(self, *path: str) -> Any:
+        """A small file, or None if it is not there. What storage refuses otherwise is raised:
+
+        taken for "not there", a moment without network would start a run from nothing.
+        """
+        place = self.folder
+        for name in path:
+            place = place / name
+        return place.read_json() if place.exists() else None
 
     def _names(self) -> list[str]:
         return [entry.name for entry in self.folder.list() if entry.name.startswith("step-")]
 
     def _complete(self, name: str) -> bool:
-        try:
-            listing = (self.folder / name / "files.json").read_json()
-            sizes = {entry.name: entry.size for entry in (self.folder / name).list()}
-        except (OSError, ValueError):
+        listing = self._read_json(name, "files.json")
+        if listing is None:
             return False
+        sizes = {entry.name: entry.size for entry in (self.folder / name).list()}
         return all(sizes.get(file) == facts["bytes"] for file, facts in _items(listing))
 
     def _prune(self, newest: str) -> None:
         """Delete what nothing names; never a folder of a later start, which this one outlived."""
-        keep = {newest, self._named("last"), self._named("best")}
-        for name in self._names():
+        try:
+            keep, names = {newest, self._named("last"), self._named("best")}, self._names()
+        except OSError:
+            return  # what cannot be seen now is kept: the next save looks again
+        for name in names:
             own = name in self._inherited or name.endswith(f"-{self.token}")
             if own and name not in keep:
                 self._drop(name)

@@ -1,32 +1,28 @@
-"""Ray from a job's side: start or join it, see that the workers fit, signals, the way to workers.
+"""Ray from a job's side: start or join it, and see that the workers fit.
 
 A driver's order:
 
-    with cluster.Stop() as stop, cluster.connect():
+    with Stop() as stop, cluster.connect():
         cluster.require(workers, cpus, gpus, stop)
-        link = cluster.Link.open()
+        link = Link.open()
         stop.then(link.stop)
-        result = cluster.background(trainer.fit).result()
+        result = background(trainer.fit).result()
 """
 
 import contextlib
 import logging
 import math
 import os
-import queue
 import secrets
 import signal
 import socket
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import ray
@@ -35,11 +31,11 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private import ray_logging
 from ray._private.utils import read_ray_address
 from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-T = TypeVar("T")
+from jobs.capacity import Ask, Node, Nodes, NodeType, amounts, refusal, room, waiting
+from jobs.signals import Stop
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -51,12 +47,6 @@ _DEFAULTS = {
 
 _OBJECT_STORE_BYTES = 256 * 2**20
 """Of a local Ray: only rows and metrics go through it. Ray's default is 30 % of the memory."""
-
-_KEPT_MESSAGES = 10_000
-"""The newest of those that the driver did not fetch yet: if it hangs, memory must not fill up."""
-
-_WATCH_SECONDS = 0.2
-"""Between a worker's looks for the request to stop, of the 3 s that `ray job stop` gives."""
 
 _REMIND_SECONDS = 60.0
 """Between two lines that say the same about a wait."""
@@ -111,6 +101,11 @@ def connect(say: Callable[[str], None] = _print) -> Iterator[None]:
         ray.shutdown()
 
 
+def starts_own() -> bool:
+    """Whether `connect` will start a Ray of this job's own, on this machine alone."""
+    return not ray.is_initialized() and _address() == "local"
+
+
 def _address() -> str | None:
     """What to give `ray.init`: "local" starts a Ray, None joins this machine's latest cluster.
 
@@ -148,7 +143,7 @@ def _start() -> str:
             "else TMPDIR or /tmp), and shared memory (/dev/shm; in Docker --shm-size=1g)."
         ) from error
     has = ray.cluster_resources()
-    return f"started Ray on this machine: {_amounts(has.get('CPU', 0), has.get('GPU', 0))}"
+    return f"started Ray on this machine: {amounts(has.get('CPU', 0), has.get('GPU', 0))}"
 
 
 def _join(address: str | None) -> str:
@@ -194,95 +189,11 @@ def _init(**options: Any) -> None:
             signal.signal(signal.SIGTERM, previous)  # Ray's handler would stay
 
 
-@dataclass(frozen=True)
-class Ask:
-    """Workers, and what each of them takes from one node."""
-
-    workers: int
-    cpus: float
-    gpus: float = 0.0
-
-
-@dataclass(frozen=True)
-class Node:
-    """What a node that is there has, busy or not."""
-
-    cpus: float
-    gpus: float = 0.0
-    type: str = ""
-    """Its name among the autoscaler's node types; empty if that did not start it."""
-    head: bool = False
-
-
-@dataclass(frozen=True)
-class NodeType:
-    """A kind of node that the autoscaler may add."""
-
-    name: str
-    cpus: float
-    gpus: float
-    limit: int
-    """Most nodes of this type."""
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """The nodes of a cluster, and what it may grow by."""
-
-    there: tuple[Node, ...]
-    types: tuple[NodeType, ...] | None = ()
-    """Empty: nothing scales this cluster. None: something out of sight may (KubeRay)."""
-    limit: int = 0
-    """Most nodes beside the head."""
-
-
-@dataclass(frozen=True)
-class Room:
-    """How many workers fit on the nodes that are there when idle, and how many after growth."""
-
-    now: int
-    ever: float
-
-
-def slots(ask: Ask, cpus: float, gpus: float) -> int:
-    """How many workers fit on an idle node of so many CPUs and GPUs.
-
-    In Ray's units of 1/10000: three times 0.66 fit in 2, three times 0.6667 do not. A share of a
-    GPU is of one GPU: three times 0.6 do not fit on two.
-    """
-    cpu, gpu = round(ask.cpus * 10_000), round(ask.gpus * 10_000)
-    by_cpu = round(cpus * 10_000) // cpu if cpu else ask.workers
-    if not gpu:
-        by_gpu = ask.workers
-    elif gpu < 10_000:
-        by_gpu = int(gpus) * (10_000 // gpu)
-    else:
-        by_gpu = round(gpus * 10_000) // gpu
-    return min(by_cpu, by_gpu)
-
-
-def room(ask: Ask, nodes: Nodes) -> Room:
-    """How many workers like those of `ask` the nodes hold; alike, so that greedy filling is best.
-
-    Added nodes count within the limit of their type and of the cluster, the roomiest types first.
-    """
-    now = sum(slots(ask, node.cpus, node.gpus) for node in nodes.there)
-    if nodes.types is None:
-        return Room(now, math.inf)
-    count = Counter(node.type for node in nodes.there if not node.head)
-    left, ever = nodes.limit - count.total(), now
-    for kind in sorted(nodes.types, key=lambda kind: -slots(ask, kind.cpus, kind.gpus)):
-        more = max(0, min(left, kind.limit - count[kind.name]))
-        ever += more * slots(ask, kind.cpus, kind.gpus)
-        left -= more
-    return Room(now, ever)
-
-
 def require(
     workers: int,
     cpus: float,
     gpus: float,
-    stop: "Stop | None" = None,
+    stop: Stop | None = None,
     say: Callable[[str], None] = _print,
 ) -> None:
     """Return once `workers` times (`cpus`, `gpus`) are free; wait for what may still come.
@@ -312,7 +223,7 @@ def require(
         remove_placement_group(group)
 
 
-def _wait(group: PlacementGroup, ask: Ask, stop: "Stop", say: Callable[[str], None]) -> None:
+def _wait(group: PlacementGroup, ask: Ask, stop: Stop, say: Callable[[str], None]) -> None:
     """Wait for the group; says what is missing when that changes, and now and then again."""
     said, again = "", 0.0
     ready = group.wait(2)  # before the first word: what a job before us held comes back
@@ -326,12 +237,23 @@ def _wait(group: PlacementGroup, ask: Ask, stop: "Stop", say: Callable[[str], No
         raise SystemExit(stop.exit_code)
 
 
-def has_gpus() -> bool:
-    """Whether the cluster has a GPU, or may grow one."""
-    nodes = _nodes()
-    return any(node.gpus for node in nodes.there) or any(
-        kind.gpus and kind.limit for kind in nodes.types or ()
-    )
+def choose_device(
+    device: str, workers: int, cpus: float, gpus: float | None, say: Callable[[str], None] = _print
+) -> tuple[bool, float]:
+    """Whether the workers compute on GPUs, and how many each takes.
+
+    `auto` is GPUs where nodes that are there, or that may be added, hold all workers with theirs;
+    what an autoscaler out of sight may add does not count.
+    """
+    if device == "auto":
+        ask, nodes = Ask(workers, cpus, 1.0 if gpus is None else gpus), _nodes()
+        seen = nodes if nodes.types is not None else replace(nodes, types=())
+        device = "cuda" if ask.gpus and room(ask, seen).ever >= workers else "cpu"
+        why = "every worker gets its GPU" if device == "cuda" else "not a GPU for every worker"
+        say(f"device: {device}, {why}; --device chooses")
+    if gpus is None:
+        gpus = 1.0 if device == "cuda" else 0.0
+    return device == "cuda", gpus
 
 
 def _nodes() -> Nodes:
@@ -384,229 +306,3 @@ def node_types(config: dict[str, Any] | None) -> tuple[tuple[NodeType, ...] | No
         cpus, gpus = float(has.get("CPU", 0)), float(has.get("GPU", 0))
         types.append(NodeType(name, cpus, gpus, kind.get("max_workers", default)))
     return tuple(types), limit
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}{'' if number == 1 else 's'}"
-
-
-def _amounts(cpus: float, gpus: float) -> str:
-    return _count(cpus, "CPU") + (f" and {_count(gpus, 'GPU')}" if gpus else "")
-
-
-def _wish(ask: Ask) -> str:
-    if ask.workers == 1:
-        return f"1 worker asks for {_amounts(ask.cpus, ask.gpus)}"
-    return f"{ask.workers} workers ask for {_amounts(ask.cpus, ask.gpus)} each"
-
-
-def _supply(ask: Ask, nodes: Nodes) -> str:
-    """The nodes that are there, by type and size, and what may be added."""
-
-    def size(node: Node | NodeType) -> str:
-        no_gpu = " and no GPU" if ask.gpus and not node.gpus else ""
-        return _amounts(node.cpus, node.gpus) + no_gpu
-
-    if nodes.types == () and len(nodes.there) == 1:
-        return f"this machine has {size(nodes.there[0])}"
-    kinds = Counter(
-        f"{node.type or ('head' if node.head else 'node')} ({size(node)})" for node in nodes.there
-    )
-    text = "the cluster has " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    grow = [f"{kind.limit} {kind.name} ({size(kind)})" for kind in nodes.types or () if kind.limit]
-    if grow:
-        text += f" and may grow to {', '.join(grow)}, {nodes.limit} in all beside the head"
-    return text
-
-
-def waiting(ask: Ask, nodes: Nodes) -> str:
-    """The line for people while the workers do not fit yet."""
-    now = room(ask, nodes).now
-    if now >= ask.workers:
-        return f"waiting: {_wish(ask)}; {_supply(ask, nodes)}, but other jobs hold some of it"
-    return f"waiting for nodes, {now} of {ask.workers} fit: {_wish(ask)}; {_supply(ask, nodes)}"
-
-
-def refusal(ask: Ask, nodes: Nodes) -> str:
-    """Why the workers can never fit, and which flags would make them fit."""
-    flags = []
-    if ever := int(room(ask, nodes).ever):
-        flags.append(f"--workers {ever}")
-    if cpus := _smaller_cpus(ask, nodes):
-        flags.append(f"--cpus-per-worker {cpus:g}")
-    if ask.gpus and ask.cpus and room(replace(ask, gpus=0.0), nodes).ever >= ask.workers:
-        flags.append("--gpus-per-worker 0")
-    cure = (
-        f"use {', or '.join(flags)}" if flags else "lower what a worker takes, or add larger nodes"
-    )
-    return f"{_wish(ask)}; {_supply(ask, nodes)}: {cure}"
-
-
-def _smaller_cpus(ask: Ask, nodes: Nodes) -> float | None:
-    """The most CPUs a worker, in hundredths, with which all fit: an equal share of some node."""
-    sizes = {node.cpus for node in nodes.there} | {kind.cpus for kind in nodes.types or ()}
-    shares = {math.floor(size / k * 100) / 100 for size in sizes for k in range(1, ask.workers + 1)}
-    for cpus in sorted(shares, reverse=True):
-        if 0 < cpus < ask.cpus and room(replace(ask, cpus=cpus), nodes).ever >= ask.workers:
-            return cpus
-    return None
-
-
-class Stop:
-    """Turns SIGTERM and SIGINT into a request, while entered, which must be on the main thread.
-
-    `requested` is set, then what `then` was given is called, on a thread of their own: a handler
-    may interrupt Ray, or the holder of a lock, anywhere. A second SIGINT raises KeyboardInterrupt
-    at once. `ray job stop` leaves 3 s after its SIGTERM.
-    """
-
-    def __init__(self) -> None:
-        """Not asked for yet."""
-        self.requested = threading.Event()
-        self._signal: int | None = None
-        self._inbox: queue.SimpleQueue[bool] = queue.SimpleQueue()  # its put is safe in a handler
-        self._lock = threading.Lock()
-        self._calls: list[Callable[[], object]] = []
-
-    @property
-    def exit_code(self) -> int:
-        """What the process should end with: 130 after SIGINT, 143 after SIGTERM, else 0."""
-        return 128 + self._signal if self._signal else 0
-
-    def then(self, call: Callable[[], object]) -> None:
-        """Call when asked to stop; at once if that has been."""
-        with self._lock:
-            if not self.requested.is_set():
-                self._calls.append(call)
-                return
-        call()
-
-    def __enter__(self) -> "Stop":
-        """Install the handlers."""
-        threading.Thread(target=self._pass_on, name="stop", daemon=True).start()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        self._previous = {number: signal.signal(number, self._handle) for number in signals}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Put back the handlers that were there."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._inbox.put(False)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is None:
-            self._signal = number
-            self._inbox.put(True)
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
-
-    def _pass_on(self) -> None:
-        if self._inbox.get():
-            with self._lock:
-                self.requested.set()
-            for call in self._calls:
-                call()
-
-
-def background(call: Callable[[], T]) -> Future[T]:
-    """Run `call` on another thread, so that the main one is free for signals and for progress.
-
-    `TorchTrainer.fit` wants this: on the main thread it replaces our handler of SIGINT by one that
-    aborts the workers before they can save. The thread does not keep the process from ending.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="background", daemon=True).start()
-    return future
-
-
-class _Mailbox:
-    """The actor behind a Link.
-
-    It runs one call at a time, each worker's in its order. An asynchronous actor, in which workers
-    could await the stop, runs calls in any order: a progress line would jump back.
-    """
-
-    def __init__(self) -> None:
-        self._messages: list[dict[str, Any]] = []
-        self._stopped = False
-
-    def push(self, message: dict[str, Any]) -> None:
-        self._messages.append(message)
-        del self._messages[:-_KEPT_MESSAGES]
-
-    def drain(self) -> list[dict[str, Any]]:
-        messages, self._messages = self._messages, []
-        return messages
-
-    def stop(self) -> None:
-        self._stopped = True
-
-    def stopped(self) -> bool:
-        return self._stopped
-
-
-@dataclass(frozen=True)
-class Link:
-    """The way between a driver and its workers: progress up, the request to stop down.
-
-    It can be sent to workers, e.g. in Ray Train's `train_loop_config`. Nothing in it raises, and
-    `push` does not wait: no training fails for a line of progress.
-    """
-
-    actor: Any
-
-    @classmethod
-    def open(cls) -> "Link":
-        """Make one; it lives on the driver's node, takes no CPU, and dies with the driver."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(_Mailbox)
-        options = {"num_cpus": 0, "max_restarts": -1, "max_pending_calls": _KEPT_MESSAGES}
-        return cls(actor.options(scheduling_strategy=here, **options).remote())
-
-    def push(self, message: dict[str, Any]) -> None:
-        """From a worker: send a small message; lost if the driver cannot be reached."""
-        with contextlib.suppress(RayError):
-            self.actor.push.remote(message)
-
-    def drain(self) -> list[dict[str, Any]]:
-        """On the driver: what was pushed since the last call, each worker's in its order."""
-        try:
-            messages: list[dict[str, Any]] = ray.get(self.actor.drain.remote(), timeout=5)
-        except RayError:
-            return []
-        return messages
-
-    def stop(self) -> None:
-        """On the driver: ask the workers to save and end."""
-        with contextlib.suppress(RayError):
-            self.actor.stop.remote()
-
-    def watch(self) -> threading.Event:
-        """On a worker: set when the driver asks to stop, or is gone.
-
-        When it is gone, Ray ends its workers within seconds, which may do for a save.
-        """
-        requested = threading.Event()
-
-        def wait() -> None:
-            stopped = self.actor.stopped.options(max_task_retries=-1)  # if it is restarted
-            with contextlib.suppress(RayError):
-                while not ray.get(stopped.remote()):
-                    time.sleep(_WATCH_SECONDS)
-            requested.set()
-
-        threading.Thread(target=wait, name="watch", daemon=True).start()
-        return requested

@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 class JobConfig:
     """What every job is told: where its run lies and what it runs on."""
 
-    out: str
+    out: str = field(metadata=MAY_CHANGE)
     """Folder of the run, local or s3://; the same command on the same folder goes on."""
     config: str | None = field(default=None, metadata=MAY_CHANGE)
     """Settings to start from: a YAML file, or the name of one in jobs/recipes/; flags win."""
@@ -41,7 +41,7 @@ class JobConfig:
     cpus_per_worker: float = field(default=1, metadata=MAY_CHANGE)
     """CPUs, and so threads, of a worker; below 1, workers share one."""
     gpus_per_worker: float | None = field(default=None, metadata=MAY_CHANGE)
-    """GPUs of a worker; fractions share one. Default: 1 on cuda, 0 on cpu."""
+    """GPUs of a worker; fractions share one, over gloo. Default: 1 on cuda, 0 on cpu."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -51,6 +51,8 @@ class JobConfig:
             raise ConfigError(f"--cpus-per-worker is {self.cpus_per_worker}; it must be above 0")
         if self.gpus_per_worker is not None and self.gpus_per_worker < 0:
             raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; it must be at least 0")
+        if self.device == "cuda" and self.gpus_per_worker == 0:
+            raise ConfigError("--device cuda needs a GPU, but --gpus-per-worker is 0")
 
 
 def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:

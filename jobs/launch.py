@@ -17,16 +17,20 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs import runs
-from jobs.cluster import Link, Stop, background
+from jobs.link import Link
 from jobs.progress import TrainingProgress
+from jobs.ranks import Ranks
+from jobs.signals import Stop, background
 from jobs.storage import Location
-from jobs.worker import Hooks, Ranks
+from jobs.task import Hooks
 
 Body = Callable[[Any, torch.device, Hooks], dict[str, Any]]
 """What runs on every rank: (payload, device, hooks) to the facts of a summary."""
 
-SHOW_SECONDS = 0.2
+SHOW_SECONDS = 0.3
 """Between two looks at what workers pushed."""
+PATIENCE_SECONDS = 60.0
+"""Without a word from the workers, before saying so."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Resources:
     cpus: float
     gpus: float
     cuda: bool
+
+    @property
+    def backend(self) -> str:
+        """NCCL between GPUs, unless ranks share one, which it refuses; gloo for all on the host."""
+        return "cpu:gloo,cuda:nccl" if self.cuda and self.gpus >= 1 else "gloo"
 
 
 class LaunchError(RuntimeError):
@@ -94,8 +103,17 @@ class _Narrator(UserCallback):
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
         first = str(next(iter(worker_exceptions.values()))).strip().splitlines()
         reason = first[-1] if first else "no reason given"
-        line = f"lost rank {ranks} ({reason}); going on from the last checkpoint"
+        line = f"lost rank {ranks} ({reason}); Ray starts the ranks anew, while restarts are left"
         self._link.push({"say": line})
+
+
+def _gpu_is_missing() -> str | None:
+    if torch.cuda.is_available():
+        return None
+    return (
+        f"node {ray.util.get_node_ip_address()} gave a worker a GPU but torch {torch.__version__}"
+        " sees none: its driver does not fit; mend the image, or use --device cpu"
+    )
 
 
 def _entry(config: dict[str, Any]) -> dict[str, Any]:
@@ -104,11 +122,9 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(resources.cpus)))
     device = torch.device("cpu")
     if resources.cuda:
-        if not torch.cuda.is_available():
-            raise LaunchError(
-                "a worker was given a GPU but torch sees none: the node's driver does not fit"
-                f" torch {torch.__version__}; mend the image, or use --device cpu"
-            )
+        blind = [node for node in Ranks.here().gather(_gpu_is_missing()) if node]
+        if blind:
+            return {"ended": "failed", "error": blind[0]}
         device = ray.train.torch.get_device()
     hooks = RayHooks(config["link"], config["out"])
     facts = config["body"](config["payload"], device, hooks)
@@ -143,7 +159,7 @@ def launch(
             "out": out,
             "link": link,
         },
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if resources.cuda else "gloo"),
+        torch_config=TorchConfig(backend=resources.backend),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
@@ -157,10 +173,19 @@ def launch(
             callbacks=callbacks,
         ),
     )
+    (out / ".ray").delete()  # of earlier starts; no resume reads it
     running = background(trainer.fit)
+    started, heard = time.monotonic(), False
     with progress:
         while not running.done():
-            progress.show(link.drain())
+            messages = link.drain()
+            heard = heard or bool(messages)
+            if not heard and stop.requested.is_set():
+                return {"ended": "stopped", "save_error": None}  # there is nothing to save yet
+            if not heard and time.monotonic() - started > PATIENCE_SECONDS:
+                progress.say("Ray has not started the workers yet; still waiting")
+                started = time.monotonic()
+            progress.show(messages)
             time.sleep(SHOW_SECONDS)
         progress.show(link.drain())
     try:
@@ -171,8 +196,8 @@ def launch(
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of the first worker's traceback, or of the error itself."""
+    """What the first worker to fail raised: its last line, then its traceback."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, first = next(iter(failures.items()))
     lines = str(first).strip().splitlines() or [repr(first)]
-    return f"rank {rank} failed for good: {lines[-1]}"
+    return f"rank {rank} failed for good: {lines[-1]}\n\n" + "\n".join(lines)

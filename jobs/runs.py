@@ -23,14 +23,14 @@ from jobs.storage import Location
 PACKAGES = ("patchray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
 
 
-def claim(out: Location, config: object) -> None:
-    """Make `out` the folder of a run of `config`, or go on with the run that lies there.
+def check_same(out: Location, config: object) -> None:
+    """Check that `config` may go on with the run in `out`, if it has got as far as a checkpoint.
 
     Raises ConfigError, one line a field, when the run there was started with settings that differ
     in what must not change.
     """
     path = out / "config.yaml"
-    if path.exists():
+    if path.exists() and (out / "checkpoints").list():
         lines = changed(parse_yaml(path.read_text(), str(path)), config)
         if lines:
             listing = "\n  ".join(lines)
@@ -38,7 +38,11 @@ def claim(out: Location, config: object) -> None:
                 f"{out} holds a run with other settings:\n  {listing}\n"
                 "Give the same settings to go on with it, or another --out to start anew."
             )
-    path.write_text(as_yaml(config))
+
+
+def describe(out: Location, config: object) -> None:
+    """Write what this start runs with: config.yaml and versions.json."""
+    (out / "config.yaml").write_text(as_yaml(config))
     (out / "versions.json").write_json(versions())
 
 
@@ -76,7 +80,9 @@ def _cpu_name() -> str:
 
 
 def write_metrics(out: Location, history: list[dict[str, Any]]) -> None:
-    """Publish metrics.csv: one row an epoch, columns in the order they first appear in."""
+    """Publish metrics.csv, once there is a row: one an epoch, columns as they first appear."""
+    if not history:
+        return
     columns = list(dict.fromkeys(name for row in history for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

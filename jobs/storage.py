@@ -1,8 +1,7 @@
-"""One kind of path for local folders and object storage, and a cache that is filled once a node.
+"""One kind of path for local folders and object storage.
 
 A `Location` is a local path or `s3://bucket/prefix`. What is written to one is published by a
 single act (the rename of a file, the completion of an upload): it is there whole or not at all.
-`fetch` and `localize` bring files to this node's disk, once however many processes ask.
 
 S3 goes through pyarrow, which reads the usual settings itself: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and AWS_REGION (on AWS proper the region is
@@ -12,28 +11,18 @@ pyarrow's options: `s3://bucket/prefix?endpoint_override=host:9000&scheme=http`.
 
 import ctypes
 import errno
-import fcntl
-import hashlib
 import json
 import os
 import re
 import secrets
-import shutil
-import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from http import HTTPStatus
-from http.client import HTTPException, HTTPResponse
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import pyarrow
 from pyarrow import fs
@@ -46,10 +35,6 @@ IN_FLIGHT = 64 << 20
 """Bytes of one upload that may wait in memory; pyarrow itself sets no limit."""
 COPIES = 8
 """Files of a tree that are copied at a time: on S3 a small file is all latency."""
-RETRY_WAITS = (0.5, 2.0, 5.0)
-"""Seconds to wait before each further attempt at an interrupted download."""
-HTTP_TIMEOUT = 30.0
-"""Seconds of silence after which a download counts as interrupted."""
 TEMPORARY = ".patchray-"
 """How names begin that nobody reads: files being written, or left by a process that was killed."""
 
@@ -99,7 +84,8 @@ class StorageError(OSError):
         return type(self), (str(self), self.errno)
 
 
-def _explain(action: str, what: object, error: Exception) -> StorageError:
+def explain(action: str, what: object, error: Exception) -> StorageError:
+    """What storage refused, why, and what to do about it."""
     code = getattr(error, "errno", None)
     if code is not None:
         reason, remedy = os.strerror(code), _BY_ERRNO.get(code)
@@ -111,14 +97,14 @@ def _explain(action: str, what: object, error: Exception) -> StorageError:
 
 
 @contextmanager
-def _explained(action: str, what: object) -> Iterator[None]:
+def explained(action: str, what: object) -> Iterator[None]:
     """Turn what pyarrow and the system raise into StorageError."""
     try:
         yield
     except StorageError:
         raise
     except (OSError, pyarrow.ArrowException) as error:
-        raise _explain(action, what, error) from error
+        raise explain(action, what, error) from error
 
 
 @dataclass(frozen=True)
@@ -213,7 +199,7 @@ class Location:
         if not self.is_s3:
             return fs.LocalFileSystem()
         settings = tuple(sorted(i for i in os.environ.items() if i[0].startswith("AWS_")))
-        with _explained("reach", self):
+        with explained("reach", self):
             return _s3(self.path.partition("/")[0], self.query, settings, os.getpid())
 
     def ray_storage(self) -> tuple[str, fs.FileSystem | None]:
@@ -226,12 +212,12 @@ class Location:
 
     def open(self) -> BinaryIO:
         """Open a file for reading, with seek; reads from S3 are ranged requests."""
-        with _explained("read", self):
+        with explained("read", self):
             return cast(BinaryIO, self.filesystem.open_input_file(self.path))
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises StorageError, with errno ENOENT when there is none."""
-        with _explained("read", self), self.open() as file:
+        with explained("read", self), self.open() as file:
             return file.read()
 
     def read_text(self) -> str:
@@ -264,11 +250,11 @@ class Location:
 
     def upload(self, source: Path) -> None:
         """Copy a local file here, or a folder's files below here, each published whole."""
-        _copy(Location.parse(source), self)
+        copy_all(Location.parse(source), self)
 
     def download(self, target: Path) -> None:
         """Copy this file to a local path, or this folder's files below it, each published whole."""
-        _copy(self, Location.parse(target))
+        copy_all(self, Location.parse(target))
 
     def exists(self) -> bool:
         """Whether there is a file or a folder."""
@@ -287,19 +273,19 @@ class Location:
 
     def delete(self) -> None:
         """Delete a file, or a folder with all below it; it may be absent."""
-        with _explained("delete", self), suppress(FileNotFoundError):
+        with explained("delete", self), suppress(FileNotFoundError):
             if self._info().type == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
             else:
                 self.filesystem.delete_file(self.path)
 
     def _info(self) -> fs.FileInfo:
-        with _explained("look at", self):
+        with explained("look at", self):
             return self.filesystem.get_file_info(self.path)
 
     def _entries(self, recursive: bool) -> tuple[Entry, ...]:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-        with _explained("list", self):
+        with explained("list", self):
             found = self.filesystem.get_file_info(selector)
         entries = [
             Entry(
@@ -314,12 +300,12 @@ class Location:
         return tuple(sorted(visible, key=lambda entry: entry.path))
 
     def _chunks(self) -> Iterator[bytes]:
-        with _explained("read", self), self.open() as file:
+        with explained("read", self), self.open() as file:
             while chunk := file.read(CHUNK):
                 yield chunk
 
     def _write(self, chunks: Iterable[Buffer], sync: bool = True) -> None:
-        with _explained("write", self):
+        with explained("write", self):
             if self.is_s3:
                 self._put(chunks)
             else:
@@ -370,10 +356,11 @@ def _replace(path: Path, chunks: Iterable[Buffer], sync: bool) -> None:
         temporary.unlink(missing_ok=True)
         raise
     if sync:
-        _sync(path.parent)
+        sync_file(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Have a file or folder reach the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -392,7 +379,7 @@ def check_writable(folder: Location) -> None:
     probe.delete()
 
 
-def _copy(
+def copy_all(
     source: Location,
     target: Location,
     advance: Callable[[int], None] = lambda size: None,
@@ -405,7 +392,7 @@ def _copy(
 
     files = source.walk()
     if not files and not source.exists():
-        raise _explain("read", source, FileNotFoundError(errno.ENOENT, ""))
+        raise explain("read", source, FileNotFoundError(errno.ENOENT, ""))
     with ThreadPoolExecutor(COPIES, thread_name_prefix="copy") as pool:
         for _ in pool.map(copy, [file.path for file in files]):
             pass
@@ -415,216 +402,3 @@ def _counted(chunks: Iterable[bytes], advance: Callable[[int], None]) -> Iterato
     for chunk in chunks:
         yield chunk
         advance(len(chunk))
-
-
-# Once a node
-
-
-def cache_folder() -> Path:
-    """Where this node keeps what it fetched: PATCHRAY_CACHE, else ~/.cache/patchray."""
-    return Path(os.environ.get("PATCHRAY_CACHE") or "~/.cache/patchray").expanduser().absolute()
-
-
-def once(path: Path, make: Callable[[Path], None]) -> Path:
-    """Make `path`, a file or a folder, unless it is there: once, however many processes ask.
-
-    Args:
-        path: on a local disk; when it is there it is complete.
-        make: is given a free name beside `path` and makes the file or folder there.
-
-    Returns:
-        `path`. What `make` raises is passed on; nothing is left behind then, and the next process
-        that waits tries in its turn.
-    """
-    if path.exists():
-        return path
-    with _explained("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The lock file stays: to delete it would let two processes hold two locks.
-        lock = path.with_name(f"{TEMPORARY}{path.name}.lock").open("w")
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            _make(path, make)
-    return path
-
-
-def _make(path: Path, make: Callable[[Path], None]) -> None:
-    part = path.with_name(f"{TEMPORARY}{path.name}.part")
-    _remove(part)  # left by a process that was killed
-    try:
-        make(part)
-        for file in [part, *part.rglob("*")]:
-            _sync(file)
-        part.replace(path)
-    except BaseException:
-        _remove(part)
-        raise
-    _sync(path.parent)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def localize(location: Location) -> Path:
-    """A local path with the contents of `location`: itself, or a mirror of S3 in the node's cache.
-
-    The mirror is for one state of the URI: a changed name, size or time of any file gives a new
-    one. Old mirrors stay until somebody deletes them.
-
-    Raises:
-        StorageError: nothing is there, or it changed while it was copied.
-    """
-    if (path := location.local_path) is not None:
-        return path
-    files = location.walk()
-    if not files:
-        raise _explain("read", location, FileNotFoundError(errno.ENOENT, ""))
-    state = hashlib.sha256(repr((str(location), files)).encode()).hexdigest()[:16]
-
-    def mirror(part: Path) -> None:
-        with _progress(str(location), sum(file.size for file in files)) as advance:
-            _copy(location, Location.parse(part), advance, sync=False)
-        if location.walk() != files:
-            raise StorageError(
-                f"{location} changed while it was copied; run again when it is still"
-            )
-
-    return once(cache_folder() / "mirrors" / state / location.name, mirror)
-
-
-def fetch(url: str, *, sha256: str, cache: Path | None = None) -> Path:
-    """Download a file once a node, checked; one that was broken off goes on where it stopped.
-
-    Args:
-        url: http, https, file or s3.
-        sha256: of the file, in hex. The cache goes by it: another URL of the same file is a hit.
-        cache: folder to keep it in; by default `cache_folder()`.
-
-    Raises:
-        StorageError: cannot be had, or is another file than the checksum says.
-    """
-    name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
-    path = (cache or cache_folder()) / "files" / sha256.lower()[:16] / name
-    unfinished = path.with_name(f"{TEMPORARY}{name}.download")
-
-    def download(part: Path) -> None:
-        if url.startswith(("http://", "https://")):
-            _download(url, unfinished)
-        else:
-            _copy(Location.parse(url), Location.parse(unfinished), sync=False)
-        _check(unfinished, sha256, url)
-        unfinished.replace(part)
-
-    return once(path, download)
-
-
-def _check(file: Path, sha256: str, url: str) -> None:
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != sha256.lower():
-        file.unlink()
-        raise StorageError(
-            f"{url} is not the file that was expected: its SHA-256 is {found}, not"
-            f" {sha256.lower()}. What was downloaded is deleted; run again, and if this stays,"
-            " correct the checksum"
-        )
-
-
-class _BrokenOffError(Exception):
-    """A transfer that broke off; to go on may help."""
-
-
-def _download(url: str, target: Path) -> None:
-    """Download over HTTP, going on where `target` ends, with a few attempts."""
-    for wait in (*RETRY_WAITS, None):
-        try:
-            _transfer(url, target)
-            return
-        except _BrokenOffError as error:
-            if wait is None:
-                raise StorageError(
-                    f"cannot download {url}: {error}; run again to go on from what has arrived"
-                ) from error
-            time.sleep(wait)
-
-
-def _transfer(url: str, target: Path) -> None:
-    start = target.stat().st_size if target.exists() else 0
-    with _requested(url, start) as response, _explained("write", target):
-        if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # all of it has arrived before; the checksum tells
-        if response.status != HTTPStatus.PARTIAL_CONTENT:
-            start = 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else start + int(length)
-        with target.open("ab" if start else "wb") as file, _progress(url, total, start) as advance:
-            for chunk in _received(response):
-                file.write(chunk)
-                advance(len(chunk))
-    if total is not None and target.stat().st_size < total:
-        raise _BrokenOffError(f"{target.stat().st_size} of {total} bytes arrived")
-
-
-def _requested(url: str, start: int) -> HTTPResponse:
-    """The response to a GET from byte `start` on; 416 counts as a response, too."""
-    headers = {"User-Agent": "patchray"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    try:
-        request = urllib.request.Request(url, headers=headers)
-        return cast(HTTPResponse, urllib.request.urlopen(request, timeout=HTTP_TIMEOUT))
-    except urllib.error.HTTPError as error:
-        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return cast(HTTPResponse, error)
-        if error.code in {408, 429} or error.code >= 500:
-            raise _BrokenOffError(f"the server says {error.code} {error.reason}") from error
-        raise StorageError(
-            f"cannot download {url}: the server says {error.code} {error.reason}; check the URL"
-        ) from error
-    except (OSError, HTTPException) as error:
-        raise _BrokenOffError(str(getattr(error, "reason", error))) from error
-
-
-def _received(response: HTTPResponse) -> Iterator[bytes]:
-    try:
-        # read1: what has arrived, so that no byte is lost when the next one does not.
-        while chunk := response.read1(CHUNK):
-            yield chunk
-    except (OSError, HTTPException) as error:
-        raise _BrokenOffError(str(error)) from error
-
-
-@contextmanager
-def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Gives a function to tell of bytes that arrived; says so on stderr.
-
-    One line that is rewritten on a terminal, a line every ten seconds in a log; a transfer that is
-    done before says nothing.
-    """
-    terminal = sys.stderr.isatty()
-    interval = 0.2 if terminal else 10.0
-    due = time.monotonic() + interval
-    lock = threading.Lock()
-    end, shown = "\r" if terminal else "\n", False
-
-    def advance(size: int) -> None:
-        nonlocal done, due, shown
-        with lock:
-            done += size
-            if time.monotonic() < due:
-                return
-            due, shown = time.monotonic() + interval, True
-            of = "" if total is None else f" of {total / 1e6:.0f} MB ({done / max(total, 1):.0%})"
-            sys.stderr.write(f"fetching {what}: {done / 1e6:.0f}{of or ' MB'}{end}")
-            sys.stderr.flush()
-
-    try:
-        yield advance
-    finally:
-        if terminal and shown:
-            sys.stderr.write("\n")

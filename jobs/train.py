@@ -9,71 +9,77 @@ same folder goes on where it stopped, whatever stopped it. By `ray job submit` i
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from jobs import cluster, runs
-from jobs.checkpoints import Checkpoints
+from jobs.checkpoints import CheckpointError, Checkpoints
 from jobs.config import ConfigError, parse
 from jobs.launch import LaunchError, Resources, launch
 from jobs.progress import TrainingProgress, clock
+from jobs.ranks import AgreedError, Ranks
+from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
-from jobs.vit_task import ARCHIVES, TrainConfig, VitTask, load
-from jobs.worker import Hooks, Ranks, run
+from jobs.task import Hooks
+from jobs.vit_task import TrainConfig, VitTask, load, local_paths
+from jobs.worker import run
 from vit import data
+from vit.formats import DataError
 
 
 def work(payload: TrainConfig, device: torch.device, hooks: Hooks) -> dict[str, Any]:
     """What a worker does: bring the data, then run the epoch loop. Called on every rank."""
     config, ranks = payload, Ranks.here()
-    dataset, fault = None, None
+    if ranks.rank == 0:
+        hooks.say("bringing the data to memory")
     try:
-        dataset = load(config)
-    except (data.DataError, StorageError) as error:
-        fault = str(error)
-    # All ranks must end together: one that leaves alone would leave the others waiting.
-    faults = [message for message in ranks.gather(fault) if message]
-    if dataset is None or faults:
-        return {"ended": "failed", "error": faults[0]}
-    task = VitTask(config, dataset, device, ranks)
-    facts = run(task, config, Location.parse(config.out) / "checkpoints", hooks)
+        dataset = ranks.each(lambda: load(config))
+        task = VitTask(config, dataset, device, ranks)
+        facts = run(task, config, Location.parse(config.out) / "checkpoints", hooks)
+    except AgreedError as error:
+        return {"ended": "failed", "error": str(error)}
     return {**facts, "classes": dataset.classes}
 
 
 def check(config: TrainConfig) -> None:
-    """Find the faults that show without workers.
+    """Find the faults that show without workers; fetches a data set that was not given.
 
-    What lies in object storage or is still to be fetched is checked by the workers, when it is
-    there.
+    Data in object storage are checked by the workers, each node having its own copy.
     """
     locations = [Location.parse(path) for path in config.data]
     missing = [str(location) for location in locations if not location.exists()]
     if missing:
         raise ConfigError(f"--data: no such file or folder: {', '.join(missing)}")
-    local = [path for location in locations if (path := location.local_path) is not None]
-    if len(local) == len(locations) and (local or config.dataset.name not in ARCHIVES):
-        summary = data.check(config.dataset, local)
+    if all(location.local_path for location in locations):
+        summary = data.check(config.dataset, local_paths(config))
         data.steps_per_epoch(summary.train, config.batch_size)
+        if cluster.starts_own():  # the workers share this machine's cache: nothing is done twice
+            load(config)
+    if config.model.drop_rate or config.model.attn_drop_rate:
+        print("dropout is above 0: the run is repeatable with this number of workers only")
 
 
 def train(config: TrainConfig) -> int:
     """The stages of the job, in order."""
     # 1. What can be known without workers.
     cluster.refuse_relative(config.out)
+    config = absolute(config)
     out = Location.parse(config.out)
     check(config)
     check_writable(out)
-    runs.claim(out, config)
+    runs.check_same(out, config)
     if done := finished(config, out):
         print_result(out, done)
         return 0
+    runs.describe(out, config)
     # 2. A Ray, and what it must have.
-    with cluster.Stop() as stop, cluster.connect():
-        cuda = config.device == "cuda" or (config.device == "auto" and cluster.has_gpus())
-        gpus = float(cuda) if config.gpus_per_worker is None else config.gpus_per_worker
+    with Stop() as stop, cluster.connect():
+        cuda, gpus = cluster.choose_device(
+            config.device, config.workers, config.cpus_per_worker, config.gpus_per_worker
+        )
         resources = Resources(config.workers, config.cpus_per_worker, gpus, cuda)
         cluster.require(config.workers, config.cpus_per_worker, gpus, stop)
         # 3. Training, and the test set at its end.
@@ -81,23 +87,32 @@ def train(config: TrainConfig) -> int:
             work, config, resources, config.max_restarts, out, TrainingProgress(config.epochs), stop
         )
     # 4. What it leaves.
-    return conclude(config, out, facts, stop)
+    try:
+        return conclude(config, out, facts, stop)
+    except (CheckpointError, StorageError) as error:
+        raise LaunchError(f"the training is over, but {error}") from error
+
+
+def absolute(config: TrainConfig) -> TrainConfig:
+    """The same config with paths that mean the same in a worker's folder, or on another day."""
+    data = tuple(str(Location.parse(path)) for path in config.data)
+    return replace(config, out=str(Location.parse(config.out)), data=data)
 
 
 def finished(config: TrainConfig, out: Location) -> dict[str, Any] | None:
     """The summary of a run that is over, or None: more patience lets a run go on."""
     path = out / "summary.json"
     summary = path.read_json() if path.exists() else None
-    if summary and (summary["ended"] == "epochs" or summary["patience"] == config.patience):
-        return summary
-    return None
+    if not summary or summary["save_error"]:
+        return None
+    over = summary["ended"] == "epochs" or summary["patience"] == config.patience
+    return summary if over else None
 
 
-def conclude(config: TrainConfig, out: Location, facts: dict[str, Any], stop: cluster.Stop) -> int:
+def conclude(config: TrainConfig, out: Location, facts: dict[str, Any], stop: Stop) -> int:
     """Publish weights, curves and summary of a run that is over; say how it ended otherwise."""
     if facts["ended"] == "stopped":
-        print(f"stopped after step {facts['step']}; the same command goes on from there")
-        return stop.exit_code
+        return 1 if facts["save_error"] else stop.exit_code or 1
     if facts["error"]:
         sys.stderr.write(f"jobs.train: {facts['error']}\n")
         return 1
@@ -116,7 +131,7 @@ def summarize(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
     """What summary.json holds; accuracies are fractions, null where there is no test set."""
     samples = facts["step"] * config.batch_size
     return {
-        "val_accuracy": facts["best"],
+        "val_accuracy": facts["history"][facts["best_epoch"] - 1]["val_accuracy"],
         "test_accuracy": facts["test"].get("test_accuracy"),
         "test_loss": facts["test"].get("test_loss"),
         "best_epoch": facts["best_epoch"],
@@ -132,6 +147,7 @@ def summarize(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
         "workers": config.workers,
         "nodes": facts["nodes"],
         "precision": facts["facts"]["precision"],
+        "save_error": facts["save_error"],
         "versions": runs.versions(),
         "hardware": facts["hardware"],
     }
@@ -174,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(TrainConfig, sys.argv[1:] if argv is None else argv, "jobs.train", __doc__)
     try:
         return train(config)
-    except (ConfigError, data.DataError, StorageError, cluster.ClusterError) as error:
+    except (ConfigError, DataError, StorageError, cluster.ClusterError) as error:
         sys.stderr.write(f"jobs.train: {error}\n")
         return 2
     except LaunchError as error:

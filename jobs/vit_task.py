@@ -1,18 +1,21 @@
 """ViT training as a task of the epoch loop: its settings, its data on this node, its steps."""
 
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from jobs.config import ConfigError, JobConfig
-from jobs.storage import Location, cache_folder, fetch, localize
-from jobs.worker import LoopConfig, Ranks
+from jobs.config import MAY_CHANGE, ConfigError, JobConfig
+from jobs.fetch import cache_folder, fetch, localize
+from jobs.ranks import Ranks
+from jobs.storage import Location
+from jobs.task import LoopConfig
 from vit import data, rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
+from vit.formats import DataError
 from vit.model import VisionTransformer, build
 from vit.optim import adamw, learning_rate
 from vit.steps import Batch, choose_precision, evaluate, gradients, update
@@ -22,7 +25,7 @@ from vit.steps import Batch, choose_precision, evaluate, gradients, update
 class TrainConfig(JobConfig, LoopConfig):
     """Settings of `jobs.train`."""
 
-    data: tuple[str, ...] = ()
+    data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """Files or folders of the data set, local or s3://; none: what the data set's name stands for,
     fetched if need be."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -62,8 +65,11 @@ class Resident:
     def take(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the set's `samples`, (B,) int64 on the CPU, on the device."""
         rows = self.rows[samples.to(self.images.device, non_blocking=True)]
-        move = partial(torch.Tensor.to, device=self.device, non_blocking=True)
-        return move(self.images[rows]), move(self.labels[rows])
+        images, labels = self.images[rows], self.labels[rows]
+        if self.device != images.device:  # pinned, the copies do not keep the host waiting
+            images = images.pin_memory().to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        return images, labels
 
 
 def place(sets: dict[str, data.Images | None], device: torch.device) -> dict[str, Resident]:
@@ -94,8 +100,6 @@ def _fits(size: int, device: torch.device) -> bool:
 class VitTask:
     """A ViT classifier as a task of the epoch loop, on one rank."""
 
-    objective = "val_accuracy"
-
     def __init__(
         self, config: TrainConfig, dataset: data.Dataset, device: torch.device, ranks: Ranks
     ) -> None:
@@ -121,17 +125,37 @@ class VitTask:
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
         """Choose the precision, by a probe if the config leaves it open."""
-        if self.config.precision != "auto":
-            return {"precision": self.config.precision, "because": "--precision says so"}
-        size = self.config.model.image_size
-        precision, reason = choose_precision(
-            model, torch.zeros(batch, 3, size, size, device=self.device)
-        )
-        return {"precision": precision, "because": reason}
+        precision, reason = self.config.precision, "--precision says so"
+        if precision == "auto":
+            size = self.config.model.image_size
+            images = torch.zeros(batch, 3, size, size, device=self.device)
+            precision, reason = choose_precision(model, images)
+        return {"precision": precision, "because": reason, "data": self._contents()}
 
     def settle(self, facts: dict[str, Any]) -> None:
-        """Take over the precision that the run was started with."""
+        """Take over the precision; raises DataError when the data are not those of the start."""
+        if facts["data"] != self._contents():
+            raise DataError(
+                f"the data changed since the run was started: {facts['data']} then,"
+                f" {self._contents()} now; bring back what was there, or start in another --out"
+            )
+        self.facts = facts
         self.precision = facts["precision"]
+
+    def describe(self) -> str:
+        """What was settled."""
+        sizes = {name: len(resident.rows) for name, resident in self.splits.items()}
+        sets = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+        classes = len(self.dataset.classes)
+        return (
+            f"images: {sets}; {classes} classes\n"
+            f"{self.precision} on {self.device.type}: {self.facts['because']}"
+        )
+
+    def _contents(self) -> dict[str, Any]:
+        """What the order of samples and the meaning of labels hang on."""
+        sizes = {name: len(resident.rows) for name, resident in self.splits.items()}
+        return {**sizes, "classes": list(self.dataset.classes)}
 
     def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
         """Gradient of this rank's part of batch `index` of `epoch`."""
@@ -173,6 +197,10 @@ class VitTask:
         rows = data.shard(rows, self.ranks.rank, self.ranks.world)
         return evaluate(model, take, rows, self.config.dataset, self.precision, self.device)
 
+    def score(self, row: dict[str, Any]) -> list[float]:
+        """Accuracy; of equal ones the lower loss."""
+        return [row["val_accuracy"], -row["val_loss"]]
+
     def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
         """Loss and accuracy of a split."""
         loss, correct, count = sums
@@ -192,10 +220,15 @@ ARCHIVES = {
 """Where a data set lies that was not given, and its SHA-256."""
 
 
-def load(config: TrainConfig) -> data.Dataset:
-    """Bring the data to this node and map them into memory; the first process of a node decodes."""
-    paths = [localize(Location.parse(path)) for path in config.data]
-    if not paths and config.dataset.name in ARCHIVES:
+def local_paths(config: TrainConfig) -> list[Path]:
+    """The data's files on this node; what is remote or not given is fetched into its cache."""
+    if not config.data and config.dataset.name in ARCHIVES:
         url, checksum = ARCHIVES[config.dataset.name]
-        paths = [fetch(url, sha256=checksum)]
+        return [fetch(url, sha256=checksum)]
+    return [localize(Location.parse(path)) for path in config.data]
+
+
+def load(config: TrainConfig) -> data.Dataset:
+    """Map the data into memory; the first process of a node brings and decodes them."""
+    paths = local_paths(config)
     return data.load(config.dataset, paths, config.model.image_size, cache_folder())

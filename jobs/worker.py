@@ -9,110 +9,24 @@ import math
 import resource
 import secrets
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.checkpoints import Checkpoints, Saver, Snapshot, restore, snapshot
-from jobs.config import MAY_CHANGE, ConfigError
+from jobs.ranks import Ranks
 from jobs.storage import Location
+from jobs.task import Hooks, LoopConfig, Task
 
 EXCHANGE_SECONDS = 0.25
 """How often ranks agree on stopping and saving, and losses are read: a stop has 3 s in all."""
 PREEMPTION_SECONDS = 5.0
 """How often ranks ask whether a node is about to be taken away."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """How long and how a training runs; these flags are the same for every training job."""
-
-    epochs: int = 50
-    """Passes over the training set; the learning rate's schedule spans them."""
-    batch_size: int = 128
-    """Samples of a global batch, split over however many workers there are."""
-    patience: int = field(default=0, metadata=MAY_CHANGE)
-    """Stop after this many epochs without a better validation result; 0: never."""
-    save_minutes: float = field(default=10, metadata=MAY_CHANGE)
-    """Save in mid-epoch when the last save is this old; every epoch ends with a save."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, bfloat16 autocast, or the one of them that a probe finds worth it."""
-    max_restarts: int = field(default=10, metadata=MAY_CHANGE)
-    """How often lost workers are started anew before the job gives up."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; at least 1 is needed")
-        for name in ("patience", "save_minutes"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"--{name} is {getattr(self, name)}; it must be at least 0")
-
-
-class Task(Protocol):
-    """What differs from training to training. Every rank holds one; they differ in rank alone."""
-
-    steps_per_epoch: int
-    objective: str
-    """The metric of `metrics` that early stopping and `best` maximise."""
-
-    def build(self) -> nn.Module:
-        """The model on this rank's device; the same weights on every rank."""
-
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the bare model."""
-
-    def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
-        """Choose, on rank 0 alone, what must then stay for the whole run, such as precision."""
-
-    def settle(self, facts: dict[str, Any]) -> None:
-        """Take over what rank 0, or an earlier start of the run, decided."""
-
-    def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
-        """Leave in `.grad` the gradient of this rank's part of batch `index` of `epoch`.
-
-        Returns (k,) float64 sums over the part, among them a count of samples; no host sync.
-        """
-
-    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
-        """Take optimizer step `step`; returns (), the gradient's norm; no host sync."""
-
-    def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
-        """(k,) float64 sums of this rank's part of a split; None if there is no such split."""
-
-    def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
-        """Sums over all ranks to named metrics, such as `val_loss` and `val_accuracy`."""
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`, for the record."""
-
-
-class Hooks(Protocol):
-    """How the loop speaks to whoever started it."""
-
-    def report(self, row: dict[str, Any]) -> None:
-        """Called on every rank at the end of an epoch, with its row of metrics."""
-
-    def progress(self, facts: dict[str, Any]) -> None:
-        """Called on rank 0 several times a second, at most."""
-
-    def say(self, line: str) -> None:
-        """Tell a person; called on rank 0."""
-
-    def record(self, history: list[dict[str, Any]]) -> None:
-        """Publish the rows of all epochs so far; called on rank 0, in the saver's thread."""
-
-    def stop_requested(self) -> bool:
-        """Asked on rank 0."""
-
-    def preempted(self) -> bool:
-        """Asked on every rank at once: is a node about to be taken away?"""
 
 
 class NonFiniteError(RuntimeError):
@@ -135,7 +49,8 @@ class State:
     """Sums over all ranks of the batches of this epoch that are done."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One row an epoch."""
-    best: float = -math.inf
+    best: list[float] = field(default_factory=list)
+    """The task's score of the best epoch so far."""
     best_epoch: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     """What the task decided."""
@@ -143,57 +58,12 @@ class State:
     wall_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together."""
-
-    rank: int
-    world: int
-
-    @staticmethod
-    def here() -> "Ranks":
-        """Read from the process group; alone if there is none."""
-        if not dist.is_initialized():
-            return Ranks(0, 1)
-        return Ranks(dist.get_rank(), dist.get_world_size())
-
-    def agree(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if self.world == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        return box[0]
-
-    def add(self, sums: Tensor) -> list[float]:
-        """Sum over ranks, reduced once."""
-        if self.world > 1:
-            sums = sums.clone()
-            dist.all_reduce(sums)
-        return sums.tolist()
-
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
-        if self.world == 1:
-            return [value]
-        box = [None] * self.world
-        dist.all_gather_object(box, value)
-        return box
-
-    def most(self, value: float) -> float:
-        """The largest value of any rank."""
-        if self.world == 1:
-            return value
-        box = torch.tensor([value], dtype=torch.float64)
-        dist.all_reduce(box, op=dist.ReduceOp.MAX)
-        return float(box)
-
-
 def run(task: Task, config: LoopConfig, folder: Location, hooks: Hooks) -> dict[str, Any]:
     """Train until the last epoch, early stopping or a stop request; resumes what `folder` holds.
 
     Called on every rank, with the process group set up. Returns on every rank the facts of a
-    summary; `ended` says why: "epochs", "patience", "stopped" or "non-finite".
+    summary; `ended` says why: "epochs", "patience", "stopped" or "non-finite". Raises
+    AgreedError, on every rank, when it cannot go on from what is there.
     """
     loop = _Loop(task, config, folder, hooks)
     try:
@@ -228,22 +98,24 @@ class _Loop:
         self.norms: list[Tensor] = []
         self.stride = 1
         self.resumed_wall = self.state.wall_seconds
+        self.published = (self.state.best, self.state.best_epoch)
         self.window = time.monotonic()
         self.since = 0
 
     def _resume(self) -> State:
         """Take up the last complete checkpoint, the same one on every rank."""
-        name = self.ranks.agree(self.checkpoints.latest() if self.ranks.rank == 0 else None)
+        name = self.ranks.first(self.checkpoints.latest)
         if name is None:
             return State()
-        saved = self.checkpoints.read(name)
+        saved = self.ranks.each(lambda: self.checkpoints.read(name))
         restore(self.bare, self.optimizer, saved)
         state = State(**saved.state)
         if self.ranks.rank == 0:
-            self.checkpoints.count_resume()
+            with suppress(OSError):  # a full disk must not keep the training from going on
+                self.checkpoints.count_resume()
             self.hooks.say(
                 f"going on from step {state.step}: epoch {state.epoch + 1}, "
-                f"batch {state.index} of {self.task.steps_per_epoch}"
+                f"{state.index} of {self.task.steps_per_epoch} batches done"
             )
         return state
 
@@ -252,9 +124,9 @@ class _Loop:
             part = math.ceil(self.config.batch_size / self.ranks.world)
             # Every rank decides, so that a probe sees the load of the real thing; rank 0's counts.
             self.state.facts = self.ranks.agree(self.task.decide(self.bare, part))
-        self.task.settle(self.state.facts)
+        self.ranks.each(lambda: self.task.settle(self.state.facts))
         if self.ranks.rank == 0:
-            self.hooks.say(", ".join(f"{key}: {value}" for key, value in self.state.facts.items()))
+            self.hooks.say(self.task.describe())
 
     def _parallel(self) -> nn.Module:
         """Wrap the model for data parallelism, with its buckets already in their final order.
@@ -298,10 +170,8 @@ class _Loop:
             state.step += 1
             state.index += 1
             self.since += 1
-            if self.since >= self.stride and state.index < task.steps_per_epoch:
+            if self.since >= self.stride or state.index == task.steps_per_epoch:
                 self._exchange()
-        self._check_finite()
-        self._close_window()
 
     def _exchange(self) -> None:
         """Read losses, tell progress, and let rank 0 decide for all on stopping and saving."""
@@ -324,13 +194,13 @@ class _Loop:
             raise _StopRequestedError
         if request["save"]:
             self._save(("last",))
-        self.window = time.monotonic()
 
     def _answer_preemption(self) -> None:
         """Save once when a node is about to go; Ray starts the ranks again elsewhere."""
         if self.hooks.preempted() and not self.saved_for_preemption:
             self.saved_for_preemption = True
-            self.hooks.say("a node is about to be taken away: saving")
+            if self.ranks.rank == 0:
+                self.hooks.say("a node is about to be taken away: saving")
             self._save(("last",))
 
     def _check_finite(self) -> None:
@@ -344,7 +214,8 @@ class _Loop:
             bad = first + finite.index(False)
             raise NonFiniteError(
                 f"the loss is not finite at step {bad} (epoch {self.state.epoch + 1}, batch"
-                f" {bad % self.task.steps_per_epoch}); lower --optim.lr, or set --optim.clip-norm"
+                f" {bad % self.task.steps_per_epoch + 1} of {self.task.steps_per_epoch});"
+                " start anew, in another --out, with a lower --optim.lr or --optim.clip-norm"
             )
 
     def _close_window(self) -> float:
@@ -384,15 +255,23 @@ class _Loop:
         }
         state.history.append(row)
         state.epoch, state.index, state.sums = state.epoch + 1, 0, []
-        better = row[self.task.objective] > state.best
+        self._settle_best()
+        better = self.task.score(row) > state.best
         if better:
-            state.best, state.best_epoch = row[self.task.objective], state.epoch
-        self._save(("last", "best") if better else ("last",))
+            state.best, state.best_epoch = self.task.score(row), state.epoch
+        # best first: a kill between the two must not leave a state whose best nobody can find.
+        self._save(("best", "last") if better else ("last",))
         if self.ranks.rank == 0:
             self.hooks.progress({"row": row})
         self.hooks.report(row)
         if self.ranks.agree(self.hooks.stop_requested()):
             raise _StopRequestedError
+
+    def _settle_best(self) -> None:
+        """Go back to the best that was published, if the save of a better one failed."""
+        if self.ranks.rank == 0:
+            self.saver.wait()
+        self.state.best, self.state.best_epoch = self.ranks.agree(self.published)
 
     def _wall(self) -> float:
         return self.resumed_wall + time.monotonic() - self.started
@@ -419,14 +298,23 @@ class _Loop:
         self.saver.submit(partial(self._publish, saved, pointers))
 
     def _publish(self, saved: Snapshot, pointers: tuple[str, ...]) -> None:
+        """In the saver's thread: the checkpoint, then the views of its history."""
+        self.checkpoints.write(saved, pointers)
+        if "best" in pointers:
+            self.published = (saved.state["best"], saved.state["best_epoch"])
         try:
-            self.checkpoints.write(saved, pointers)
-        finally:
             self.hooks.record(saved.state["history"])
+        except OSError as error:
+            self.hooks.say(f"metrics.csv and events lag behind: {error}")
 
     def finish(self, ended: str) -> dict[str, Any]:
         """Wait for the last save; after the last epoch, test the best weights."""
-        self.saver.wait()
+        self._settle_best()
+        if ended == "stopped" and self.ranks.rank == 0:
+            kept = "saved" if self.saver.error is None else "NOT saved"
+            self.hooks.say(
+                f"stopped after step {self.state.step}, {kept}; the same command goes on"
+            )
         sums = None
         if ended in ("epochs", "patience"):
             self._load_best()
@@ -446,6 +334,7 @@ class _Loop:
 
     def _load_best(self) -> None:
         """Load the best weights; without a readable checkpoint the last ones must do."""
-        name = self.ranks.agree(self.checkpoints.best() if self.ranks.rank == 0 else None)
+        name = self.ranks.first(self.checkpoints.best)
         if name is not None:
-            self.bare.load_state_dict(self.checkpoints.read(name).weights)
+            saved = self.ranks.each(lambda: self.checkpoints.read(name))
+            self.bare.load_state_dict(saved.weights)

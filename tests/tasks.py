@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from jobs.ranks import Ranks
 from jobs.storage import Location
 from jobs.vit_task import TrainConfig, VitTask, load
-from jobs.worker import Ranks, run
+from jobs.worker import run
 from vit.config import AugmentConfig, ModelConfig, OptimConfig
 
 

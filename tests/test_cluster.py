@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cluster
-from jobs.cluster import Ask, ClusterError, Node, Nodes, NodeType, Room, Stop
+from jobs import capacity, cluster
+from jobs.capacity import Ask, Node, Nodes, NodeType, Room
+from jobs.cluster import ClusterError
+from jobs.signals import Stop, background
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +55,7 @@ def test_slots_equal_placing_one_by_one(cpus, gpus):
         return
     for has_cpus, has_gpus in itertools.product((0, 1, 2, 3.5, 8), (0, 1, 2, 4, 8)):
         expected = packed(Ask(50, cpus, gpus), has_cpus, has_gpus)
-        assert min(50, cluster.slots(Ask(50, cpus, gpus), has_cpus, has_gpus)) == expected
+        assert min(50, capacity.slots(Ask(50, cpus, gpus), has_cpus, has_gpus)) == expected
 
 
 def grown(ask, nodes):
@@ -86,17 +88,17 @@ TYPES = (NodeType("head", 0, 0, 0), NodeType("small", 4, 1, 3), NodeType("large"
 def test_room_equals_trying_all_ways_to_grow(ask, limit):
     for small, large in itertools.product(range(4), range(3)):
         nodes = Nodes((HEAD, *[SMALL] * small, *[LARGE] * large), TYPES, limit)
-        assert cluster.room(ask, nodes) == grown(ask, nodes)
+        assert capacity.room(ask, nodes) == grown(ask, nodes)
 
 
 def test_a_bundle_must_fit_on_one_node_whatever_the_totals():
     four_small = Nodes((SMALL,) * 4)
-    assert cluster.room(Ask(1, 5), four_small) == Room(0, 0)
-    assert cluster.room(Ask(2, 3), four_small) == Room(4, 4)
+    assert capacity.room(Ask(1, 5), four_small) == Room(0, 0)
+    assert capacity.room(Ask(2, 3), four_small) == Room(4, 4)
 
 
 def test_node_types_out_of_sight_are_waited_for():
-    assert cluster.room(Ask(3, 4), Nodes((HEAD,), None)) == Room(0, math.inf)
+    assert capacity.room(Ask(3, 4), Nodes((HEAD,), None)) == Room(0, math.inf)
 
 
 @pytest.mark.parametrize(
@@ -130,25 +132,25 @@ def test_node_types_out_of_sight_are_waited_for():
     ],
 )
 def test_a_refusal_names_both_values_and_flags_that_would_fit(ask, nodes, said):
-    assert cluster.room(ask, nodes).ever < ask.workers
-    assert cluster.refusal(ask, nodes) == said
+    assert capacity.room(ask, nodes).ever < ask.workers
+    assert capacity.refusal(ask, nodes) == said
 
 
 def test_advised_flags_fit_and_a_hundredth_more_does_not():
     for workers, cpus, size in itertools.product((2, 3, 5, 7), (1, 2.5, 4), (1, 2, 3, 6)):
         ask, nodes = Ask(workers, cpus), Nodes((Node(size), Node(size + 1)))
-        if cluster.room(ask, nodes).ever < workers:
-            advice = cluster._smaller_cpus(ask, nodes)
-            assert cluster.room(Ask(workers, advice), nodes).ever >= workers
-            assert cluster.room(Ask(workers, advice + 0.01), nodes).ever < workers
+        if capacity.room(ask, nodes).ever < workers:
+            advice = capacity._smaller_cpus(ask, nodes)
+            assert capacity.room(Ask(workers, advice), nodes).ever >= workers
+            assert capacity.room(Ask(workers, advice + 0.01), nodes).ever < workers
 
 
 def test_what_is_waited_for_is_said_by_node_and_type():
     nodes = Nodes((HEAD, SMALL), TYPES, 9)
-    grow = cluster.waiting(Ask(3, 2, 1), nodes)
+    grow = capacity.waiting(Ask(3, 2, 1), nodes)
     assert grow.startswith("waiting for nodes, 1 of 3 fit: 3 workers ask for 2 CPUs and 1 GPU each")
     assert "1 small (4 CPUs and 1 GPU) and may grow to 3 small" in grow
-    assert "other jobs" in cluster.waiting(Ask(1, 2, 1), nodes)
+    assert "other jobs" in capacity.waiting(Ask(1, 2, 1), nodes)
 
 
 def test_node_types_have_rays_defaults():
@@ -239,9 +241,9 @@ def test_background_keeps_the_main_thread_free():
     def install():
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # what TorchTrainer.fit would do
 
-    assert cluster.background(lambda: 3).result(10) == 3
+    assert background(lambda: 3).result(10) == 3
     with pytest.raises(ValueError, match="main thread"):
-        cluster.background(install).result(10)
+        background(install).result(10)
 
 
 def python(code, folder, **environment):
@@ -279,6 +281,8 @@ def test_a_ray_that_cannot_start_says_what_it_needs(tmp_path):
     (tmp_path / "file").touch()
     code = """
     from jobs import cluster
+    from jobs.link import Link
+    from jobs.signals import Stop, background
     try:
         with cluster.connect():
             print("started")
@@ -299,6 +303,8 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from jobs import cluster
+    from jobs.link import Link
+    from jobs.signals import Stop, background
 
     def where():
         import jobs.cluster
@@ -311,13 +317,13 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
         link.push({"worker": number, "stopped": stop.wait(60)})
 
     facts, said = {}, []
-    with cluster.Stop() as stop, cluster.connect(said.append):
+    with Stop() as stop, cluster.connect(said.append):
         facts["address of others"] = cluster._address()
         facts["where"] = ray.get(ray.remote(where).remote())
         facts["dedup"] = ray._private.ray_logging.RAY_DEDUP_LOGS
         cpus = ray.cluster_resources()["CPU"]
         facts["said"] = said[0] == f"started Ray on this machine: {cpus:g} CPU{'s' * (cpus != 1)}"
-        facts["gpus"] = cluster.has_gpus()
+        facts["gpus"] = cluster.choose_device("auto", 1, 1, None, str)[0]
         third, more = int(cpus / 3 * 100) / 100, int(cpus / 3 * 10_000 + 1) / 10_000
         cluster.require(3, third, 0, stop, said.append)
         group = placement_group([{"CPU": more}] * 3)  # what we refuse, Ray does not place
@@ -329,7 +335,7 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
             except cluster.ClusterError as error:
                 facts[name] = str(error)
 
-        link = cluster.Link.open()
+        link = Link.open()
         stop.then(link.stop)
         tasks = [ray.remote(num_cpus=cpus / 2)(worker).remote(link, n) for n in range(2)]
         messages = []
@@ -349,7 +355,7 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
                           for n in range(2)]
         facts["stopped"] = sum(m.get("stopped", False) for m in messages)
         facts["waited"] = said[-1]
-        task = ray.remote(worker).remote(link := cluster.Link.open(), 0)
+        task = ray.remote(worker).remote(link := Link.open(), 0)
         while not link.drain():
             pass
         ray.kill(link.actor)
@@ -435,14 +441,17 @@ def autoscaling(short_folder):
         os.killpg(head.pid, signal.SIGKILL)  # the fake nodes outlive their head
 
 
+@pytest.mark.slow
 def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
     code = """
     import json, ray
     from jobs import cluster
+    from jobs.link import Link
+    from jobs.signals import Stop, background
 
     facts, said = {}, []
     with cluster.connect(said.append):
-        facts["gpus"] = cluster.has_gpus()
+        facts["gpus"] = cluster.choose_device("auto", 1, 1, None, str)[0]
         facts["before"] = len(ray.nodes())
         for name, ask in {"node": (1, 5, 0), "count": (3, 1, 1)}.items():
             try:

@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from vit import data, rng
+from vit import data, formats, rng
 from vit.config import DatasetConfig
 
 CIFAR10, CIFAR100 = DatasetConfig("cifar10"), DatasetConfig("cifar100")
@@ -65,7 +65,7 @@ def pickled(content, style):
 
 def cifar_files(config, style=2, rows=20, labels=None, **changes):
     """The files of a small archive, by name, with their content before pickling."""
-    layout = data._CIFAR[config.name]
+    layout = formats._CIFAR[config.name]
     files = {}
     for i, name in enumerate((*layout.train, *layout.test)):
         images = pixels(rows, seed=i).transpose(0, 3, 1, 2).reshape(rows, -1)
@@ -79,7 +79,7 @@ def cifar_files(config, style=2, rows=20, labels=None, **changes):
 
 
 def write_folder(root, config, files):
-    folder = root / data._CIFAR[config.name].folder
+    folder = root / formats._CIFAR[config.name].folder
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -88,7 +88,7 @@ def write_folder(root, config, files):
 
 def write_archive(root, config, files):
     """With members out of order, as in the published ones."""
-    layout = data._CIFAR[config.name]
+    layout = formats._CIFAR[config.name]
     with tarfile.open(root / layout.archive, "w:gz") as archive:
         for name in sorted(files, reverse=True):
             member = tarfile.TarInfo(f"{layout.folder}/{name}")
@@ -304,7 +304,7 @@ def test_one_folder_is_split(tmp_path):
 
 
 def test_extensions_are_torchvisions():
-    assert data._EXTENSIONS == IMG_EXTENSIONS
+    assert formats.EXTENSIONS == IMG_EXTENSIONS
 
 
 # --- Decoding ------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
+from jobs import fetch as fetching
 from jobs import storage
-from jobs.storage import Location, StorageError, check_writable, fetch, localize, once
+from jobs.fetch import fetch, localize, once
+from jobs.storage import Location, StorageError, check_writable
 
 ROOT = Path(__file__).parents[1]
 MB = 1 << 20
@@ -37,7 +39,7 @@ def cache(tmp_path, monkeypatch):
     """A cache of the test's own, and no waiting between attempts."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("PATCHRAY_CACHE", str(folder))
-    monkeypatch.setattr(storage, "RETRY_WAITS", (0, 0, 0))
+    monkeypatch.setattr(fetching, "RETRY_WAITS", (0, 0, 0))
     return folder
 
 
@@ -494,7 +496,7 @@ def test_once_after_a_failure_and_after_a_kill(tmp_path):
     code = """
     import os, signal, sys
     from pathlib import Path
-    from jobs.storage import once
+    from jobs.fetch import once
     def make(part):
         part.mkdir()
         (part / "half").write_text("half")
@@ -646,7 +648,7 @@ def test_fetch_of_a_file(place, cache):
 def test_processes_that_ask_at_once_download_once(web, cache):
     code = """
     import sys
-    from jobs.storage import fetch
+    from jobs.fetch import fetch
     print("ready", flush=True)
     sys.stdin.readline()
     print(fetch(sys.argv[1], sha256=sys.argv[2]))
@@ -666,8 +668,8 @@ def test_processes_that_ask_at_once_download_once(web, cache):
 
 def test_progress_in_a_log(capsys, monkeypatch):
     clock = iter(range(0, 1000, 4))
-    monkeypatch.setattr(storage.time, "monotonic", lambda: next(clock))
-    with storage._progress("x", 100 * 10**6) as advance:
+    monkeypatch.setattr(fetching.time, "monotonic", lambda: next(clock))
+    with fetching._progress("x", 100 * 10**6) as advance:
         for _ in range(10):
             advance(10 * 10**6)
     lines = capsys.readouterr().err.splitlines()
@@ -716,13 +718,13 @@ def test_localize_of_nothing(s3, cache):
 def test_localize_while_it_changes(s3, cache, monkeypatch):
     folder = Location.parse(s3) / "set"
     (folder / "a").write_bytes(b"1")
-    copy = storage._copy
+    copy = storage.copy_all
 
     def copy_and_change(*args, **kwargs):
         copy(*args, **kwargs)
         (folder / "b").write_bytes(b"2")
 
-    monkeypatch.setattr(storage, "_copy", copy_and_change)
+    monkeypatch.setattr(fetching, "copy_all", copy_and_change)
     with pytest.raises(StorageError, match=r"s3://.*/set changed while it was copied"):
         localize(folder)
     assert all_files(cache) == []

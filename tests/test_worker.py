@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from jobs.ranks import Ranks
 from jobs.storage import Location, StorageError
-from jobs.worker import Ranks
 from tests.ranks import on_ranks
 from tests.tasks import RecordingTask, small_config, train_small
 
@@ -26,16 +26,16 @@ def assert_equal(one, other):
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path):
     """Stops in mid-epoch and at its end; three ranks, because DDP rebuilds its buckets there."""
-    whole = small_config(tmp_path / "whole")
+    whole = small_config(tmp_path / "whole", epochs=2)
     (reference, losses, _), *_ = on_ranks(world, train_small, whole, folder=tmp_path)
-    parts = small_config(tmp_path / "parts")
+    parts = small_config(tmp_path / "parts", epochs=2)
     seen = {}
-    for stop_before in (7, 31, 40):
+    for stop_before in (7, 20, 33):
         (facts, some, _), *_ = on_ranks(world, train_small, parts, stop_before, folder=tmp_path)
         assert facts["ended"] == "stopped"
         seen |= {k: v for k, v in some.items() if k < facts["step"]}
     (facts, some, hooks), *_ = on_ranks(world, train_small, parts, folder=tmp_path)
-    assert hooks.said[0].startswith("going on from step 40")
+    assert hooks.said[0].startswith("going on from step 33")
     assert facts["ended"] == reference["ended"] == "epochs"
     assert facts["resumed"] == 3
     assert_equal(last_weights(tmp_path / "parts"), last_weights(tmp_path / "whole"))
@@ -47,10 +47,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path):
 
 
 def test_other_number_of_ranks_same_losses(tmp_path):
-    """The first 60 steps of the same global batches agree to 1e-4 in float32."""
+    """The first 100 steps of the same global batches agree to 1e-4 in float32."""
     runs = {}
     for world in (1, 3):
-        config = small_config(tmp_path / f"world-{world}")
+        config = small_config(tmp_path / f"world-{world}", epochs=5)
         (_, losses, _), *_ = on_ranks(world, train_small, config, folder=tmp_path)
         runs[world] = losses
     assert runs[1].keys() == runs[3].keys()
@@ -74,27 +74,27 @@ def test_goes_on_with_another_number_of_ranks(tmp_path):
     assert after["ended"] == "epochs"
 
 
-class BadAtStep25(RecordingTask):
-    """Rank 1 alone sees a loss that is not finite."""
+class BadOnOneRank(RecordingTask):
+    """The last rank alone computes a loss that is not finite, at step 25."""
+
+    bad = False
+
+    def build(self):
+        model = super().build()
+        model.head.register_forward_hook(lambda *args: args[2] * math.nan if self.bad else None)
+        return model
 
     def gradients(self, model, epoch, index, step):
-        sums = super().gradients(model, epoch, index, step)
-        if step == 25 and self.ranks.rank == self.ranks.world - 1:
-            # What DDP's average would have made of it: every rank's gradient is spoilt.
-            pass
-        if step == 25:
-            for parameter in model.parameters():
-                parameter.grad.add_(float("nan"))
-                break
-        return sums
+        self.bad = step == 25 and self.ranks.rank == self.ranks.world - 1
+        return super().gradients(model, epoch, index, step)
 
 
 def test_non_finite_stops_all_ranks_before_a_save(tmp_path):
     config = small_config(tmp_path / "run")
-    results = on_ranks(2, train_small, config, None, BadAtStep25, folder=tmp_path)
+    results = on_ranks(2, train_small, config, None, BadOnOneRank, folder=tmp_path)
     for facts, _, _ in results:
         assert facts["ended"] == "non-finite"
-        assert "step 25 (epoch 2, batch 5)" in facts["error"]
+        assert "step 25 (epoch 2, batch 6 of 20)" in facts["error"]
     last = json.loads((tmp_path / "run/checkpoints/last.json").read_text())
     assert last["step"] == 20
     assert all(torch.isfinite(t).all() for t in last_weights(tmp_path / "run").values())
@@ -105,8 +105,9 @@ def test_patience(tmp_path):
     (facts, _, _), *_ = on_ranks(1, train_small, config, folder=tmp_path)
     accuracies = [row["val_accuracy"] for row in facts["history"]]
     assert facts["ended"] == "patience"
-    assert facts["best"] == max(accuracies)
-    assert facts["best_epoch"] == accuracies.index(max(accuracies)) + 1 == len(accuracies) - 2
+    scores = [(row["val_accuracy"], -row["val_loss"]) for row in facts["history"]]
+    assert facts["best"][0] == max(accuracies)
+    assert facts["best_epoch"] == scores.index(max(scores)) + 1 == len(scores) - 2
 
 
 def evaluated(n):

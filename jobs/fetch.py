@@ -1,0 +1,245 @@
+"""A cache that is filled once a node, however many processes ask: downloads, mirrors of S3."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath
+from typing import cast
+from urllib.parse import unquote, urlsplit
+
+from jobs.storage import (
+    CHUNK,
+    TEMPORARY,
+    Location,
+    StorageError,
+    copy_all,
+    explain,
+    explained,
+    sync_file,
+)
+
+RETRY_WAITS = (0.5, 2.0, 5.0)
+"""Seconds to wait before each further attempt at an interrupted download."""
+HTTP_TIMEOUT = 30.0
+"""Seconds of silence after which a download counts as interrupted."""
+
+
+def cache_folder() -> Path:
+    """Where this node keeps what it fetched: PATCHRAY_CACHE, else ~/.cache/patchray."""
+    return Path(os.environ.get("PATCHRAY_CACHE") or "~/.cache/patchray").expanduser().absolute()
+
+
+def once(path: Path, make: Callable[[Path], None]) -> Path:
+    """Make `path`, a file or a folder, unless it is there: once, however many processes ask.
+
+    Args:
+        path: on a local disk; when it is there it is complete.
+        make: is given a free name beside `path` and makes the file or folder there.
+
+    Returns:
+        `path`. What `make` raises is passed on; nothing is left behind then, and the next process
+        that waits tries in its turn.
+    """
+    if path.exists():
+        return path
+    with explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The lock file stays: to delete it would let two processes hold two locks.
+        lock = path.with_name(f"{TEMPORARY}{path.name}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _make(path, make)
+    return path
+
+
+def _make(path: Path, make: Callable[[Path], None]) -> None:
+    part = path.with_name(f"{TEMPORARY}{path.name}.part")
+    _remove(part)  # left by a process that was killed
+    try:
+        make(part)
+        for file in [part, *part.rglob("*")]:
+            sync_file(file)
+        part.replace(path)
+    except BaseException:
+        _remove(part)
+        raise
+    sync_file(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def localize(location: Location) -> Path:
+    """A local path with the contents of `location`: itself, or a mirror of S3 in the node's cache.
+
+    The mirror is for one state of the URI: a changed name, size or time of any file gives a new
+    one. Old mirrors stay until somebody deletes them.
+
+    Raises:
+        StorageError: nothing is there, or it changed while it was copied.
+    """
+    if (path := location.local_path) is not None:
+        return path
+    files = location.walk()
+    if not files:
+        raise explain("read", location, FileNotFoundError(errno.ENOENT, ""))
+    state = hashlib.sha256(repr((str(location), files)).encode()).hexdigest()[:16]
+
+    def mirror(part: Path) -> None:
+        with _progress(str(location), sum(file.size for file in files)) as advance:
+            copy_all(location, Location.parse(part), advance, sync=False)
+        if location.walk() != files:
+            raise StorageError(
+                f"{location} changed while it was copied; run again when it is still"
+            )
+
+    return once(cache_folder() / "mirrors" / state / location.name, mirror)
+
+
+def fetch(url: str, *, sha256: str, cache: Path | None = None) -> Path:
+    """Download a file once a node, checked; one that was broken off goes on where it stopped.
+
+    Args:
+        url: http, https, file or s3.
+        sha256: of the file, in hex. The cache goes by it: another URL of the same file is a hit.
+        cache: folder to keep it in; by default `cache_folder()`.
+
+    Raises:
+        StorageError: cannot be had, or is another file than the checksum says.
+    """
+    name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
+    path = (cache or cache_folder()) / "files" / sha256.lower()[:16] / name
+    unfinished = path.with_name(f"{TEMPORARY}{name}.download")
+
+    def download(part: Path) -> None:
+        if url.startswith(("http://", "https://")):
+            _download(url, unfinished)
+        else:
+            copy_all(Location.parse(url), Location.parse(unfinished), sync=False)
+        _check(unfinished, sha256, url)
+        unfinished.replace(part)
+
+    return once(path, download)
+
+
+def _check(file: Path, sha256: str, url: str) -> None:
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != sha256.lower():
+        file.unlink()
+        raise StorageError(
+            f"{url} is not the file that was expected: its SHA-256 is {found}, not"
+            f" {sha256.lower()}. What was downloaded is deleted; run again, and if this stays,"
+            " correct the checksum"
+        )
+
+
+class _BrokenOffError(Exception):
+    """A transfer that broke off; to go on may help."""
+
+
+def _download(url: str, target: Path) -> None:
+    """Download over HTTP, going on where `target` ends, with a few attempts."""
+    for wait in (*RETRY_WAITS, None):
+        try:
+            _transfer(url, target)
+            return
+        except _BrokenOffError as error:
+            if wait is None:
+                raise StorageError(
+                    f"cannot download {url}: {error}; run again to go on from what has arrived"
+                ) from error
+            time.sleep(wait)
+
+
+def _transfer(url: str, target: Path) -> None:
+    start = target.stat().st_size if target.exists() else 0
+    with _requested(url, start) as response, explained("write", target):
+        if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # all of it has arrived before; the checksum tells
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        with target.open("ab" if start else "wb") as file, _progress(url, total, start) as advance:
+            for chunk in _received(response):
+                file.write(chunk)
+                advance(len(chunk))
+    if total is not None and target.stat().st_size < total:
+        raise _BrokenOffError(f"{target.stat().st_size} of {total} bytes arrived")
+
+
+def _requested(url: str, start: int) -> HTTPResponse:
+    """The response to a GET from byte `start` on; 416 counts as a response, too."""
+    headers = {"User-Agent": "patchray"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        return cast(HTTPResponse, urllib.request.urlopen(request, timeout=HTTP_TIMEOUT))
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return cast(HTTPResponse, error)
+        if error.code in {408, 429} or error.code >= 500:
+            raise _BrokenOffError(f"the server says {error.code} {error.reason}") from error
+        raise StorageError(
+            f"cannot download {url}: the server says {error.code} {error.reason}; check the URL"
+        ) from error
+    except (OSError, HTTPException) as error:
+        raise _BrokenOffError(str(getattr(error, "reason", error))) from error
+
+
+def _received(response: HTTPResponse) -> Iterator[bytes]:
+    try:
+        # read1: what has arrived, so that no byte is lost when the next one does not.
+        while chunk := response.read1(CHUNK):
+            yield chunk
+    except (OSError, HTTPException) as error:
+        raise _BrokenOffError(str(error)) from error
+
+
+@contextmanager
+def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Gives a function to tell of bytes that arrived; says so on stderr.
+
+    One line that is rewritten on a terminal, a line every ten seconds in a log; a transfer that is
+    done before says nothing.
+    """
+    terminal = sys.stderr.isatty()
+    interval = 0.2 if terminal else 10.0
+    due = time.monotonic() + interval
+    lock = threading.Lock()
+    end, shown = "\r" if terminal else "\n", False
+
+    def advance(size: int) -> None:
+        nonlocal done, due, shown
+        with lock:
+            done += size
+            if time.monotonic() < due:
+                return
+            due, shown = time.monotonic() + interval, True
+            of = "" if total is None else f" of {total / 1e6:.0f} MB ({done / max(total, 1):.0%})"
+            sys.stderr.write(f"fetching {what}: {done / 1e6:.0f}{of or ' MB'}{end}")
+            sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        if terminal and shown:
+            sys.stderr.write("\n")

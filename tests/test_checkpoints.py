@@ -1,0 +1,148 @@
+"""Pointers, late writers, damage, full disks: what a resume may meet."""
+
+import json
+
+import pytest
+import torch
+
+from jobs.checkpoints import CheckpointError, Checkpoints, Saver, Snapshot
+from jobs.storage import Location, StorageError
+from tests.tasks import small_config, train_small
+
+
+def snapshot_at(step):
+    weights = {"w": torch.full((3,), float(step))}
+    return Snapshot(step, weights, {"exp_avg/w": torch.zeros(3)}, {"epoch": step})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Location.parse(tmp_path / "checkpoints")
+
+
+def test_written_and_read_back(folder):
+    store = Checkpoints(folder, "a")
+    assert store.latest() is None
+    assert store.best() is None
+    name = store.write(snapshot_at(7), ("best", "last"))
+    assert store.latest() == store.best() == name == "step-7-a"
+    again = Checkpoints(folder, "b").read(name)
+    assert torch.equal(again.weights["w"], torch.full((3,), 7.0))
+    assert (again.step, again.state) == (7, {"epoch": 7})
+
+
+def test_only_best_and_last_are_kept(folder):
+    store = Checkpoints(folder, "a")
+    for step in range(1, 6):
+        store.write(snapshot_at(step), ("best", "last") if step == 2 else ("last",))
+    assert {e.name for e in folder.list() if e.is_folder} == {"step-2-a", "step-5-a"}
+
+
+def test_a_late_writer_harms_nothing(folder):
+    old = Checkpoints(folder, "old")
+    old.write(snapshot_at(10), ("last",))
+    new = Checkpoints(folder, "new")
+    new.write(snapshot_at(20), ("last",))  # drops step-10-old, which it found
+    old.write(snapshot_at(11), ("last",))  # the killed run's worker wrote for a second more
+    assert {e.name for e in folder.list() if e.is_folder} == {"step-20-new", "step-11-old"}
+    assert Checkpoints(folder, "third").latest() == "step-11-old"
+    (folder / "step-11-old" / "files.json").delete()
+    assert Checkpoints(folder, "third").latest() == "step-20-new"
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_folder_without_all_its_files_is_not_taken(folder, file):
+    store = Checkpoints(folder, "a")
+    store.write(snapshot_at(1), ("best", "last"))
+    name = store.write(snapshot_at(2), ("last",))
+    path = folder / name / file
+    path.write_bytes(path.read_bytes()[:-1])
+    assert Checkpoints(folder, "b").latest() == "step-1-a"
+
+
+def test_damage_is_named(folder):
+    store = Checkpoints(folder, "a")
+    name = store.write(snapshot_at(1), ("last",))
+    path = folder / name / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors is damaged"):
+        store.read(name)
+
+
+def test_storage_that_does_not_answer_is_not_an_empty_run(folder, monkeypatch):
+    """Else a moment without network would start from nothing, and drop what was there."""
+    store = Checkpoints(folder, "a")
+    store.write(snapshot_at(1), ("best", "last"))
+
+    def refuse(self):
+        raise StorageError(f"cannot read {self}: connection reset")
+
+    monkeypatch.setattr(Location, "exists", refuse)
+    with pytest.raises(StorageError):
+        store.latest()
+    store._prune("step-9-a")
+    monkeypatch.undo()
+    assert store.latest() == "step-1-a"
+
+
+def fail_for(monkeypatch, part):
+    real = Location.write_bytes
+
+    def full(self, data):
+        if part in str(self):
+            raise StorageError(f"cannot write {self}: No space left on device", 28)
+        real(self, data)
+
+    monkeypatch.setattr(Location, "write_bytes", full)
+
+
+def test_a_failed_write_leaves_what_was_there(folder, monkeypatch):
+    store = Checkpoints(folder, "a")
+    store.write(snapshot_at(1), ("best", "last"))
+    for part in ("weights", "optimizer", "state.json", "files.json"):
+        fail_for(monkeypatch, f"step-2-a/{part}")
+        with pytest.raises(StorageError):
+            store.write(snapshot_at(2), ("best", "last"))
+        monkeypatch.undo()
+        assert store.latest() == store.best() == "step-1-a"
+        assert {e.name for e in folder.list() if e.is_folder} == {"step-1-a"}
+
+
+def test_best_is_pointed_to_before_last(folder, monkeypatch):
+    """A kill between the two: the state that a resume reads must have its best."""
+    store = Checkpoints(folder, "a")
+    store.write(snapshot_at(1), ("best", "last"))
+    fail_for(monkeypatch, "last.json")
+    with pytest.raises(StorageError):
+        store.write(snapshot_at(2), ("best", "last"))
+    assert (store.best(), store.latest()) == ("step-2-a", "step-1-a")
+
+
+def test_the_saver_says_and_goes_on():
+    said = []
+    saver = Saver(said.append)
+
+    def fail():
+        raise StorageError("No space left on device")
+
+    saver.submit(fail)
+    saver.wait()
+    assert "No space left" in saver.error
+    assert "training goes on" in said[0]
+    saver.submit(lambda: None)
+    saver.wait()
+    assert saver.error is None
+
+
+def test_a_lost_best_is_not_the_best(tmp_path, monkeypatch):
+    """The save of the best epoch fails: accuracy and weights of the summary are those kept."""
+    config = small_config(tmp_path / "run", epochs=4)
+    whole, _, _ = train_small(small_config(tmp_path / "whole", epochs=4))
+    lost = 20 * whole["best_epoch"]
+    fail_for(monkeypatch, f"step-{lost}-")
+    facts, _, _ = train_small(config)
+    assert facts["best_epoch"] != whole["best_epoch"]
+    best = json.loads((tmp_path / "run/checkpoints/best.json").read_text())
+    assert best["step"] == 20 * facts["best_epoch"]
