@@ -1,83 +1,130 @@
-"""The other side of `benchmarks.train`: the same training as a plain PyTorch loop.
+"""Two sides of `benchmarks.train` without Ray: `jobs.train`'s own loop, and its bare steps.
 
-    python -m benchmarks.plain_train --epochs 4
-    torchrun --nproc-per-node 2 -m benchmarks.plain_train --epochs 4
+    torchrun --nproc-per-node 2 -m benchmarks.plain_train --side steps --config CONFIG.yaml
 
-Same model, data, augmentation, optimizer and precision, without Ray, checkpoints, progress,
+`loop` is `jobs.worker.run`: what it takes less than the job is Ray's share. `steps` is a plain
+PyTorch loop over the same model, data, augmentation and optimizer, without checkpoints, progress,
 metrics and agreement between ranks. Prints one line of JSON.
 """
 
 import argparse
 import json
 import os
+import tempfile
 import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vit import data
-from vit.augment import augment, normalize
-from vit.config import AugmentConfig, DatasetConfig, ModelConfig
-from vit.model import build
+from jobs import worker
+from jobs.config import parse
+from jobs.launch import keep_memory
+from jobs.ranks import Ranks
+from jobs.storage import Location
+from jobs.vit_task import TrainConfig, VitTask, load
+
+WARM_STEPS = 5
+"""First steps, in which caches fill, that sides other than the job leave out."""
 
 
-def flags() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--model", type=json.loads, required=True)
-    parser.add_argument("--augment", type=json.loads, required=True)
-    return parser.parse_args()
+def read(path: str) -> TrainConfig:
+    """The settings of all sides, as `benchmarks.train` wrote them."""
+    return parse(TrainConfig, ["--config", path], "benchmarks", "one side of benchmarks.train")
+
+
+def join(config: TrainConfig) -> Ranks:
+    """Threads and process group as `jobs.train` gives them to a worker."""
+    torch.set_num_threads(max(1, int(config.cpus_per_worker)))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    return Ranks.here()
+
+
+def end(ranks: Ranks, result: dict[str, Any]) -> None:
+    """Print rank 0's result and leave the process group."""
+    if ranks.rank == 0:
+        print(json.dumps(result))
+    if ranks.world > 1:
+        dist.destroy_process_group()
+
+
+class Silent:
+    """Hooks that nobody listens to."""
+
+    def report(self, row: dict[str, Any]) -> None:
+        """Nobody listens."""
+
+    def progress(self, facts: dict[str, Any]) -> None:
+        """Nobody listens."""
+
+    def say(self, line: str) -> None:
+        """Nobody listens."""
+
+    def record(self, history: list[dict[str, Any]]) -> None:
+        """Nobody listens."""
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False
+
+    def preempted(self) -> bool:
+        """Never."""
+        return False
+
+
+def loop(task: VitTask) -> float:
+    """Images/s of the epoch loop, as `jobs.train` counts them."""
+    with tempfile.TemporaryDirectory() as folder:
+        facts = worker.run(task, task.config, Location.parse(folder), Silent())
+    return float(facts["step"] * task.config.batch_size / facts["train_seconds"])
+
+
+def stepping(task: VitTask) -> Callable[[int], None]:
+    """A function that takes step `number` of the task's first epoch."""
+    bare = task.build()
+    optimizer, average = task.optimizer(bare), task.average(bare)
+    part = task.config.batch_size // task.ranks.world
+    task.settle(bare, task.ranks.agree(task.decide(bare, part)))
+    model: nn.Module = bare
+    if task.ranks.world > 1:
+        model = DistributedDataParallel(bare, gradient_as_bucket_view=True)
+
+    def step(number: int) -> None:
+        task.gradients(model, 0, number, number)
+        task.update(bare, optimizer, average, number)
+
+    return step
+
+
+def steps(task: VitTask, count: int) -> float:
+    """Images/s of `count` of the task's steps and nothing else, less the first ones."""
+    step = stepping(task)
+    for number in range(count):
+        if number == WARM_STEPS:
+            start = time.perf_counter()
+        step(number)
+    return (count - WARM_STEPS) * task.config.batch_size / (time.perf_counter() - start)
 
 
 def main() -> None:
-    """Train for some epochs and print the rate."""
-    options = flags()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    torch.set_num_threads(1)
-    if world > 1:
-        dist.init_process_group("gloo")
-    shape, policy, dataset = (
-        ModelConfig(**options.model),
-        AugmentConfig(**options.augment),
-        DatasetConfig(),
+    """Train for an epoch, or its first steps, and print the rate."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--side", choices=("loop", "steps"), required=True)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--steps", type=int, help="of side steps; default: an epoch")
+    options = parser.parse_args()
+    keep_memory()
+    config = read(options.config)
+    ranks = join(config)
+    task = VitTask(config, load(config), torch.device("cpu"), ranks)
+    rate = (
+        loop(task) if options.side == "loop" else steps(task, options.steps or task.steps_per_epoch)
     )
-    train = data.load(dataset, [], shape.image_size, options.cache).train
-    images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
-    rows = torch.from_numpy(train.rows)
-    model: nn.Module = build(shape, 10, 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
-    if world > 1:
-        model = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    size = options.batch_size // world
-    steps = len(rows) // options.batch_size
-    warm = normalize(images[rows[:size]], dataset.mean, dataset.std)
-    F.cross_entropy(model(warm), labels[rows[:size]]).backward()  # as the job does before step 1
-    optimizer.zero_grad(set_to_none=True)
-    start = time.perf_counter()
-    for epoch in range(options.epochs):
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(epoch))
-        for step in range(steps):
-            first = step * options.batch_size + rank * size
-            samples = order[first : first + size]
-            chosen = rows[samples]
-            batch = augment(images[chosen], policy, 0, epoch, samples)
-            logits = model(normalize(batch, dataset.mean, dataset.std))
-            F.cross_entropy(logits, labels[chosen], label_smoothing=0.1).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    seconds = time.perf_counter() - start
-    if rank == 0:
-        print(json.dumps({"images_per_s": options.epochs * steps * options.batch_size / seconds}))
-    if world > 1:
-        dist.destroy_process_group()
+    end(ranks, {"images_per_s": rate, "precision": task.numerics.precision})
 
 
 if __name__ == "__main__":

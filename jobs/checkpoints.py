@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,14 +40,21 @@ class Snapshot:
     """The optimizer's state, a tensor under `<key>/<parameter>`."""
     state: dict[str, Any]
     """What JSON holds: epoch, step inside the epoch, sums, history."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """The state dict of the average of the weights; empty if none is kept."""
     wait: Callable[[], None] = lambda: None
     """Returns when the copies from the device have arrived."""
 
 
 def snapshot(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, state: dict[str, Any]
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    step: int,
+    state: dict[str, Any],
 ) -> Snapshot:
-    """Copy a bare model and its optimizer to the host, without waiting for the device."""
+    """Copy a bare model, its optimizer and its average to the host, not waiting for the device."""
+    averaged = {} if average is None else average.state_dict()
     weights = {name: _to_host(tensor) for name, tensor in model.state_dict().items()}
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     moments = {
@@ -60,7 +67,8 @@ def snapshot(
         event = torch.cuda.Event()
         event.record()
         wait = event.synchronize
-    return Snapshot(step, weights, moments, state, wait)
+    kept = {name: _to_host(tensor) for name, tensor in averaged.items()}
+    return Snapshot(step, weights, moments, state, kept, wait)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
@@ -70,9 +78,16 @@ def _to_host(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Snapshot) -> None:
-    """Load a snapshot into a bare model and its optimizer, on whatever device they are."""
+def restore(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    saved: Snapshot,
+) -> None:
+    """Load a snapshot into a bare model and what goes with it, on whatever device they are."""
     model.load_state_dict(saved.weights)
+    if average is not None:
+        average.load_state_dict(saved.average)
     names = {parameter: name for name, parameter in model.named_parameters()}
     by_name: dict[str, dict[str, Tensor]] = {}
     for path, tensor in saved.optimizer.items():
@@ -121,6 +136,7 @@ class Checkpoints:
         contents = {
             "weights.safetensors": lambda: save_tensors(saved.weights),
             "optimizer.safetensors": lambda: save_tensors(saved.optimizer),
+            "average.safetensors": lambda: save_tensors(saved.average),
             "state.json": lambda: json.dumps(saved.state).encode(),
         }
         files = {}
@@ -160,6 +176,7 @@ class Checkpoints:
             weights=load_tensors(parts["weights.safetensors"]),
             optimizer=load_tensors(parts["optimizer.safetensors"]),
             state=json.loads(parts["state.json"]),
+            average=load_tensors(parts["average.safetensors"]),
         )
 
     def count_resume(self) -> None:

@@ -55,8 +55,23 @@ class JobConfig:
             raise ConfigError("--device cuda needs a GPU, but --gpus-per-worker is 0")
 
 
-def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
+def parse(
+    cls: type[T],
+    argv: Sequence[str],
+    prog: str,
+    description: str,
+    stored: dict[str, Any] | None = None,
+    source: str = "",
+) -> T:
     """Read the flags of `argv` over the YAML that its `--config` names.
+
+    Args:
+        cls: the dataclass to make.
+        argv: the flags.
+        prog: what messages call the program.
+        description: of the program, for `--help`.
+        stored: settings that both the YAML and the flags win over.
+        source: where those come from, for messages.
 
     Raises:
         SystemExit: 0 after `--help`; 2 on bad settings, which were then printed.
@@ -64,8 +79,9 @@ def parse(cls: type[T], argv: Sequence[str], prog: str, description: str) -> T:
     path = None
     try:
         path = _config_path(argv)
-        preset = [] if path is None else list(_as_flags(read_yaml(path), cls, path))
-        return tyro.cli(cls, args=[*preset, *argv], prog=prog, description=description)
+        preset = [] if path is None else list(_as_flags(read_yaml(path), cls, str(path)))
+        first = list(_as_flags(stored or {}, cls, source))
+        return tyro.cli(cls, args=[*first, *preset, *argv], prog=prog, description=description)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         raise SystemExit(2) from None
@@ -109,7 +125,7 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return settings
 
 
-def _as_flags(settings: dict[str, Any], cls: type, path: Path, prefix: str = "") -> Iterator[str]:
+def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") -> Iterator[str]:
     """Turn nested settings into the flags that mean the same."""
     known = {f.name: f for f in fields(cls)}
     for name, value in settings.items():

@@ -4,6 +4,8 @@ Ray gets metrics only. Checkpoints go from a worker to storage; progress and sto
 a small actor, because a report is paced by Ray's controller and knows no way back.
 """
 
+import contextlib
+import ctypes
 import secrets
 import time
 from collections.abc import Callable
@@ -116,8 +118,21 @@ def _gpu_is_missing() -> str | None:
     )
 
 
+def keep_memory() -> None:
+    """Let glibc keep what a step frees for the next one, instead of giving it back to the kernel.
+
+    Fresh pages for every large tensor of every step cost 15 to 30 % of a step on virtual machines.
+    Not for forever: the peak stays what it was. Other C libraries do as they like.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: up to 1 GiB from the heap
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the top of the heap stays
+
+
 def _entry(config: dict[str, Any]) -> dict[str, Any]:
     """Run on every worker by Ray Train."""
+    keep_memory()
     resources: Resources = config["resources"]
     torch.set_num_threads(max(1, int(resources.cpus)))
     device = torch.device("cpu")

@@ -21,7 +21,7 @@ def clock(seconds: float) -> str:
 
 def describe(row: dict[str, Any]) -> str:
     """An epoch's row of metrics in a line."""
-    names = ("train_loss", "val_loss", "val_accuracy")
+    names = ("train_loss", "val_loss", "val_accuracy", "ema_accuracy")
     parts = [f"{name} {row[name]:.4f}" for name in names if name in row]
     return f"epoch {row['epoch']:>3}  {'  '.join(parts)}  {row['images_per_s']:,.0f} images/s"
 

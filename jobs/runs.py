@@ -10,9 +10,11 @@ import io
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -23,14 +25,19 @@ from jobs.storage import Location
 PACKAGES = ("patchray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
 
 
-def check_same(out: Location, config: object) -> None:
-    """Check that `config` may go on with the run in `out`, if it has got as far as a checkpoint.
+def check_same(out: Location, config: object, began: str = "checkpoints") -> None:
+    """Check that `config` may go on with the run in `out`, if it has got anywhere.
+
+    Args:
+        out: folder of the run.
+        config: of this start.
+        began: the folder in `out` that is not empty once there is something to go on from.
 
     Raises ConfigError, one line a field, when the run there was started with settings that differ
     in what must not change.
     """
     path = out / "config.yaml"
-    if path.exists() and (out / "checkpoints").list():
+    if path.exists() and (out / began).list():
         lines = changed(parse_yaml(path.read_text(), str(path)), config)
         if lines:
             listing = "\n  ".join(lines)
@@ -120,7 +127,14 @@ class Events:
 def _tag(name: str) -> str:
     """`val_loss` becomes `loss/val`: curves of the same kind share a chart."""
     part, _, kind = name.partition("_")
-    return f"{kind}/{part}" if part in ("train", "val") else name
+    return f"{kind}/{part}" if part in ("train", "val", "ema") else name
+
+
+_CURVES = {
+    "train": "training (augmented)",
+    "val": "validation",
+    "ema": "validation, averaged weights",
+}
 
 
 def curves(history: list[dict[str, Any]], title: str) -> bytes:
@@ -133,14 +147,49 @@ def curves(history: list[dict[str, Any]], title: str) -> bytes:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
-        for part in ("train", "val"):
+        for part, label in _CURVES.items():
             if history and f"{part}_{kind}" in history[0]:
-                label = "training (augmented)" if part == "train" else "validation"
                 axis.plot(epochs, [row[f"{part}_{kind}"] for row in history], label=label)
         axis.set(xlabel="epoch", ylabel=kind)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(title)
+    return _png(figure)
+
+
+def confusions(counts: list[list[int]], classes: Sequence[str], title: str) -> bytes:
+    """A PNG of a confusion matrix; colours are shares of the true class, numbers are counts.
+
+    Args:
+        counts: (C, C), a row is a true class, a column a predicted one.
+        classes: their C names; of more than 40 they are left out, of more than 20 the counts.
+        title: above it.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    shares = np.array(counts) / np.maximum(1, np.sum(counts, axis=1, keepdims=True))
+    side = min(16.0, 3.5 + 0.4 * len(classes))
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class")
+    axis.set(xlabel="predicted", ylabel="true")
+    ticks = range(len(classes)) if len(classes) <= 40 else ()
+    axis.set_xticks(ticks, [classes[i] for i in ticks], rotation=90)
+    axis.set_yticks(ticks, [classes[i] for i in ticks])
+    if len(classes) <= 20:
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, counts[row][column], ha="center", va="center", color=color)
+    figure.suptitle(title)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib import pyplot as plt
+
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     plt.close(figure)

@@ -22,7 +22,8 @@ class LoopConfig:
     save_minutes: float = field(default=10, metadata=MAY_CHANGE)
     """Save in mid-epoch when the last save is this old; every epoch ends with a save."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, bfloat16 autocast, or the one of them that a probe finds worth it."""
+    """float32, bfloat16 autocast, or what a probe finds fastest; only a probed run may differ in
+    rounding from another one with the same seed."""
     max_restarts: int = field(default=10, metadata=MAY_CHANGE)
     """How often lost workers are started anew before the job gives up; -1: without end."""
 
@@ -54,7 +55,13 @@ class Task(Protocol):
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
         """Choose, on rank 0 alone, what must then stay for the whole run, such as precision."""
 
-    def settle(self, facts: dict[str, Any]) -> None:
+    def average(self, model: nn.Module) -> nn.Module | None:
+        """A copy of the bare model to hold the average of its weights, if one is wanted.
+
+        It is saved, evaluated as `ema_...`, tested and exported in place of the model.
+        """
+
+    def settle(self, model: nn.Module, facts: dict[str, Any]) -> None:
         """Take over what rank 0, or an earlier start of the run, decided.
 
         Raises ValueError when this start cannot go on with it, such as other data.
@@ -69,8 +76,17 @@ class Task(Protocol):
         Returns (k,) float64 sums over the part, among them a count of samples; no host sync.
         """
 
-    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
-        """Take optimizer step `step`; returns (), the gradient's norm; no host sync."""
+    def update(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        step: int,
+    ) -> Tensor:
+        """Take optimizer step `step`, move the average; returns (), the gradient's norm.
+
+        No host sync.
+        """
 
     def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
         """(k,) float64 sums of this rank's part of a split; None if there is no such split."""

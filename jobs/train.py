@@ -5,19 +5,23 @@
 trains on scikit-learn's handwritten digits in about a minute on two cores. The same command on the
 same folder goes on where it stopped, whatever stopped it. By `ray job submit` it joins the cluster;
 --out is then s3://BUCKET/RUN or a folder that all nodes share.
+
+    python -m jobs.train --evaluate --weights runs/digits
+
+measures weights instead (jobs/evaluate.py): --evaluate --help lists its flags.
 """
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
-from jobs import cluster, runs
+from jobs import cluster, evaluate, runs
 from jobs.checkpoints import CheckpointError, Checkpoints
 from jobs.config import ConfigError, parse
+from jobs.export import export
 from jobs.launch import LaunchError, Resources, launch
 from jobs.progress import TrainingProgress, clock
 from jobs.ranks import AgreedError, Ranks
@@ -25,9 +29,12 @@ from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
 from jobs.task import Hooks
 from jobs.vit_task import TrainConfig, VitTask, load, local_paths
+from jobs.weights import bring
 from jobs.worker import run
 from vit import data
-from vit.formats import DataError
+from vit.decode import DataError
+from vit.model import build
+from vit.weights import WeightsError, fit
 
 
 def work(payload: TrainConfig, device: torch.device, hooks: Hooks) -> dict[str, Any]:
@@ -53,13 +60,40 @@ def check(config: TrainConfig) -> None:
     missing = [str(location) for location in locations if not location.exists()]
     if missing:
         raise ConfigError(f"--data: no such file or folder: {', '.join(missing)}")
+    classes = None
     if all(location.local_path for location in locations):
         summary = data.check(config.dataset, local_paths(config))
         data.steps_per_epoch(summary.train, config.batch_size)
-        if cluster.starts_own():  # the workers share this machine's cache: nothing is done twice
-            load(config)
+        classes = summary.classes
+    check_weights(config, classes)
+    if classes is not None and cluster.starts_own():
+        load(config)  # the workers share this machine's cache: nothing is done twice
     if config.model.drop_rate or config.model.attn_drop_rate:
         print("dropout is above 0: the run is repeatable with this number of workers only")
+
+
+def check_weights(config: TrainConfig, classes: Sequence[str] | None) -> None:
+    """See that `init_weights` fit, and say what of them is taken.
+
+    Args:
+        config: of the run.
+        classes: of the data; None if they are not known here, and so the head is not looked at.
+
+    Raises:
+        WeightsError, StorageError: they do not fit, or cannot be had.
+    """
+    if config.init_weights is None:
+        return
+    weights = bring(config.init_weights)
+    head = weights.tensors.get("head.bias", torch.empty(1))
+    model = build(config.model, len(head if classes is None else classes), seed=0)
+    for note in fit(weights, model, classes).notes:
+        print(note)
+    if weights.about is not None:
+        for name in ("mean", "std"):
+            then, now = (getattr(at.dataset, name) for at in (weights.about, config))
+            if then != now:
+                print(f"dataset.{name} is {now}; the weights were trained with {then}")
 
 
 def train(config: TrainConfig) -> int:
@@ -68,9 +102,11 @@ def train(config: TrainConfig) -> int:
     cluster.refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
-    check(config)
-    check_writable(out)
     runs.check_same(out, config)
+    going_on = Checkpoints(out / "checkpoints", token="").latest() is not None
+    needed = replace(config, init_weights=None) if going_on else config
+    check(needed)
+    check_writable(out)
     if done := finished(config, out):
         print_result(out, done)
         return 0
@@ -84,7 +120,7 @@ def train(config: TrainConfig) -> int:
         cluster.require(config.workers, config.cpus_per_worker, gpus, stop)
         # 3. Training, and the test set at its end.
         facts = launch(
-            work, config, resources, config.max_restarts, out, TrainingProgress(config.epochs), stop
+            work, needed, resources, config.max_restarts, out, TrainingProgress(config.epochs), stop
         )
     # 4. What it leaves.
     try:
@@ -96,7 +132,8 @@ def train(config: TrainConfig) -> int:
 def absolute(config: TrainConfig) -> TrainConfig:
     """The same config with paths that mean the same in a worker's folder, or on another day."""
     data = tuple(str(Location.parse(path)) for path in config.data)
-    return replace(config, out=str(Location.parse(config.out)), data=data)
+    weights = config.init_weights and str(Location.parse(config.init_weights))
+    return replace(config, out=str(Location.parse(config.out)), data=data, init_weights=weights)
 
 
 def finished(config: TrainConfig, out: Location) -> dict[str, Any] | None:
@@ -117,8 +154,8 @@ def conclude(config: TrainConfig, out: Location, facts: dict[str, Any], stop: St
         sys.stderr.write(f"jobs.train: {facts['error']}\n")
         return 1
     (out / "curves.png").write_bytes(runs.curves(facts["history"], title=str(out)))
-    export(config, out, facts["classes"])
     summary = summarize(config, facts)
+    export(config, out, facts, summary)
     (out / "summary.json").write_json(summary)
     print_result(out, summary)
     if facts["save_error"]:
@@ -131,7 +168,7 @@ def summarize(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
     """What summary.json holds; accuracies are fractions, null where there is no test set."""
     samples = facts["step"] * config.batch_size
     return {
-        "val_accuracy": facts["history"][facts["best_epoch"] - 1]["val_accuracy"],
+        "val_accuracy": facts["best"][0],
         "test_accuracy": facts["test"].get("test_accuracy"),
         "test_loss": facts["test"].get("test_loss"),
         "best_epoch": facts["best_epoch"],
@@ -146,29 +183,11 @@ def summarize(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
         "resumed": facts["resumed"],
         "workers": config.workers,
         "nodes": facts["nodes"],
-        "precision": facts["facts"]["precision"],
+        "numerics": facts["facts"]["numerics"],
         "save_error": facts["save_error"],
         "versions": runs.versions(),
         "hardware": facts["hardware"],
     }
-
-
-def export(config: TrainConfig, out: Location, classes: Sequence[str]) -> None:
-    """Publish the best weights in timm's names, and what a reader of them must know."""
-    checkpoints = Checkpoints(out / "checkpoints", token="export")
-    name = checkpoints.best()
-    if name is None:
-        return
-    weights = checkpoints.read(name).weights
-    (out / "export" / "model.safetensors").write_bytes(save(weights, {"format": "pt"}))
-    about = {
-        "checkpoint": name,
-        "classes": list(classes),
-        "model": asdict(config.model),
-        "mean": list(config.dataset.mean),
-        "std": list(config.dataset.std),
-    }
-    (out / "export" / "model.json").write_json(about)
 
 
 def print_result(out: Location, summary: dict[str, Any]) -> None:
@@ -187,10 +206,13 @@ def print_result(out: Location, summary: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    config = parse(TrainConfig, sys.argv[1:] if argv is None else argv, "jobs.train", __doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    if "--evaluate" in argv:
+        return evaluate.main([word for word in argv if word != "--evaluate"])
+    config = parse(TrainConfig, argv, "jobs.train", __doc__)
     try:
         return train(config)
-    except (ConfigError, DataError, StorageError, cluster.ClusterError) as error:
+    except (ConfigError, DataError, WeightsError, StorageError, cluster.ClusterError) as error:
         sys.stderr.write(f"jobs.train: {error}\n")
         return 2
     except LaunchError as error:

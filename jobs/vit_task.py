@@ -1,8 +1,9 @@
 """ViT training as a task of the epoch loop: its settings, its data on this node, its steps."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,15 @@ from jobs.fetch import cache_folder, fetch, localize
 from jobs.ranks import Ranks
 from jobs.storage import Location
 from jobs.task import LoopConfig
+from jobs.weights import bring
 from vit import data, rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
-from vit.formats import DataError
+from vit.decode import DataError
+from vit.feed import place
 from vit.model import VisionTransformer, build
-from vit.optim import adamw, learning_rate
-from vit.steps import Batch, choose_precision, evaluate, gradients, update
+from vit.optim import Optimizer, rate, start_average, update_average
+from vit.steps import Batch, Numerics, choose_numerics, evaluate, gradients, update
+from vit.weights import fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,13 @@ class TrainConfig(JobConfig, LoopConfig):
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init_weights: str | None = None
+    """Weights to start from, local or s3://: the folder of a run, its export/, or a safetensors
+    file in timm's names. Positions are resampled to the grid; a head for other classes starts
+    anew; all else must fit."""
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    """Compile the model with torch.compile: minutes before the first step, then faster on GPUs; a
+    CPU gains little."""
 
     def __post_init__(self) -> None:
         """Check what no single group shows."""
@@ -42,59 +53,22 @@ class TrainConfig(JobConfig, LoopConfig):
                 f"--workers {self.workers} is more than --batch-size {self.batch_size}:"
                 " some workers would have nothing to do"
             )
+        unit = 2 if self.augment.mixes else 1
+        if self.batch_size % unit:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} is odd; augment.mixup and augment.cutmix mix pairs"
+            )
+        if unit * self.optim.accumulate * self.workers > self.batch_size:
+            raise ConfigError(
+                f"--optim.accumulate {self.optim.accumulate} on --workers {self.workers} is more"
+                f" parts than --batch-size {self.batch_size} has"
+                + (" pairs to mix" if unit == 2 else " samples")
+            )
         if self.optim.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"--optim.warmup-epochs {self.optim.warmup_epochs} leaves nothing of"
                 f" --epochs {self.epochs}"
             )
-
-
-@dataclass(frozen=True)
-class Resident:
-    """A set of images where its pixels lie: on the device, or in host memory if they do not fit."""
-
-    images: Tensor
-    """(N, 3, S, S) uint8, perhaps shared with another set."""
-    labels: Tensor
-    """(N,) int64, where `images` are."""
-    rows: Tensor
-    """(n,) int64, where `images` are: the rows of the set."""
-    device: torch.device
-    """Where a batch is wanted."""
-
-    def take(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of the set's `samples`, (B,) int64 on the CPU, on the device."""
-        rows = self.rows[samples.to(self.images.device, non_blocking=True)]
-        images, labels = self.images[rows], self.labels[rows]
-        if self.device != images.device:  # pinned, the copies do not keep the host waiting
-            images = images.pin_memory().to(self.device, non_blocking=True)
-            labels = labels.pin_memory().to(self.device, non_blocking=True)
-        return images, labels
-
-
-def place(sets: dict[str, data.Images | None], device: torch.device) -> dict[str, Resident]:
-    """Put the sets' pixels on the device, an array that two sets share only once.
-
-    A GPU takes what leaves half of its free memory to the training; a CPU works on the pages that
-    all processes of the node share.
-    """
-    moved: dict[int, tuple[Tensor, Tensor]] = {}
-    placed = {}
-    for name, images in sets.items():
-        if images is None:
-            continue
-        if id(images.images) not in moved:
-            where = device if _fits(images.images.nbytes, device) else torch.device("cpu")
-            arrays = torch.from_numpy(images.images), torch.from_numpy(images.labels)
-            moved[id(images.images)] = (arrays[0].to(where), arrays[1].to(where))
-        pixels, labels = moved[id(images.images)]
-        rows = torch.from_numpy(images.rows).to(pixels.device)
-        placed[name] = Resident(pixels, labels, rows, device)
-    return placed
-
-
-def _fits(size: int, device: torch.device) -> bool:
-    return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 2
 
 
 class VitTask:
@@ -103,7 +77,7 @@ class VitTask:
     def __init__(
         self, config: TrainConfig, dataset: data.Dataset, device: torch.device, ranks: Ranks
     ) -> None:
-        """Put the data set on the device, as uint8, if it fits there; else beside it."""
+        """Make the data set ready to be taken from."""
         self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
         self.splits = place(
             {"train": dataset.train, "val": dataset.val, "test": dataset.test}, device
@@ -111,59 +85,71 @@ class VitTask:
         self.steps_per_epoch = data.steps_per_epoch(len(dataset.train), config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.warmup_steps = round(self.steps_per_epoch * config.optim.warmup_epochs)
-        self.precision: Literal["float32", "bfloat16"] = "float32"
+        self.mixing_epochs = config.augment.mix_until * config.epochs if config.augment.mixes else 0
 
     def build(self) -> nn.Module:
-        """The model with the weights that follow from the seed."""
+        """The model with the weights that follow from the seed, or from `init_weights`.
+
+        Raises AgreedError when those are no longer what the driver saw.
+        """
         seed = rng.fold(self.config.seed, "init")
-        return build(self.config.model, len(self.dataset.classes), seed).to(self.device)
+        model = build(self.config.model, len(self.dataset.classes), seed)
+        if (source := self.config.init_weights) is not None:
+            classes = self.dataset.classes
+            fitted = self.ranks.each(lambda: fit(bring(source), model, classes))
+            model.load_state_dict(fitted.tensors)
+        return model.to(self.device)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW with its groups."""
+        """AdamW, or Muon beside it, with their groups."""
         assert isinstance(model, VisionTransformer)
-        return adamw(model, self.config.optim, model.no_weight_decay())
+        return Optimizer(model, self.config.optim)
+
+    def average(self, model: nn.Module) -> nn.Module | None:
+        """A place for the average of the weights, if there is a half-life."""
+        return start_average(model) if self.config.optim.ema_half_life > 0 else None
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
-        """Choose the precision, by a probe if the config leaves it open."""
-        precision, reason = self.config.precision, "--precision says so"
-        if precision == "auto":
-            size = self.config.model.image_size
-            images = torch.zeros(batch, 3, size, size, device=self.device)
-            precision, reason = choose_precision(model, images)
-        return {"precision": precision, "because": reason, "data": self._contents()}
+        """Choose precision, attention and memory layout, by a probe where it cannot be known."""
+        size = self.config.model.image_size
+        images = torch.zeros(batch, 3, size, size, device=self.device)
+        numerics, reason = choose_numerics(model, images, self.config.precision)
+        return {"numerics": asdict(numerics), "because": reason, "data": self._contents()}
 
-    def settle(self, facts: dict[str, Any]) -> None:
-        """Take over the precision; raises DataError when the data are not those of the start."""
+    def settle(self, model: nn.Module, facts: dict[str, Any]) -> None:
+        """Take over the numerics; raises DataError when the data are not those of the start."""
         if facts["data"] != self._contents():
             raise DataError(
                 f"the data changed since the run was started: {facts['data']} then,"
                 f" {self._contents()} now; bring back what was there, or start in another --out"
             )
         self.facts = facts
-        self.precision = facts["precision"]
+        self.numerics = Numerics(**facts["numerics"])
+        self.numerics.prepare(model)
+        if self.config.compile:
+            model.compile(dynamic=False)
 
     def describe(self) -> str:
         """What was settled."""
-        sizes = {name: len(resident.rows) for name, resident in self.splits.items()}
+        sizes = {name: len(feed) for name, feed in self.splits.items()}
         sets = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
         classes = len(self.dataset.classes)
         return (
             f"images: {sets}; {classes} classes\n"
-            f"{self.precision} on {self.device.type}: {self.facts['because']}"
+            + "".join(f"{note}\n" for note in self.dataset.notes)
+            + f"{self.numerics} on {self.device.type}: {self.facts['because']}"
         )
 
     def _contents(self) -> dict[str, Any]:
         """What the order of samples and the meaning of labels hang on."""
-        sizes = {name: len(resident.rows) for name, resident in self.splits.items()}
+        sizes = {name: len(feed) for name, feed in self.splits.items()}
         return {**sizes, "classes": list(self.dataset.classes)}
 
     def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
         """Gradient of this rank's part of batch `index` of `epoch`."""
         with record_function("data"):
-            n, size = len(self.dataset.train), self.config.batch_size
-            samples = data.batch(n, size, self.config.seed, epoch, index)
-            samples = data.shard(samples, self.ranks.rank, self.ranks.world)
-            images, labels = self.splits["train"].take(samples)
+            samples = self._samples(epoch, index)
+            images, labels = self.splits["train"].take(samples, self._after(epoch, index))
         if self.config.model.drop_rate or self.config.model.attn_drop_rate:
             torch.manual_seed(rng.fold(self.config.seed, "dropout", step, self.ranks.rank))
         return gradients(
@@ -172,34 +158,66 @@ class VitTask:
             self.config.model,
             self.config.augment,
             self.config.dataset,
-            self.config.optim.label_smoothing,
-            self.precision,
+            self.config.optim,
+            self.numerics.precision,
             seed=self.config.seed,
             epoch=epoch,
             step=step,
+            mixing=epoch < self.mixing_epochs,
             world=self.ranks.world,
         )
 
-    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> Tensor:
-        """An AdamW step at the schedule's learning rate."""
-        return update(model, optimizer, self.learning_rate(step), self.config.optim.clip_norm)
+    def _samples(self, epoch: int, index: int) -> Tensor:
+        """This rank's part of batch `index` of `epoch`, in whole pairs while they are mixed."""
+        n, size = len(self.dataset.train), self.config.batch_size
+        samples = data.batch(n, size, self.config.seed, epoch, index)
+        unit = 2 if epoch < self.mixing_epochs else 1
+        return data.shard(samples, self.ranks.rank, self.ranks.world, unit)
+
+    def _after(self, epoch: int, index: int) -> Iterator[Tensor]:
+        """This rank's parts of all batches after that one, to the end of the last epoch."""
+        done = epoch * self.steps_per_epoch + index + 1
+        for step in range(done, self.total_steps):
+            yield self._samples(*divmod(step, self.steps_per_epoch))
+
+    def update(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        step: int,
+    ) -> Tensor:
+        """A step at the schedule's learning rate, then the average of the weights."""
+        optim = self.config.optim
+        norm = update(model, optimizer, self._rate(step), optim.clip_norm)
+        if average is not None:
+            update_average(average, model, optim.ema_half_life, self.config.batch_size, step)
+        return norm
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of a step."""
-        return learning_rate(self.config.optim, step, self.total_steps, self.warmup_steps)
+        """AdamW's learning rate of a step."""
+        return self.config.optim.lr * self._rate(step)
+
+    def _rate(self, step: int) -> float:
+        return rate(self.config.optim, step, self.total_steps, self.warmup_steps)
 
     def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
         """Sums of this rank's part of a split."""
         if split not in self.splits:
             return None
-        take = self.splits[split].take
-        rows = torch.arange(len(self.splits[split].rows))
-        rows = data.shard(rows, self.ranks.rank, self.ranks.world)
-        return evaluate(model, take, rows, self.config.dataset, self.precision, self.device)
+        feed = self.splits[split]
+        rows = data.shard(torch.arange(len(feed)), self.ranks.rank, self.ranks.world)
+
+        def take(part: Tensor) -> tuple[Tensor, Tensor]:
+            return feed.take(part, rows[rows > part[-1]].split(len(part)))
+
+        size, precision = self.config.model.image_size, self.numerics.precision
+        return evaluate(model, take, rows, size, self.config.dataset, precision, self.device)
 
     def score(self, row: dict[str, Any]) -> list[float]:
-        """Accuracy; of equal ones the lower loss."""
-        return [row["val_accuracy"], -row["val_loss"]]
+        """Accuracy, of the averaged weights if there are any; of equal ones the lower loss."""
+        prefix = "ema" if "ema_accuracy" in row else "val"
+        return [row[f"{prefix}_accuracy"], -row[f"{prefix}_loss"]]
 
     def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
         """Loss and accuracy of a split."""
@@ -220,7 +238,23 @@ ARCHIVES = {
 """Where a data set lies that was not given, and its SHA-256."""
 
 
-def local_paths(config: TrainConfig) -> list[Path]:
+class Source(Protocol):
+    """Settings that say which data are wanted, and how large their images."""
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """Files or folders; none: what the data set's name stands for."""
+
+    @property
+    def dataset(self) -> DatasetConfig:
+        """Which data set."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its image_size is what is stored, unless the data set says otherwise."""
+
+
+def local_paths(config: Source) -> list[Path]:
     """The data's files on this node; what is remote or not given is fetched into its cache."""
     if not config.data and config.dataset.name in ARCHIVES:
         url, checksum = ARCHIVES[config.dataset.name]
@@ -228,7 +262,7 @@ def local_paths(config: TrainConfig) -> list[Path]:
     return [localize(Location.parse(path)) for path in config.data]
 
 
-def load(config: TrainConfig) -> data.Dataset:
+def load(config: Source) -> data.Dataset:
     """Map the data into memory; the first process of a node brings and decodes them."""
     paths = local_paths(config)
     return data.load(config.dataset, paths, config.model.image_size, cache_folder())

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +91,7 @@ class _Loop:
         self.saved_for_preemption = False
         self.bare = task.build()
         self.optimizer = task.optimizer(self.bare)
+        self.average = task.average(self.bare)
         self.state = self._resume()
         self._settle()
         self.model = self._parallel()
@@ -108,7 +109,7 @@ class _Loop:
         if name is None:
             return State()
         saved = self.ranks.each(lambda: self.checkpoints.read(name))
-        restore(self.bare, self.optimizer, saved)
+        restore(self.bare, self.optimizer, self.average, saved)
         state = State(**saved.state)
         if self.ranks.rank == 0:
             with suppress(OSError):  # a full disk must not keep the training from going on
@@ -124,7 +125,7 @@ class _Loop:
             part = math.ceil(self.config.batch_size / self.ranks.world)
             # Every rank decides, so that a probe sees the load of the real thing; rank 0's counts.
             self.state.facts = self.ranks.agree(self.task.decide(self.bare, part))
-        self.ranks.each(lambda: self.task.settle(self.state.facts))
+        self.ranks.each(lambda: self.task.settle(self.bare, self.state.facts))
         if self.ranks.rank == 0:
             self.hooks.say(self.task.describe())
 
@@ -166,7 +167,8 @@ class _Loop:
         while state.index < task.steps_per_epoch:
             sums = task.gradients(self.model, state.epoch, state.index, state.step)
             self.totals = sums if self.totals is None else self.totals + sums
-            self.norms.append(task.update(self.model, self.optimizer, state.step))
+            norm = task.update(self.model, self.optimizer, self.average, state.step)
+            self.norms.append(norm)
             state.step += 1
             state.index += 1
             self.since += 1
@@ -242,14 +244,14 @@ class _Loop:
         """Evaluate, add the epoch's row to the history, save, report."""
         state = self.state
         sums = self._reduce_totals()
-        val = self.task.evaluate(self.bare, "val")
         row: dict[str, Any] = {
             "epoch": state.epoch + 1,
             "step": state.step,
             "samples_seen": state.step * self.config.batch_size,
             "lr": self.task.learning_rate(state.step - 1),
             **self.task.metrics(sums, "train"),
-            **(self.task.metrics(self.ranks.add(val), "val") if val is not None else {}),
+            **self._evaluate(self.bare, "val", "val"),
+            **(self._evaluate(self.average, "val", "ema") if self.average else {}),
             "images_per_s": state.step * self.config.batch_size / state.train_seconds,
             "seconds": self._wall(),
         }
@@ -266,6 +268,13 @@ class _Loop:
         self.hooks.report(row)
         if self.ranks.agree(self.hooks.stop_requested()):
             raise _StopRequestedError
+
+    def _evaluate(
+        self, model: nn.Module, split: Literal["val", "test"], prefix: str
+    ) -> dict[str, float]:
+        """Metrics of a split over all ranks; none if there is no such split."""
+        sums = self.task.evaluate(model, split)
+        return {} if sums is None else self.task.metrics(self.ranks.add(sums), prefix)
 
     def _settle_best(self) -> None:
         """Go back to the best that was published, if the save of a better one failed."""
@@ -294,7 +303,7 @@ class _Loop:
             return
         self.saver.wait()
         plain = asdict(self.state)
-        saved = snapshot(self.bare, self.optimizer, self.state.step, plain)
+        saved = snapshot(self.bare, self.optimizer, self.average, self.state.step, plain)
         self.saver.submit(partial(self._publish, saved, pointers))
 
     def _publish(self, saved: Snapshot, pointers: tuple[str, ...]) -> None:
@@ -315,11 +324,10 @@ class _Loop:
             self.hooks.say(
                 f"stopped after step {self.state.step}, {kept}; the same command goes on"
             )
-        sums = None
+        test = {}
         if ended in ("epochs", "patience"):
             self._load_best()
-            sums = self.task.evaluate(self.bare, "test")
-        test = self.task.metrics(self.ranks.add(sums), "test") if sums is not None else {}
+            test = self._evaluate(self.bare, "test", "test")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {
             "ended": ended,
@@ -337,4 +345,4 @@ class _Loop:
         name = self.ranks.first(self.checkpoints.best)
         if name is not None:
             saved = self.ranks.each(lambda: self.checkpoints.read(name))
-            self.bare.load_state_dict(saved.weights)
+            self.bare.load_state_dict(saved.average or saved.weights)

@@ -12,7 +12,7 @@ import torch
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-pytest_plugins = ["tests.s3_server"]
+pytest_plugins = ["tests.s3_server", "tests.trained"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,10 +77,10 @@ class RayCluster:
             f"Ray's {what} does not answer:\n{(self.folder / 'ray.log').read_text()[-2000:]}"
         )
 
-    def job(self, *argv, **changes):
+    def job(self, *argv, module="jobs.train", **changes):
         """Start `python -m jobs.train` on this cluster; its output is one stream."""
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs.train", *map(str, argv)],
+            [sys.executable, "-m", module, *map(str, argv)],
             env=self.environment | {"RAY_ADDRESS": self.address, "COLUMNS": "200"} | changes,
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip

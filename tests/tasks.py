@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from jobs.ranks import Ranks
 from jobs.storage import Location
 from jobs.vit_task import TrainConfig, VitTask, load
 from jobs.worker import run
-from vit.config import AugmentConfig, ModelConfig, OptimConfig
+from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 
 
 def small_config(out, **changes):
@@ -25,6 +28,44 @@ def small_config(out, **changes):
         "optim": OptimConfig(lr=3e-3, warmup_epochs=1),
     }
     return TrainConfig(out=str(out), **(settings | changes))
+
+
+def every_option(out, folder):
+    """A training with every option on at once, on the images of `folder`, streamed."""
+    return TrainConfig(
+        out=str(out),
+        data=(str(folder),),
+        epochs=3,
+        batch_size=32,
+        precision="float32",
+        device="cpu",
+        dataset=DatasetConfig(name="imagefolder", store_size=12, cache_gb=0, max_bad_images=1),
+        model=ModelConfig(
+            image_size=8, patch_size=4, embed_dim=32, depth=2, num_heads=2, stem="conv",
+            reg_tokens=1, qk_norm=True, init_values=0.1, drop_path_rate=0.2, drop_rate=0.1,
+            attn_drop_rate=0.1,
+        ),
+        augment=AugmentConfig(
+            crop="resized", policy="randaugment", erasing=0.3, mixup=0.2, cutmix=1.0,
+            mix_prob=0.7, mix_until=0.6,
+        ),
+        optim=OptimConfig(
+            optimizer="muon", schedule="wsd", lr=3e-3, warmup_epochs=1, layer_decay=0.8,
+            accumulate=2, ema_half_life=200,
+        ),
+    )  # fmt: skip
+
+
+def write_digits(folder, train=800, test=200):
+    """The digits as a folder of PNG files, one of them cut off; returns it."""
+    digits = load_digits()
+    for index in range(train + test):
+        split, label = "train" if index < train else "test", digits.target[index]
+        target = folder / split / f"digit {label}" / f"{index}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((digits.images[index] * 15).astype(np.uint8)).save(target)
+    (folder / "train" / "digit 0" / "cut.png").write_bytes(target.read_bytes()[:60])
+    return folder
 
 
 @dataclass

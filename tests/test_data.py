@@ -1,6 +1,7 @@
 """Data sets against torchvision, scikit-learn and Pillow; splits, orders, the cache, bad input."""
 
 import io
+import json
 import os
 import pickle
 import resource
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +24,10 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
+from vit import cache as caches
 from vit import data, formats, rng
 from vit.config import DatasetConfig
+from vit.decode import DataError, Pack, decode
 
 CIFAR10, CIFAR100 = DatasetConfig("cifar10"), DatasetConfig("cifar100")
 FOLDER = DatasetConfig("imagefolder", val_fraction=0.25)
@@ -142,7 +146,7 @@ def test_a_pickle_calls_nothing(tmp_path, function):
     args = {os.mkdir: [str(trap)], eval: [f"__import__('os').mkdir({str(trap)!r})"]}
     call = Call(function, *args.get(function, [str(trap), "x"]))
     folder = write_folder(tmp_path, CIFAR10, cifar_files(CIFAR10, data_batch_2={"data": call}))
-    with pytest.raises(data.DataError, match=r"data_batch_2 is not a pickle of CIFAR: it names"):
+    with pytest.raises(DataError, match=r"data_batch_2 is not a pickle of CIFAR: it names"):
         data.check(CIFAR10, [folder])
     assert not trap.exists()
     assert not trap.with_suffix(".npy").exists()
@@ -316,14 +320,28 @@ def test_geometry_is_torchvisions(shape, size):
     image = Image.fromarray(pixels(1, *shape)[0])
     expected = v2.functional.resize(image, [size], v2.InterpolationMode.BILINEAR, antialias=True)
     expected = np.asarray(v2.functional.center_crop(expected, [size])).transpose(2, 0, 1)
-    ours = data.decode(encoded(pixels(1, *shape)[0]), size)
+    ours = decode(encoded(pixels(1, *shape)[0]), size)
     # What is cut off is not computed, so ties at half a level may round the other way.
     assert abs(ours - expected.astype(int)).max() <= (shape[0] != shape[1])
 
 
 def test_a_needle_is_never_resized_in_full():
     needle = encoded(np.zeros((1, 60_000, 3), np.uint8))
-    assert data.decode(needle, 224).shape == (3, 224, 224)  # 224 x 13,440,000 would be 9 GB
+    assert decode(needle, 224).shape == (3, 224, 224)  # 224 x 13,440,000 would be 9 GB
+
+
+@pytest.mark.parametrize(("shape", "scale"), [((300, 400), 8), ((64, 200), 2), ((63, 64), 1)])
+def test_a_large_jpeg_is_decoded_small(shape, scale):
+    small = pixels(1, 8, 8)[0]
+    picture = Image.fromarray(small).resize(shape[::-1], Image.Resampling.BICUBIC)
+    image = encoded(np.asarray(picture), "jpeg", quality=95)
+    drafted = Image.open(io.BytesIO(image))
+    drafted.draft(None, (drafted.width // scale, drafted.height // scale))
+    assert drafted.size == tuple(-(-side // scale) for side in picture.size)
+    plain = decode(encoded(np.asarray(drafted.convert("RGB"))), 32)
+    np.testing.assert_array_equal(decode(image, 32), plain)
+    full = decode(encoded(np.asarray(Image.open(io.BytesIO(image)))), 32)
+    assert abs(full.astype(int) - plain).mean() < 4  # levels of 255: the same picture
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -333,7 +351,7 @@ def test_exif_orientation(orientation):
     image = encoded(pixels(1, 16, 16)[0], exif=exif)
     raw = torch.frombuffer(bytearray(image), dtype=torch.uint8)
     expected = torchvision.io.decode_image(raw, apply_exif_orientation=True)
-    np.testing.assert_array_equal(data.decode(image, 16), expected)
+    np.testing.assert_array_equal(decode(image, 16), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
@@ -342,15 +360,15 @@ def test_modes_become_rgb(mode, tmp_path):
     path = tmp_path / "image.tif"
     picture.save(path)
     expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(data.decode(path, 8), expected)
+    np.testing.assert_array_equal(decode(path, 8), expected)
 
 
 def test_deep_grey_is_scaled_and_32_bits_are_refused(tmp_path):
     grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
-    np.testing.assert_array_equal(data.decode(encoded(grey), 8)[1], grey // 256)
+    np.testing.assert_array_equal(decode(encoded(grey), 8)[1], grey // 256)
     Image.fromarray(grey.astype(np.int32)).save(tmp_path / "deep.tif")
-    with pytest.raises(data.DataError, match="32 bits"):
-        data.decode(tmp_path / "deep.tif", 8)
+    with pytest.raises(DataError, match="32 bits"):
+        decode(tmp_path / "deep.tif", 8)
 
 
 # --- Split ---------------------------------------------------------------------------------------
@@ -413,9 +431,9 @@ def test_order_depends_on_seed_epoch_and_step_alone():
 
 
 def test_an_order_out_of_range():
-    with pytest.raises(data.DataError, match="global batch is 11, the training set has 10 images"):
+    with pytest.raises(DataError, match="global batch is 11, the training set has 10 images"):
         data.steps_per_epoch(10, 11)
-    with pytest.raises(data.DataError, match="global batch is 0"):
+    with pytest.raises(DataError, match="global batch is 0"):
         data.batch(10, 0, 0, 0, 0)
     with pytest.raises(IndexError, match="step 3 of an epoch of 3 steps"):
         data.batch(10, 3, 0, 0, 3)
@@ -444,7 +462,7 @@ def test_decoded_once(tmp_path, monkeypatch):
     first = data.load(FOLDER, [root], 16, cache)
     assert isinstance(first.train.images, np.memmap)
     with monkeypatch.context() as patch:
-        patch.setattr(data, "decode", None)
+        patch.setattr(caches, "decode", None)
         patch.chdir(tmp_path)
         again = data.load(FOLDER, [Path("root")], 16, cache)
     np.testing.assert_equal(contents(again), contents(first))
@@ -485,11 +503,12 @@ def test_writing_to_the_images_reaches_nobody_else(tmp_path, recwarn):
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path
+from vit import cache as caches
 from vit import data
 from vit.config import DatasetConfig
 
 root, cache, log = map(Path, sys.argv[1:])
-decode = data.decode
+decode = caches.decode
 
 def start(pause):
     if child := os.fork():
@@ -499,7 +518,7 @@ def start(pause):
         with log.open("a") as file:
             file.write(f"{os.getpid()}\\n")
         return decode(*args)
-    data.decode = slow
+    caches.decode = slow
     ours = data.load(DatasetConfig("imagefolder"), [root], 16, cache)
     os.write(1, f"{len(ours.train.images)} {ours.train.images.sum()}\\n".encode())
     os._exit(0)
@@ -535,7 +554,7 @@ def test_three_processes_decode_once_after_one_was_killed_decoding(tmp_path):
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(data.DataError, match=r"in the cache .*file.*choose another folder"):
+        with pytest.raises(DataError, match=r"in the cache .*file.*choose another folder"):
             data.load(DatasetConfig(), [], 8, cache)
 
 
@@ -545,7 +564,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
         resource.setrlimit(
             resource.RLIMIT_FSIZE, (100_000, hard)
         )  # a write fails, as on a full disk
-        with pytest.raises(data.DataError, match="File too large; make room there"):
+        with pytest.raises(DataError, match="File too large; make room there"):
             data.load(DatasetConfig(), [], 8, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -557,7 +576,7 @@ def test_a_damaged_cache_is_named(tmp_path):
     data.load(DatasetConfig(), [], 8, tmp_path)
     (images,) = tmp_path.glob("digits-*/train.images.npy")
     os.truncate(images, 1000)
-    with pytest.raises(data.DataError, match=rf"{images.parent} is damaged .* remove that folder"):
+    with pytest.raises(DataError, match=rf"{images.parent} is damaged .* remove that folder"):
         data.load(DatasetConfig(), [], 8, tmp_path)
 
 
@@ -590,7 +609,7 @@ def test_paths_that_do_not_fit(tmp_path, config, names, message):
     (tmp_path / "a.txt").write_text("no archive")
     (tmp_path / "train.parquet").write_text("no Parquet")
     write_images(tmp_path / "sets/train", "b")
-    with pytest.raises(data.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         data.check(config, [tmp_path / name for name in names])
 
 
@@ -619,16 +638,16 @@ ROWS = np.zeros((2, 3072), np.uint8)
 def test_bad_batches(tmp_path, batch, message):
     files = cifar_files(CIFAR10, data_batch_3=batch)
     for write in (write_folder, write_archive):
-        with pytest.raises(data.DataError, match=message):
+        with pytest.raises(DataError, match=message):
             data.check(CIFAR10, [write(tmp_path, CIFAR10, files)])
 
 
 def test_damaged_and_mistaken_archives(tmp_path):
     archive = write_archive(tmp_path, CIFAR10, cifar_files(CIFAR10))
-    with pytest.raises(data.DataError, match=r"files of cifar-100-python missing \(2\)"):
+    with pytest.raises(DataError, match=r"files of cifar-100-python missing \(2\)"):
         data.check(CIFAR100, [archive])
     os.truncate(archive, archive.stat().st_size // 2)
-    with pytest.raises(data.DataError, match=rf"{archive.name}.*(cannot be read|not a pickle)"):
+    with pytest.raises(DataError, match=rf"{archive.name}.*(cannot be read|not a pickle)"):
         data.check(CIFAR10, [archive])
 
 
@@ -654,20 +673,20 @@ def test_bad_parquet(tmp_path, images, labels, columns, message):
     kind = pa.int64() if images == [1, 2] else pa.binary()
     labels = pa.array(labels, None if labels else pa.int64())
     write_parquet(tmp_path / "train.parquet", images, labels, columns, kind)
-    with pytest.raises(data.DataError, match=message):
+    with pytest.raises(DataError, match=message):
         data.check(CIFAR10, [tmp_path])
 
 
 def test_all_bad_files_are_named_in_one_message(tmp_path):
     for name in ("train-0", "train-1", "test"):
         write_parquet(tmp_path / f"{name}.parquet", png(1), [0], ("image", "x"))
-    with pytest.raises(data.DataError, match=r"(?s)\(3\):.*train-0.*train-1.*test"):
+    with pytest.raises(DataError, match=r"(?s)\(3\):.*train-0.*train-1.*test"):
         data.check(CIFAR10, [tmp_path])
 
 
 def test_many_bad_labels_are_counted(tmp_path):
     write_parquet(tmp_path / "train.parquet", png(20), [0] * 11 + [100] * 9)
-    with pytest.raises(data.DataError, match=r"(?s)\(9\):.*row 11:.*row 15:.*\.\.\. and 4 more$"):
+    with pytest.raises(DataError, match=r"(?s)\(9\):.*row 11:.*row 15:.*\.\.\. and 4 more$"):
         data.check(CIFAR10, [tmp_path])
 
 
@@ -680,29 +699,155 @@ def test_images_of_parquet_that_do_not_decode(tmp_path, kind):
     table = pa.table({"image": pa.array(images, kind), "label": np.arange(300) % 4})
     pq.write_table(table, tmp_path / "train.parquet", row_group_size=120)
     data.check(CIFAR10, [tmp_path])
-    with pytest.raises(data.DataError) as caught:
+    with pytest.raises(DataError) as caught:
         data.load(CIFAR10, [tmp_path], 32, tmp_path / "cache")
-    lines = str(caught.value).splitlines()
+    *lines, remedy = str(caught.value).splitlines()
     assert lines[0] == "images cannot be used (4):"
     assert [line.split("row ")[1].split(":")[0] for line in lines[1:]] == ["3", "4", "7", "290"]
+    assert remedy == "dataset.max_bad_images is 0; 4 would leave them out"
     assert "not an image of a format" in lines[1]
     assert "truncated" in lines[3] or "does not decode" in lines[3]
     assert lines[4].endswith("no image")
-    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("cache_gb", [16.0, 0.0])
+def test_bad_images_that_are_allowed_are_named_and_left_out(tmp_path, cache_gb):
+    images = png(40)
+    images[3], images[7], images[20] = b"no image", images[7][:200], None
+    write_parquet(tmp_path / "train.parquet", images, np.arange(40) % 4)
+    write_parquet(tmp_path / "test.parquet", [*png(5), b""], [0, 1, 2, 3, 4, 5])
+    strict = DatasetConfig("cifar10", cache_gb=cache_gb, max_bad_images=3)
+    with pytest.raises(DataError, match=r"cannot be used \(4\)"):
+        data.load(strict, [tmp_path], 32, tmp_path / "cache")
+    ours = data.load(replace(strict, max_bad_images=4), [tmp_path], 32, tmp_path / "cache")
+    assert [note.split("parquet, ")[1].split(":")[0] for note in ours.notes] == [
+        "row 3", "row 7", "row 20", "row 5",
+    ]  # fmt: skip
+    assert (len(ours.train) + len(ours.val), len(ours.test)) == (37, 5)
+    good = [row for row in range(40) if row not in (3, 7, 20)]
+    for part, wanted in ((ours.train, good), (ours.test, range(5))):
+        expected = pixels(40 if wanted is good else 5).transpose(0, 3, 1, 2)[wanted]
+        rows = part.rows if wanted is good else np.arange(5)
+        base = part.rows[0] - rows[0]
+        for row in rows:
+            np.testing.assert_array_equal(image(part, row + base), expected[row])
+            assert part.labels[row + base] == np.array(wanted)[row] % (4 if wanted is good else 10)
+
+
+def image(part, row):
+    return part.images.decode(row) if isinstance(part.images, Pack) else part.images[row]
+
+
+def test_a_mixed_folder_counts_what_it_leaves_aside(tmp_path):
+    root = write_images(tmp_path / "root", ["cat", "dog"], [(9, 9)] * 8)
+    (root / "cat/notes.txt").write_text("no image")
+    (root / "cat/deeper").mkdir()
+    (root / "cat/deeper/clip.mp4").write_text("no image")
+    (root / "labels.csv").write_text("no image")
+    (root / "dog/.DS_Store").write_text("nobody's")
+    note = f"{root}: 3 files that are no image in a class folder are left aside"
+    assert data.check(FOLDER, [root]).notes == (note,)
+    assert data.load(FOLDER, [root], 9, tmp_path / "cache").notes == (note,)
+
+
+# --- Parquet of any kind -------------------------------------------------------------------------
+
+PARQUET = DatasetConfig("parquet", val_fraction=0.25)
+
+
+@pytest.mark.parametrize("kind", ["integers", "strings", "categories", "ClassLabel"])
+def test_classes_of_parquet(tmp_path, kind):
+    numbers = np.arange(24) % 3
+    names = np.array(["dog", "ant", "cat"])
+    labels = {
+        "integers": pa.array(numbers),
+        "strings": pa.array(names[numbers]),
+        "categories": pa.array(names[numbers]).dictionary_encode(),
+        "ClassLabel": pa.array(numbers),
+    }[kind]
+    table = pa.table({"image": png(24), "label": labels})
+    if kind == "ClassLabel":
+        feature = {"label": {"names": list(names), "_type": "ClassLabel"}}
+        about = json.dumps({"info": {"features": feature}})
+        table = table.replace_schema_metadata({"huggingface": about})
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    ours = data.load(PARQUET, [tmp_path], 32, tmp_path / "cache")
+    if kind == "integers":
+        assert ours.classes == ("0", "1", "2")
+    else:
+        assert set(ours.classes) == set(names)
+        assert [ours.classes[label] for label in ours.train.labels] == list(names[numbers])
+    assert (ours.classes == tuple(sorted(names))) == (kind in ("strings", "categories"))
+    assert data.check(PARQUET, [tmp_path]) == data.Summary(ours.classes, 18, 6, None)
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "message"),
+    [
+        ([0, 2], [0], r"without an image to train on; .* without a gap \(1\):\n  1"),
+        ([1, 2], [1], r"without an image to train on; .* \(1\):\n  0"),
+        ([10**9, 0], [0], r"without an image to train on; .* \(1\):\n  1"),
+        (["a", "b"], ["b", "c"], r"without an image to train on \(1\):\n.*val.parquet, row 1: c"),
+        ([0.5, 1.0], [1.0], "column label is double; integers or names were expected"),
+        ([0, 1], ["a"], r"val.parquet and .*train.parquet differ: .* integers as labels in one"),
+    ],
+)
+def test_classes_of_parquet_that_do_not_fit(tmp_path, train, val, message):
+    write_parquet(tmp_path / "train.parquet", png(len(train)), train)
+    write_parquet(tmp_path / "val.parquet", png(len(val)), val)
+    with pytest.raises(DataError, match=message):
+        data.check(PARQUET, [tmp_path])
+
+
+def shards(root, count=3, rows=20):
+    for i in range(count):
+        path = root / f"train-{i}.parquet"
+        write_parquet(path, png(rows, i), np.arange(rows) % 4, row_group_size=5, compression="zstd")
+    return sorted(root.glob("train*"))
+
+
+def test_a_shard_without_its_end(tmp_path):
+    _, damaged, _ = shards(tmp_path)
+    os.truncate(damaged, 1000)
+    with pytest.raises(DataError, match=rf"(?s)used \(20\):\n  {damaged} cannot be read.*20 would"):
+        data.check(PARQUET, [tmp_path])
+    allowed = replace(PARQUET, max_bad_images=20)
+    (note,) = data.check(allowed, [tmp_path]).notes
+    assert note.startswith(f"left out: {damaged} cannot be read")
+    ours = data.load(allowed, [tmp_path], 32, tmp_path / "cache")
+    expected = np.concatenate([pixels(20, seed=seed) for seed in (0, 2)]).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(ours.train.images, expected)
+
+
+@pytest.mark.parametrize("cache_gb", [16.0, 0.0])
+def test_a_shard_that_is_damaged_inside(tmp_path, cache_gb):
+    path = shards(tmp_path)[1]
+    column = pq.read_metadata(path).row_group(2).column(0)
+    with path.open("r+b") as file:
+        file.seek(column.data_page_offset or column.dictionary_page_offset)
+        file.write(b"\xff" * 2000)
+    config = replace(PARQUET, cache_gb=cache_gb, max_bad_images=4)
+    data.check(config, [tmp_path])
+    with pytest.raises(DataError, match=rf"(?s)used \(5\):\n  {path}, row 10: its row group 2 "):
+        data.load(config, [tmp_path], 32, tmp_path / "cache")
+    ours = data.load(replace(config, max_bad_images=5), [tmp_path], 32, tmp_path / "cache")
+    assert len(ours.train) + len(ours.val) == 55
+    labels = np.delete(np.tile(np.arange(20) % 4, 3), np.arange(30, 35))
+    np.testing.assert_array_equal(ours.train.labels, labels)
 
 
 def test_files_that_do_not_decode(tmp_path):
     root = write_images(tmp_path / "root", "ab", [(9, 9)] * 9)
     for i in range(7):
         (root / "b" / f"{i}.png").write_bytes(b"")
-    with pytest.raises(data.DataError, match=r"(?s)\(7\):\n  .*root/b/0.png: .*and 2 more"):
+    with pytest.raises(DataError, match=r"(?s)\(7\):\n  .*root/b/0.png: .*and 2 more"):
         data.load(FOLDER, [root], 9, tmp_path / "cache")
 
 
 def test_a_link_to_nothing_is_named(tmp_path):
     root = write_images(tmp_path / "root", "ab")
     (root / "a/broken.png").symlink_to("nothing.png")
-    with pytest.raises(data.DataError, match=r"broken\.png cannot be read"):
+    with pytest.raises(DataError, match=r"broken\.png cannot be read"):
         data.load(FOLDER, [root], 9, tmp_path / "cache")
 
 
@@ -710,7 +855,7 @@ def test_a_class_that_validation_would_use_up(tmp_path):
     write_images(tmp_path / "root", "a", [(9, 9)] * 4)
     write_images(tmp_path / "root", "b", [(9, 9)])
     config = DatasetConfig("imagefolder", val_fraction=0.8)
-    with pytest.raises(data.DataError, match=r"at dataset.val_fraction 0.8 \(1\):\n  b"):
+    with pytest.raises(DataError, match=r"at dataset.val_fraction 0.8 \(1\):\n  b"):
         data.check(config, [tmp_path / "root"])
 
 

@@ -45,10 +45,17 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def configs():
+OURS = {"conv_stem": {"stem": "conv"}, "conv_stem_8": {"stem": "conv", "patch_size": 8}}
+"""What timm does not have."""
+
+
+def configs(**more):
     return pytest.mark.parametrize(
         "config",
-        [pytest.param(dataclasses.replace(BASE, **v), id=name) for name, v in VARIANTS.items()],
+        [
+            pytest.param(dataclasses.replace(BASE, **v), id=name)
+            for name, v in (VARIANTS | more).items()
+        ],
     )
 
 
@@ -120,9 +127,12 @@ def test_loads_into_timm_and_back(config):
         assert torch.equal(back.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @configs()
-def test_logits_and_gradients_agree_with_timm(config):
+def test_logits_and_gradients_agree_with_timm(config, fused):
     ours, theirs = randomised(VisionTransformer(config, CLASSES)), timm_model(config)
+    for block in ours.blocks:
+        block.attn.fused = fused
     theirs.load_state_dict(ours.state_dict())
     theirs.pos_embed.requires_grad_(config.pos_embed == "learn")
     inputs = images(config=config)
@@ -306,7 +316,7 @@ def test_no_weight_decay_names_all_but_the_matrices():
     assert decayed == matrices | {"patch_embed.proj.weight", "head.weight"}
 
 
-@configs()
+@configs(**OURS)
 def test_flops_agree_with_torchs_counter(config):
     with torch.device("meta"):
         model, inputs = (
@@ -318,7 +328,7 @@ def test_flops_agree_with_torchs_counter(config):
     assert flops(config, CLASSES) == counter.get_total_flops()
 
 
-@configs()
+@configs(**OURS)
 def test_bfloat16_autocast_trains(config):
     model = randomised(VisionTransformer(config, CLASSES)).train()
     inputs = images(config=config)
@@ -331,7 +341,7 @@ def test_bfloat16_autocast_trains(config):
     torch.testing.assert_close(logits.float(), model(inputs, draws), rtol=0, atol=0.05)
 
 
-@configs()
+@configs(**OURS)
 def test_empty_batch_gives_no_logits(config):
     """A rank may be left without samples in the last evaluation."""
     assert VisionTransformer(config, CLASSES)(images(0, config)).shape == (0, CLASSES)
@@ -346,3 +356,23 @@ def test_images_of_another_shape_are_refused(shape):
 def test_draws_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"drop_path has shape \(4, 6\).*need \(6, 4\)"):
         VisionTransformer(BASE, CLASSES)(images(), torch.zeros(4, 6))
+
+
+def test_conv_stem_is_a_stack_of_torchs_convolutions():
+    """Width doubling up to D, a GELU after each 3x3, patches row by row."""
+    config = dataclasses.replace(BASE, stem="conv", patch_size=8)
+    stem = randomised(VisionTransformer(config, CLASSES)).patch_embed
+    x = images()
+    for (weight, bias), width in zip(
+        [(c.weight, c.bias) for c in stem.convs if hasattr(c, "weight")], (12, 24, 48), strict=True
+    ):
+        assert len(weight) == width
+        x = F.gelu(F.conv2d(x, weight, bias, stride=2, padding=1))
+    tokens = torch.einsum("bchw,dc->bhwd", x, stem.proj.weight[:, :, 0, 0]) + stem.proj.bias
+    torch.testing.assert_close(stem(images()), tokens.reshape(4, 4, 48), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("patch", "dim"), [(3, 48), (1, 48), (8, 6)])
+def test_conv_stem_that_cannot_halve_is_refused(patch, dim):
+    with pytest.raises(ValueError, match=r"model.stem conv .*model.patch_size"):
+        ModelConfig(image_size=24, patch_size=patch, embed_dim=dim, num_heads=1, stem="conv")

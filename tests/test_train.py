@@ -7,29 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import pandas as pd
 import psutil
 import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 from safetensors.torch import load, load_file
 
+from jobs.config import as_yaml
 from jobs.storage import Location
 from jobs.train import main
 from tests.conftest import ROOT
 from tests.ranks import on_ranks
-from tests.tasks import small_config, train_small
+from tests.tasks import every_option, train_small, write_digits
 
 SMALL = [
     *("--config", "digits.yaml", "--model.patch-size", "4", "--model.embed-dim", "32"),
     *("--model.depth", "2", "--model.num-heads", "2", "--optim.warmup-epochs", "1"),
     *("--cpus-per-worker", "0.5", "--device", "cpu"),
-]
-EXACT = [  # tests.tasks.small_config as flags
-    *("--epochs", "3", "--batch-size", "64", "--precision", "float32", "--model.image-size", "8"),
-    *("--model.patch-size", "4", "--model.embed-dim", "32", "--model.depth", "2"),
-    *("--model.num-heads", "2", "--model.drop-path-rate", "0.2", "--augment.crop-padding", "1"),
-    *("--augment.policy", "autoaugment-cifar10", "--optim.lr", "3e-3"),
-    *("--optim.warmup-epochs", "1", "--device", "cpu"),
 ]
 
 
@@ -53,9 +49,9 @@ def step_of(out):
         return -1
 
 
-def final_weights(out):
+def final(out, part):
     name = json.loads((out / "checkpoints/last.json").read_text())["checkpoint"]
-    return load_file(out / "checkpoints" / name / "weights.safetensors")
+    return load_file(out / "checkpoints" / name / f"{part}.safetensors")
 
 
 def training_workers(ray_cluster):
@@ -63,11 +59,16 @@ def training_workers(ray_cluster):
     return [p for node in found for p in node if "RayTrainWorker" in " ".join(p.cmdline())]
 
 
-def test_ctrl_c_and_a_killed_worker_change_nothing(ray_cluster, tmp_path):
-    """SIGINT, then kill -9 in mid-epoch: the weights of ranks that never knew Ray, bit for bit."""
-    out = tmp_path / "run"
+def test_every_option_ctrl_c_and_a_killed_worker(ray_cluster, tmp_path):
+    """SIGINT, then kill -9 in mid-epoch: the weights of ranks that never knew Ray, bit for bit.
+
+    Every option is on. What comes out is measured by evaluation and prediction too.
+    """
+    out, images = tmp_path / "run", write_digits(tmp_path / "images")
+    recipe = tmp_path / "everything.yaml"
+    recipe.write_text(as_yaml(every_option(out, images)))
     relative = os.path.relpath(out, ROOT)  # the workers' folder is another
-    flags = ["--out", relative, "--workers", "2", *EXACT, "--save-minutes", "0.005"]
+    flags = ["--config", recipe, "--out", relative, "--workers", "2", "--save-minutes", "0.005"]
     job = ray_cluster.job(*flags)
     wait_for(lambda: step_of(out) >= 0)
     job.send_signal(signal.SIGINT)
@@ -81,21 +82,40 @@ def test_ctrl_c_and_a_killed_worker_change_nothing(ray_cluster, tmp_path):
     output = finish(job)
     assert f"going on from step {stopped_at}" in output
     assert "lost rank" in output
+    assert "cut.png" in output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["resumed"] == 2
-    reference = small_config(tmp_path / "reference")
+    reference = every_option(tmp_path / "reference", images)
     (facts, *_), *_ = on_ranks(2, train_small, reference, folder=tmp_path)
-    ours, theirs = final_weights(out), final_weights(tmp_path / "reference")
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    for part in ("weights", "average", "optimizer"):
+        ours, theirs = (final(folder, part) for folder in (out, tmp_path / "reference"))
+        assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
     assert summary["test_accuracy"] == facts["test"]["test_accuracy"]
     rows = (out / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
-    for name in ("curves.png", "config.yaml", "versions.json", "export/model.safetensors"):
+    for name in ("curves.png", "config.yaml", "versions.json", "export/README.md", "events"):
         assert (out / name).stat().st_size > 0
-    assert list((out / "events").glob("events.*"))
-    again = finish(ray_cluster.job("--out", out, "--workers", "1", *EXACT))
+    again = finish(ray_cluster.job(*flags))
     assert "done: test accuracy" in again
     assert "Ray" not in again  # none is started for a run that is over
+
+    assert evaluated(out, images, tmp_path / "figures.json") == summary["test_accuracy"]
+    assert predicted(ray_cluster, out, images / "test", tmp_path) == summary["test_accuracy"]
+
+
+def evaluated(weights, images, figures):
+    flags = ["--evaluate", "--weights", weights, "--data", images, "--json", figures]
+    assert main([*map(str, [*flags, "--dataset.max-bad-images", "1"])]) == 0
+    return json.loads(figures.read_text())["accuracy"]
+
+
+def predicted(ray_cluster, weights, images, folder):
+    out = folder / "predicted"
+    flags = ["--weights", weights, "--data", images, "--out", out, "--device", "cpu"]
+    finish(ray_cluster.job(*flags, module="jobs.predict"))
+    table = pd.concat(map(pd.read_parquet, sorted(out.glob("predictions/*.parquet"))))
+    labels = [Path(path).parent.name for path in table["path"]]
+    return (table["class"] == labels).mean()
 
 
 def test_submitted_stopped_and_submitted_again(ray_cluster, tmp_path):

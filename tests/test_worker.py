@@ -126,6 +126,7 @@ def evaluated(n):
         build(config, 10, 0),
         lambda samples: (images[samples], labels[samples]),
         rows,
+        config.image_size,
         DatasetConfig(),
         "float32",
         torch.device("cpu"),

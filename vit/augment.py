@@ -1,99 +1,56 @@
 """Augmentation of a whole batch at once, with another choice for every sample.
 
 Two halves: `choose` decides (where to crop, whether to flip, which operations at which magnitude),
-`apply` carries it out. Only `choose` knows what a policy is; another policy (RandAugment,
-TrivialAugment) is another way to fill `Choices.ops` and `Choices.magnitudes`.
+`apply` carries it out; pixels come out as from torchvision's RandomCrop or RandomResizedCrop,
+RandomHorizontalFlip and automatic augmentation on uint8 tensors, which draw one choice a call. What
+comes after normalisation, `erase` and `mix`, chooses and does in one.
 
-Pixels come out as from torchvision's RandomCrop, RandomHorizontalFlip and AutoAugment on uint8
-tensors (interpolation nearest, fill 0), which draw one choice a call and so want a loop over the
-samples. Here each operation takes, in one go, the samples of the batch that want it: a policy
-changes about half the samples in each of its steps, so doing every operation to every sample and
-selecting would cost many times more than the indexing.
+All that is drawn for a sample is a function of (seed, epoch) and its index in the data set: neither
+the rest of the batch, nor its place in it, nor the device changes it. Draws are made on the CPU,
+where it is free to branch on them: pass `samples` on the CPU and nothing waits for the device; on
+the device they cost one copy back, a wait.
 
-Shapes: B samples, N the samples of one operation, H and W pixels, K steps of the policy.
+Shapes: B samples, H and W stored pixels, S (`size`) those that the model sees, K steps of a policy.
 """
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass
-from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import betaincinv
 from torch import Tensor
 
+from vit import policies
 from vit.config import AugmentConfig
+from vit.operations import operate
+from vit.resize import resized_crop
 from vit.rng import uniform
 
-OPS: Final = (
-    *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
-    *("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize"),
-    *("AutoContrast", "Equalize", "Invert"),
-)
-"""Names of the operations, torchvision's; `Choices.ops` holds positions in this tuple."""
-
-AUTOAUGMENT_CIFAR10: Final = (
-    (("Invert", 0.1, None), ("Contrast", 0.2, 6)),
-    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
-    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
-    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
-    (("AutoContrast", 0.5, None), ("Equalize", 0.9, None)),
-    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
-    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
-    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
-    (("Equalize", 0.6, None), ("Equalize", 0.5, None)),
-    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
-    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
-    (("Equalize", 0.3, None), ("AutoContrast", 0.4, None)),
-    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
-    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
-    (("Solarize", 0.5, 2), ("Invert", 0.0, None)),
-    (("Equalize", 0.2, None), ("AutoContrast", 0.6, None)),
-    (("Equalize", 0.2, None), ("Equalize", 0.6, None)),
-    (("Color", 0.9, 9), ("Equalize", 0.6, None)),
-    (("AutoContrast", 0.8, None), ("Solarize", 0.2, 8)),
-    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
-    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, None)),
-    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
-    (("AutoContrast", 0.9, None), ("Solarize", 0.8, 3)),
-    (("Equalize", 0.8, None), ("Invert", 0.1, None)),
-    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, None)),
-)
-"""Cubuk et al. 2019, table 7: sub-policies of two steps (operation, probability, level 0 to 9)."""
-
-_KIND: Final = {
-    **{op: op for op in OPS},
-    **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"), "affine"),
-    **dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), "blend"),
-}
-"""Operations of one kind, neighbours in OPS, are done as one."""
+_TRIES = 10
+"""How often a rectangle of random area and shape is drawn until one fits, as in torchvision."""
 
 
 @dataclass(frozen=True)
 class Choices:
     """What happens to each sample of a batch, in this order. All tensors are on the CPU."""
 
-    crop: Tensor
-    """(B, 2) int64: top, left of the crop in the padded image, in pixels."""
+    box: Tensor
+    """(B, 4) int64: top, left, height, width of what is cut out, in pixels of the padded image."""
     flip: Tensor
     """(B,) bool: flipped left to right."""
     ops: Tensor
-    """(B, K) int64: the operations, one after the other, as positions in OPS."""
+    """(B, K) int64: the operations, one after the other, as positions in `operations.OPS`."""
     magnitudes: Tensor
     """(B, K) float32, signed: what torchvision's `_apply_op` takes as magnitude."""
 
 
 def augment(
-    images: Tensor, config: AugmentConfig, seed: int, epoch: int, samples: Tensor
+    images: Tensor, config: AugmentConfig, seed: int, epoch: int, samples: Tensor, size: int
 ) -> Tensor:
     """Crop, flip and policy, as `config` says.
-
-    The result of a sample is a function of its pixels, (seed, epoch) and its index alone: neither
-    the rest of the batch, nor its place in it, nor the device changes it.
-
-    The choices are made on the CPU, where it is free to branch on them. Pass `samples` on the CPU
-    and nothing waits for the device; on the device they cost one copy back, a wait.
 
     Args:
         images: (B, 3, H, W) uint8 on any device; not changed.
@@ -101,12 +58,13 @@ def augment(
         seed: of the run.
         epoch: of the pass over the data.
         samples: (B,) int64, the images' indices in the data set, best on the CPU.
+        size: side of the result in pixels.
 
     Returns:
-        (B, 3, H, W) uint8 on the device of `images`, a new tensor.
+        (B, 3, size, size) uint8 on the device of `images`, a new tensor.
 
     Raises:
-        ValueError: images or samples are of another type or shape.
+        ValueError: images or samples are of another type or shape, or too small to be cropped.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are {_described(images)}; expected (B, 3, H, W) torch.uint8")
@@ -114,7 +72,30 @@ def augment(
         expected = f"({len(images)},) torch.int64, one index an image"
         raise ValueError(f"samples are {_described(samples)}; expected {expected}")
     height, width = images.shape[-2:]
-    return apply(images, config, choose(config, height, width, seed, epoch, samples))
+    return apply(images, config, choose(config, height, width, size, seed, epoch, samples), size)
+
+
+def center_crop(images: Tensor, size: int) -> Tensor:
+    """The middle of each image, as torchvision's CenterCrop: what evaluation sees.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        size: side of the result in pixels, at most H and W.
+
+    Returns:
+        (B, 3, size, size) uint8, a view of `images`.
+
+    Raises:
+        ValueError: the images are smaller.
+    """
+    height, width = images.shape[-2:]
+    if min(height, width) < size:
+        raise ValueError(
+            f"images of {height}x{width} pixels are smaller than model.image_size {size};"
+            " store them at least as large (dataset.store_size)"
+        )
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return images[..., top : top + size, left : left + size]
 
 
 def normalize(
@@ -134,301 +115,228 @@ def normalize(
     Returns:
         (B, C, H, W) of `dtype` on the device of `images`.
     """
-    center, scale = (
-        torch.tensor(value).to(images.device, non_blocking=True)[:, None, None]
-        for value in (mean, std)
-    )
+    center, scale = _channels(mean, images.device), _channels(std, images.device)
     return images.to(torch.float32).div_(255).sub_(center).div_(scale).to(dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(C, 1, 1) float32; kept, as it is the same for every batch."""
+    return torch.tensor(values).to(device, non_blocking=True)[:, None, None]
+
+
+def erase(inputs: Tensor, config: AugmentConfig, seed: int, epoch: int, samples: Tensor) -> Tensor:
+    """Blank a random rectangle of some samples: torchvision's RandomErasing (Zhong et al. 2020).
+
+    It covers 0.02 to 0.33 of the image's area at a height over width of 0.3 to 3.3. Arguments as in
+    `augment`, but for:
+
+    Args:
+        inputs: (B, C, H, W) normalised images on any device; not changed.
+        config: `erasing` is the probability.
+
+    Returns:
+        (B, C, H, W), a new tensor: 0, the mean colour, in the rectangles.
+    """
+    height, width = inputs.shape[-2:]
+    draws = uniform(samples.cpu(), 3 + 2 * _TRIES, seed, "erase", epoch).double()
+    most = height - 1, width - 1  # never a whole side, as in torchvision
+    sides, fits = _sides(draws[:, 3:], (0.02, 0.33), (0.3, 3.3), height * width, most)
+    sides = sides * (fits & (draws[:, 0] < config.erasing))[:, None]
+    boxes = _placed(draws[:, 1:3], sides, height, width)
+    return inputs.masked_fill(_inside(boxes, inputs), 0)
+
+
+def mix(
+    inputs: Tensor, config: AugmentConfig, seed: int, epoch: int, samples: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mix each sample with its neighbour in the batch: 0 with 1, 2 with 3 and so on.
+
+    Mixup (Zhang et al. 2018) averages the two, CutMix (Yun et al. 2019) pastes a box of the other
+    in, as torchvision's MixUp and CutMix do with one draw for a whole batch; here each sample has
+    its own kind and share. The two of a pair must be the same ones on any number of workers. The
+    loss wants `share` of the sample's own label and 1 - share of its neighbour's. Arguments as in
+    `augment`, but for:
+
+    Args:
+        inputs: (B, C, H, W) normalised images on any device, B even; not changed.
+        config: `mixup`, `cutmix` (one of them above 0), `mix_prob`.
+
+    Returns:
+        (B, C, H, W), a new tensor, and (B,) float32 on the device of `inputs`, the own share.
+
+    Raises:
+        ValueError: B is odd, or both are 0.
+    """
+    if len(inputs) % 2:
+        raise ValueError(f"a batch of {len(inputs)} cannot be mixed in pairs; it must be even")
+    if config.mixup == config.cutmix == 0:
+        raise ValueError("augment.mixup and augment.cutmix are both 0; one must be above")
+    height, width = inputs.shape[-2:]
+    draws = uniform(samples.cpu(), 5, seed, "mix", epoch).double()
+    share, boxes = _mixture(config, draws, height, width)
+    outside = share.to(inputs.dtype).to(inputs.device, non_blocking=True)[:, None, None, None]
+    weight = outside.masked_fill(_inside(boxes, inputs), 0)  # (B, 1, H, W), of the own pixels
+    partners = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    free = 1 - boxes[:, 2:].prod(1) / (height * width)
+    mixed = torch.lerp(partners, inputs, weight)
+    return mixed, (share * free).float().to(inputs.device, non_blocking=True)
 
 
 def _described(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
-# Choosing
+# Choosing. Draws are float64 in [0, 1): in float32 the largest, 1 - 2^-24, times 9 rounds up to 9.
 
 
 def choose(
-    config: AugmentConfig, height: int, width: int, seed: int, epoch: int, samples: Tensor
+    config: AugmentConfig,
+    height: int,
+    width: int,
+    size: int,
+    seed: int,
+    epoch: int,
+    samples: Tensor,
 ) -> Choices:
     """Draw what happens to each sample of (B,) `samples`; arguments as in `augment`.
 
     Draws are used by position (0, 1: crop; 2: flip; from 3 on: the policy), so switching one part
     off leaves the choices of the others as they are.
     """
-    # float64: in float32 the largest draw, 1 - 2^-24, times 9 would round up to 9.
-    draws = uniform(samples.cpu(), 8, seed, "augment", epoch).double()
-    ops, magnitudes = _choose_ops(config, height, width, draws[:, 3:])
-    return Choices(
-        crop=(draws[:, :2] * (2 * config.crop_padding + 1)).long(),
-        flip=draws[:, 2] < config.hflip,
-        ops=ops,
-        magnitudes=magnitudes,
-    )
+    samples = samples.cpu()
+    count = 3 + policies.draws(config)
+    draws = uniform(samples, count, seed, "augment", epoch).double()
+    if config.crop == "resized":
+        shapes = uniform(samples, 2 * _TRIES, seed, "crop", epoch).double()
+        box = _resized_boxes(config, height, width, shapes, draws[:, :2])
+    else:
+        height, width = _padded(config.crop_padding, height, width, size)
+        box = _placed(draws[:, :2], torch.full((len(samples), 2), size), height, width)
+    ops, magnitudes = policies.choose(config, size, draws[:, 3:])
+    return Choices(box=box, flip=draws[:, 2] < config.hflip, ops=ops, magnitudes=magnitudes)
 
 
-def _choose_ops(
-    config: AugmentConfig, height: int, width: int, draws: Tensor
+def _padded(padding: int, height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width of an image with its padding, at least `size`."""
+    if min(height, width) + 2 * padding < size:
+        raise ValueError(
+            f"images of {height}x{width} pixels with augment.crop_padding {padding} are smaller"
+            f" than model.image_size {size}; raise dataset.store_size or the padding"
+        )
+    return height + 2 * padding, width + 2 * padding
+
+
+def _placed(draws: Tensor, sides: Tensor, height: int, width: int) -> Tensor:
+    """(B, 4) boxes: `sides` (B, 2), height and width, anywhere inside the image by (B, 2) draws."""
+    room = torch.tensor([height + 1, width + 1]) - sides
+    return torch.cat([(draws * room).long(), sides], dim=1)
+
+
+def _sides(
+    draws: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    area: int,
+    most: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """`Choices.ops` and `Choices.magnitudes` for (B, 5) draws: sub-policy, 2 x use, 2 x sign."""
-    if config.policy == "none":
-        return torch.empty((len(draws), 0), dtype=torch.int64), torch.empty((len(draws), 0))
-    table = _cifar10_table(height, width)
-    row = (draws[:, 0] * len(AUTOAUGMENT_CIFAR10)).long()
-    ops, probabilities, magnitudes, signed = (column.index_select(0, row) for column in table)
-    used = draws[:, 1:3] < probabilities
-    negative = signed & (draws[:, 3:5] < 0.5)
-    return ops * used, torch.where(negative, -magnitudes, magnitudes) * used
+    """The first rectangles that fit, of (B, 2 * _TRIES) draws: area and shape in turn.
+
+    Args:
+        draws: the area is uniform, the ratio of the sides is in its logarithm.
+        scale: least and largest area, as shares of `area`.
+        ratio: least and largest value of first over second side.
+        area: of the image, in pixels.
+        most: the largest first and second side in pixels.
+
+    Returns:
+        (B, 2) int64, first and second side, and (B,) bool: whether any fits.
+    """
+    areas, ratios = draws.unflatten(1, (_TRIES, 2)).unbind(2)
+    areas = area * (scale[0] + areas * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratios = (low + ratios * (high - low)).exp_()
+    sides = torch.stack([areas * ratios, areas / ratios], dim=2).sqrt_().round_().long()
+    fits = ((sides > 0) & (sides <= torch.tensor(most))).all(2)
+    first = fits.to(torch.uint8).argmax(1)[:, None, None].expand(-1, 1, 2)
+    return sides.gather(1, first)[:, 0], fits.any(1)
 
 
-@functools.lru_cache
-def _cifar10_table(height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(25, 2) each: operation, probability, magnitude without sign, whether a sign is drawn."""
-    limits = _signed_limits(height, width)
-    steps = [step for policy in AUTOAUGMENT_CIFAR10 for step in policy]
-    ops = [OPS.index(op) for op, _, _ in steps]
-    probabilities = [probability for _, probability, _ in steps]
-    magnitudes = [0.0 if level is None else _magnitude(op, level, limits) for op, _, level in steps]
-    signed = [op in limits for op, _, _ in steps]
-    return (
-        torch.tensor(ops).view(-1, 2),
-        torch.tensor(probabilities, dtype=torch.float64).view(-1, 2),
-        torch.tensor(magnitudes, dtype=torch.float32).view(-1, 2),
-        torch.tensor(signed).view(-1, 2),
-    )
+def _resized_boxes(
+    config: AugmentConfig, height: int, width: int, shapes: Tensor, places: Tensor
+) -> Tensor:
+    """RandomResizedCrop's boxes, by draws for `_sides` and `_placed`."""
+    ratio = config.crop_ratio
+    sides, fits = _sides(shapes, config.crop_scale, ratio, height * width, (width, height))
+    # Where none fits: from the middle, the largest one of an allowed ratio.
+    high, wide = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
+    middle = torch.tensor([(height - high) // 2, (width - wide) // 2, high, wide])
+    return torch.where(fits[:, None], _placed(places, sides.flip(1), height, width), middle)
 
 
-def _signed_limits(height: int, width: int) -> dict[str, float]:
-    """The magnitude at level 9 of those operations that go both ways."""
-    limits = dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), 0.9)
-    shift = 150.0 / 331.0  # of the paper's 331 pixels; a fraction of the side elsewhere
-    return limits | {
-        "ShearX": 0.3,
-        "ShearY": 0.3,
-        "TranslateX": shift * width,
-        "TranslateY": shift * height,
-        "Rotate": 30.0,
-    }
+def _mixture(
+    config: AugmentConfig, draws: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """How samples are mixed, by (B, 5) draws: whether, which way, share, y and x of the centre.
 
-
-def _magnitude(op: str, level: int, limits: dict[str, float]) -> float:
-    """The magnitude at a level 0 to 9, to the last bit of torchvision's float32 linspace."""
-    if op == "Posterize":
-        return 8.0 - round(level / (9 / 4))
-    start, end = (255.0, 0.0) if op == "Solarize" else (0.0, limits[op])
-    return float(torch.linspace(start, end, 10)[level])
+    Returns:
+        (B,) float64, the own share outside the box, and (B, 4) int64, the box: empty for mixup.
+    """
+    odds = {(True, True): 0.5, (False, True): 1.0, (True, False): 0.0}
+    cut = draws[:, 1] < odds[config.mixup > 0, config.cutmix > 0]
+    alpha = np.where(cut, config.cutmix, config.mixup)
+    share = torch.from_numpy(betaincinv(alpha, alpha, draws[:, 2].numpy()))
+    share = torch.where(draws[:, 0] < config.mix_prob, share, 1)
+    half = ((1 - share).sqrt() * 0.5)[:, None] * torch.tensor([height, width])
+    centre = (draws[:, 3:] * torch.tensor([height, width])).long()
+    near = (centre - half.long()).clamp_(min=0)
+    far = (centre + half.long()).minimum(torch.tensor([height, width]))
+    boxes = torch.cat([near, far - near], dim=1) * cut[:, None]
+    return torch.where(cut, 1, share), boxes
 
 
 # Applying
 
 
-def apply(images: Tensor, config: AugmentConfig, choices: Choices) -> Tensor:
+def apply(images: Tensor, config: AugmentConfig, choices: Choices, size: int) -> Tensor:
     """Do to each of (B, 3, H, W) uint8 images what `choices` says; returns a new tensor."""
-    images = _flip(_crop(images, config.crop_padding, choices.crop), choices.flip)
+    if config.crop == "resized":
+        images = resized_crop(images, choices.box, size)
+    else:
+        images = _crop(images, config.crop_padding, choices.box[:, :2], size)
+    images = _flip(images, choices.flip)
     for ops, magnitudes in zip(choices.ops.unbind(1), choices.magnitudes.unbind(1), strict=True):
-        images = _apply_ops(images, ops, magnitudes)
+        images = operate(images, ops, magnitudes)
     return images
 
 
-def _apply_ops(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
-    """One step of a policy: (B,) operations with their (B,) magnitudes, both on the CPU.
-
-    The images are sorted by operation and put back afterwards: both copy whole samples, many times
-    faster on a CPU than writing the results of each operation to their places.
-    """
-    order = ops.argsort(stable=True)
-    names = [OPS[op] for op in ops[order].tolist()]
-    groups = [(kind, list(group)) for kind, group in itertools.groupby(names, _KIND.__getitem__)]
-    sizes = [len(group) for _, group in groups]
-    parts = torch.split(_pick(images, order), sizes), torch.split(magnitudes[order], sizes)
-    results = [
-        _DO[kind](part, group, amounts)
-        for (kind, group), part, amounts in zip(groups, *parts, strict=True)
-    ]
-    return _pick(torch.cat(results or [images]), order.argsort())
-
-
-def _pick(images: Tensor, index: Tensor) -> Tensor:
-    """images[index] for an index on the CPU."""
-    return images.index_select(0, index.to(images.device, non_blocking=True))
-
-
-def _column(values: Tensor, images: Tensor) -> Tensor:
-    """(N,) CPU numbers as (N, 1, 1, 1) on the images' device."""
-    return values.to(images.device, non_blocking=True)[:, None, None, None]
-
-
-def _crop(images: Tensor, padding: int, corner: Tensor) -> Tensor:
-    """Cut (H, W) out of the zero-padded images at (B, 2) CPU corners (top, left); a new tensor."""
-    batch, channels, height, width = images.shape
-    canvas = F.pad(images, (padding,) * 4)
+def _crop(images: Tensor, padding: int, corner: Tensor, size: int) -> Tensor:
+    """Cut squares out of the zero-padded images at (B, 2) CPU corners (top, left); a new tensor."""
+    canvas = F.pad(images, (padding,) * 4).contiguous()
+    batch, channels, height, width = canvas.shape
     top, left = corner.to(images.device, non_blocking=True)[:, :, None, None].unbind(1)
     plane = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
-    y = top + torch.arange(height, device=images.device)  # (B, 1, H)
-    starts = (plane * canvas.shape[2] + y) * canvas.shape[3] + left  # (B, 3, H)
-    # All runs of `width` bytes, overlapping, as the rows of a view: each row of the result is one
+    y = top + torch.arange(size, device=images.device)  # (B, 1, S)
+    starts = (plane * height + y) * width + left  # (B, 3, S)
+    # All runs of `size` bytes, overlapping, as the rows of a view: each row of the result is one
     # copy of a run, on a CPU three times faster than a gather of bytes.
-    runs = canvas.as_strided((max(canvas.numel() - width + 1, 0), width), (1, 1))
-    return runs.index_select(0, starts.flatten()).view(images.shape)
+    runs = canvas.as_strided((max(canvas.numel() - size + 1, 0), size), (1, 1))
+    return runs.index_select(0, starts.flatten()).view(batch, channels, size, size)
 
 
 def _flip(images: Tensor, flip: Tensor) -> Tensor:
     """Mirror left to right where (B,) `flip`, on the CPU, says so."""
+    mask = flip.to(torch.uint8).neg().to(images.device, non_blocking=True)[:, None, None, None]
     # Bitwise, as torch.where is four times slower on bytes.
-    mask = _column(flip.to(torch.uint8).neg(), images)
     return images ^ ((images ^ images.flip(-1)) & mask)
 
 
-# The operations: functions of (N, 3, H, W) uint8, the N names of what to do (sorted as in OPS) and
-# (N,) float32 magnitudes on the CPU.
-#
-# Geometry. Coordinates are centred: (x, y) of a pixel's middle, in pixels, origin at the middle of
-# the image.
-
-
-def _inverse_matrix(
-    name: str, magnitude: float, height: int, width: int
-) -> tuple[float, float, float, float, float, float]:
-    """From (x, y, 1) in the result to (x, y) in the source, row by row."""
-    match name:
-        case "ShearX":  # leaves the first row where it is, as in the paper
-            return 1, magnitude, magnitude * height / 2, 0, 1, 0
-        case "ShearY":
-            return 1, 0, 0, magnitude, 1, magnitude * width / 2
-        case "TranslateX":
-            return 1, 0, -int(magnitude), 0, 1, 0
-        case "TranslateY":
-            return 1, 0, 0, 0, 1, -int(magnitude)
-        case _:  # Rotate, in degrees, counter-clockwise
-            cosine, sine = math.cos(math.radians(magnitude)), math.sin(math.radians(magnitude))
-            return cosine, -sine, 0, sine, cosine, 0
-
-
-def _affine(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Shear, shift or rotate: take the nearest pixel, 0 where there is none.
-
-    Coordinates pass through grid_sample's range of -1 to 1 as torchvision's do, so that halfway
-    between two pixels the same one is taken (to the last bit of torchvision's matrix product,
-    which is not used here: TF32 or autocast would spoil it).
-    """
-    height, width = images.shape[-2:]
-    steps = zip(names, magnitudes.tolist(), strict=True)
-    rows = [_inverse_matrix(*step, height, width) for step in steps]
-    inverse = _column(torch.tensor(rows, dtype=torch.float32), images).view(-1, 2, 3, 1, 1)
-    sizes = torch.tensor([width, height]).to(images.device, non_blocking=True)[:, None, None]
-    half = sizes / 2
-    x = torch.arange(width, device=images.device) - (width - 1) / 2
-    y = torch.arange(height, device=images.device)[:, None] - (height - 1) / 2
-    a, b, shift = (inverse / half[:, None]).unbind(2)
-    source = (a * x + b * y).add_(shift).add_(1).mul_(half).sub_(0.5).round_()  # (N, 2, H, W)
-    # Into a frame with a border of one black pixel, where all that lies outside ends up.
-    column, row = source.add_(1).clamp_(min=0).minimum(sizes + 1).unbind(1)
-    index = row.mul_(width + 2).add_(column).long().flatten(1)[:, None]  # (N, 1, HW)
-    bordered = F.pad(images, (1, 1, 1, 1)).flatten(2)
-    return bordered.gather(2, index.expand(-1, 3, -1)).view_as(images)
-
-
-# Colour
-
-
-def _to_bytes(pixels: Tensor) -> Tensor:
-    """Clamp, in place, and cut off the fraction, as torchvision does."""
-    # By way of int16: on a CPU four times faster than from float straight to bytes.
-    return pixels.clamp_(0, 255).to(torch.int16).to(torch.uint8)
-
-
-def _blend(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Move away from another image (magnitude above 0) or towards it (below, to -1).
-
-    The other image is black for Brightness, gray for Color, the mean gray for Contrast, blurred for
-    Sharpness (torchvision leaves images of one or two rows or columns alone there; these may come
-    out one level darker).
-    """
-    sizes = [names.count(name) for name in ("Brightness", "Color", "Contrast", "Sharpness")]
-    pixels = images.to(torch.float32)
-    bright, color, contrast, sharp = torch.split(pixels, sizes)
-    mean = _gray(contrast).mean((1, 2, 3), keepdim=True)
-    others = [torch.zeros_like(bright), _gray(color).expand_as(color), mean.expand_as(contrast)]
-    other = torch.cat([*others, _blurred(sharp)])
-    magnitude = _column(magnitudes, images)
-    return _to_bytes(pixels.mul_(1 + magnitude).sub_(other.mul_(magnitude)))
-
-
-def _gray(pixels: Tensor) -> Tensor:
-    """(N, 1, H, W) float32, whole numbers."""
-    red, green, blue = torch.split(pixels, 1, dim=1)
-    return (0.2989 * red).add_(0.587 * green).add_(0.114 * blue).trunc_()
-
-
-def _blurred(pixels: Tensor) -> Tensor:
-    """Mean of 3x3 pixels, weights 1 and 5 in the middle, rounded; the border stays.
-
-    Sums of bytes are exact in float32 and no sum / 13 is a tie, so this rounds as a convolution
-    does, at a third of the time.
-    """
-    rows = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
-    total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
-    blurred = pixels.clone()
-    inner = blurred[..., 1:-1, 1:-1]
-    inner.mul_(4).add_(total).div_(13).round_()
-    return blurred
-
-
-def _posterize(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Keep the leading bits, as many as the magnitude says, 1 to 8."""
-    masks = (255 << (8 - magnitudes.to(torch.int32))).to(torch.uint8)
-    return images & _column(masks, images)
-
-
-def _solarize(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Invert from the magnitude, 0 to 255, upwards."""
-    threshold = _column(magnitudes.ceil().to(torch.uint8), images)
-    # x ^ 255 is 255 - x; four times faster on a CPU than torch.where.
-    return (images >= threshold).to(torch.uint8).mul_(255).bitwise_xor_(images)
-
-
-def _autocontrast(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Stretch each channel to 0..255; one of a single value stays."""
-    low = images.amin((2, 3), keepdim=True).to(torch.float32)
-    high = images.amax((2, 3), keepdim=True).to(torch.float32)
-    flat = low == high
-    scale = (255 / (high - low)).masked_fill_(flat, 1)
-    return _to_bytes(images.to(torch.float32).sub_(low.masked_fill_(flat, 0)).mul_(scale))
-
-
-def _equalize(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Level the histogram of each channel through a table of 256 bytes, as Pillow does.
-
-    A channel stays where all pixels but those of its brightest value number fewer than 255.
-    """
-    values = images.flatten(0, 1).flatten(1).long()  # (3N, HW)
-    ones = torch.ones_like(values, dtype=torch.int32)
-    # Not bincount: on CUDA it waits for the device to learn the largest value.
-    counts = ones.new_zeros((len(values), 256)).scatter_add_(1, values, ones)
-    brightest = counts.gather(1, images.amax((2, 3)).long().view(-1, 1))
-    step = (values.shape[1] - brightest) // 255
-    darker = counts.cumsum(1, dtype=torch.int32) - counts
-    table = ((darker + step // 2) // step.clamp(min=1)).clamp_(0, 255)
-    identity = torch.arange(256, device=images.device, dtype=torch.int32)
-    table = torch.where(step == 0, identity, table).to(torch.uint8)
-    return table.gather(1, values).view_as(images)
-
-
-def _invert(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    return 255 - images
-
-
-def _identity(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    return images
-
-
-_DO: Final = {
-    "Identity": _identity,
-    "affine": _affine,
-    "blend": _blend,
-    "Posterize": _posterize,
-    "Solarize": _solarize,
-    "AutoContrast": _autocontrast,
-    "Equalize": _equalize,
-    "Invert": _invert,
-}
+def _inside(boxes: Tensor, images: Tensor) -> Tensor:
+    """(B, 1, H, W) bool on the device of `images`: what lies in (B, 4) boxes on the CPU."""
+    near, far = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    edges = torch.stack([near, far]).to(images.device, non_blocking=True)[..., None]
+    (top, left), (bottom, right) = (edge.unbind(1) for edge in edges)  # (B, 1) each
+    y = torch.arange(images.shape[2], device=images.device)
+    x = torch.arange(images.shape[3], device=images.device)
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)
+    return torch.logical_and(rows[:, None, :, None], columns[:, None, None, :])

@@ -61,6 +61,9 @@ class ModelConfig:
     """Initial value of LayerScale; none leaves LayerScale out."""
     reg_tokens: int = 0
     """Number of register tokens."""
+    stem: Literal["patch", "conv"] = "patch"
+    """How patches become tokens: one projection, or a stack of 3x3 convolutions (Xiao et al. 2021),
+    whose weights plain timm cannot load."""
 
     def __post_init__(self) -> None:
         """Check what no single field shows."""
@@ -91,53 +94,138 @@ class ModelConfig:
             self.pos_embed == "learn" or self.embed_dim % 4 == 0,
             f"model.pos_embed sincos2d needs a multiple of 4; model.embed_dim is {self.embed_dim}",
         )
+        halvings = self.patch_size.bit_length() - 1
+        _check(
+            self.stem == "patch" or (self.patch_size == 2**halvings and self.patch_size > 1),
+            f"model.stem conv halves the image step by step: model.patch_size {self.patch_size}"
+            " must be 2, 4, 8, 16 or 32",
+        )
+        _check(
+            self.stem == "patch" or self.embed_dim % (self.patch_size // 2) == 0,
+            f"model.stem conv doubles its width to embed_dim: model.embed_dim {self.embed_dim}"
+            f" must be a multiple of {self.patch_size // 2} at model.patch_size {self.patch_size}",
+        )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training images; validation and test images are left as they are."""
+    """Augmentation of training images; validation and test images get a centre crop at most."""
 
+    crop: Literal["pad", "resized"] = "pad"
+    """Random crop: pad, then cut model.image_size out; or a random part of the image, resized
+    to it (RandomResizedCrop)."""
     crop_padding: int = 4
-    """Random crop: pad by so many black pixels on each side, cut the original size out; 0: off."""
+    """Crop pad: so many black pixels on each side; 0, at one stored and model size: no crop."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Crop resized: least and largest share of the image's area."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Crop resized: least and largest width over height."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
-    policy: Literal["none", "autoaugment-cifar10"] = "none"
-    """Automatic augmentation: none, or AutoAugment's policy for CIFAR-10."""
+    policy: Literal[
+        "none", "autoaugment-cifar10", "autoaugment-imagenet", "randaugment", "trivialaugment"
+    ] = "none"
+    """Automatic augmentation: none; AutoAugment's policy for CIFAR-10 or ImageNet; RandAugment;
+    TrivialAugment (wide)."""
+    randaugment_ops: int = 2
+    """RandAugment: operations one after the other."""
+    randaugment_magnitude: int = 9
+    """RandAugment: strength, 0 to 30."""
+    erasing: float = 0.0
+    """Probability of random erasing: a rectangle of the normalised image becomes 0."""
+    mixup: float = 0.0
+    """Mixup: alpha of the Beta distribution of the share; 0: off."""
+    cutmix: float = 0.0
+    """CutMix: alpha of the Beta distribution of the area; 0: off. With mixup on too, each sample
+    gets one of them at even odds."""
+    mix_prob: float = 1.0
+    """Probability that a sample is mixed at all, where mixup or cutmix is on."""
+    mix_until: float = 1.0
+    """Share of the epochs after which mixing ends: late epochs without it fit the data closer."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        for name in ("crop_padding", "mixup", "cutmix"):
+            value = getattr(self, name)
+            _check(value >= 0, f"augment.{name} is {value}; it must be >= 0")
+        for name in ("hflip", "erasing", "mix_prob", "mix_until"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"augment.{name} is {value}; it must lie in 0 to 1")
+        for name, most in (("crop_scale", 1.0), ("crop_ratio", float("inf"))):
+            low, high = getattr(self, name)
+            _check(
+                0 < low <= high <= most,
+                f"augment.{name} is {low} to {high}; it must rise, above 0"
+                + (" and up to 1" if most == 1 else ""),
+            )
         _check(
-            self.crop_padding >= 0, f"augment.crop_padding is {self.crop_padding}; it must be >= 0"
+            self.randaugment_ops >= 1,
+            f"augment.randaugment_ops is {self.randaugment_ops}; it must be at least 1",
         )
-        _check(0 <= self.hflip <= 1, f"augment.hflip is {self.hflip}; it must lie in 0 to 1")
+        _check(
+            0 <= self.randaugment_magnitude <= 30,
+            f"augment.randaugment_magnitude is {self.randaugment_magnitude};"
+            " it must lie in 0 to 30",
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed with each other."""
+        return self.mix_prob > 0 and max(self.mixup, self.cutmix) > 0
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Loss, AdamW and its learning-rate schedule: linear warm-up, then half a cosine."""
+    """Loss, optimizer, learning-rate schedule after a linear warm-up, average of the weights."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all; or Muon for the matrices of the blocks and AdamW for the rest."""
     lr: float = 1e-3
-    """Peak learning rate, for the global batch as it is (not scaled by it)."""
+    """Peak learning rate of AdamW, for the global batch as it is (not scaled by it)."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon, which knows no other scale than this."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After the warm-up: half a cosine to min_lr; constant, then linear to min_lr over `cooldown`;
+    or constant to the end."""
+    cooldown: float = 0.2
+    """Schedule wsd: share of all steps in which the learning rate falls."""
     min_lr: float = 0.0
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the schedule; Muon's falls to the same share of its peak."""
     warmup_epochs: float = 5.0
     """Epochs over which the learning rate rises linearly; fractions count."""
     weight_decay: float = 0.05
     """Decoupled weight decay; norms, biases, positions and tokens have none."""
+    muon_weight_decay: float = 0.05
+    """Decoupled weight decay of Muon's matrices (a step takes muon_lr times this off)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each block to the one before it; below 1 for
+    fine-tuning (BEiT)."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; larger ones are scaled down; 0: no clipping."""
     label_smoothing: float = 0.1
-    """Share of the target spread evenly over all classes."""
+    """Share of the target spread evenly over all classes; with mixing, smoothed before mixed."""
+    accumulate: int = 1
+    """Parts of a worker's batch that go through the model one after the other, to save memory."""
+    ema_half_life: float = 0.0
+    """Average of the weights over steps: samples after which a step's share has halved; 0: none.
+    The average is evaluated too, and is what counts and is exported."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_positive(self, "optim", "lr")
+        _check_positive(self, "optim", "lr", "muon_lr", "accumulate")
         _check_rates(self, "optim", "label_smoothing")
-        for name in ("min_lr", "warmup_epochs", "weight_decay", "clip_norm"):
+        nonnegative = (
+            *("min_lr", "warmup_epochs", "weight_decay", "muon_weight_decay", "clip_norm"),
+            "ema_half_life",
+        )
+        for name in nonnegative:
             value = getattr(self, name)
             _check(value >= 0, f"optim.{name} is {value}; it must be at least 0")
+        for name in ("layer_decay", "cooldown"):
+            value = getattr(self, name)
+            _check(0 < value <= 1, f"optim.{name} is {value}; it must be above 0 and at most 1")
         _check(self.min_lr <= self.lr, f"optim.min_lr {self.min_lr} is above optim.lr {self.lr}")
         _check(
             all(0 <= beta < 1 for beta in self.betas),
@@ -149,9 +237,17 @@ class OptimConfig:
 class DatasetConfig:
     """Which images there are, how validation is held out of them, how pixels are normalised."""
 
-    name: Literal["digits", "cifar10", "cifar100", "imagefolder"] = "digits"
-    """Data set: scikit-learn's digits (built in), CIFAR (archive, its folder, or Parquet), or a
-    folder of images by class."""
+    name: Literal["digits", "cifar10", "cifar100", "imagefolder", "parquet"] = "digits"
+    """Data set: scikit-learn's digits (built in), CIFAR (archive, its folder, or Parquet), a folder
+    of images by class, or Parquet shards of encoded images and labels."""
+    store_size: int | None = None
+    """Side in pixels at which decoded images are stored, what crops are cut from; none:
+    model.image_size."""
+    cache_gb: float = 16.0
+    """Decoded images are kept, once a node, if all of them take no more than this (GiB); else they
+    are decoded anew whenever they are wanted, ahead of the training."""
+    max_bad_images: int = 0
+    """So many images that do not decode are named and left out; one more is an error."""
     val_fraction: float = 0.1
     """Share of the training images held out for validation, the same of every class; unused where
     the data bring a validation set."""
@@ -164,6 +260,13 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        if self.store_size is not None:
+            _check_positive(self, "dataset", "store_size")
+        _check(
+            self.cache_gb >= 0 and self.max_bad_images >= 0,
+            f"dataset.cache_gb is {self.cache_gb} and dataset.max_bad_images"
+            f" {self.max_bad_images}; neither may be below 0",
+        )
         _check(
             0 < self.val_fraction < 1,
             f"dataset.val_fraction is {self.val_fraction}; it must lie between 0 and 1",

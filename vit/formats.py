@@ -6,6 +6,7 @@ Rows count from 0, in messages too.
 
 import functools
 import itertools
+import json
 import os
 import pickle
 import tarfile
@@ -18,11 +19,14 @@ from typing import IO, Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vit import rng
 from vit.config import DatasetConfig
+from vit.decode import DataError as DataError
+from vit.decode import Encoded, Pixels
 
 SPLITS = ("train", "val", "test")
 LISTED = 5
@@ -40,23 +44,33 @@ EXPECTED = {
     "cifar100": _CIFAR_EXPECTED.format(100),
     "imagefolder": "one folder with train/ (and val/, test/ if there are any), each with a folder "
     "of images for every class; or one folder of class folders",
+    "parquet": "Parquet files train*.parquet (and val*.parquet, test*.parquet if there are any), "
+    "named or in folders, with columns image (bytes of image files) and label (integers from 0, "
+    "or names)",
 }
 
 Ints = NDArray[np.int64]
-Pixels = NDArray[np.uint8]
-Encoded = bytes | Path | Pixels
-"""An image before decoding: a file's bytes, its path, or (H, W) or (H, W, 3) uint8 pixels."""
+Bad = tuple[str, int]
+"""A line on what cannot be used, and how many images that is."""
 
 
-class DataError(ValueError):
-    """Data that cannot be used; the message says what, where, and what was expected."""
+class UnreadableError(DataError):
+    """A file that cannot be read, whole or in part."""
 
 
-def fail(faults: Sequence[str], what: str) -> None:
-    """Raise one DataError for all `faults`, the first few listed, if there are any."""
+def fail(faults: Sequence[str], what: str, count: int = 0, remedy: str = "") -> None:
+    """Raise one DataError for all `faults`, the first few listed, if there are any.
+
+    Args:
+        faults: a line for each.
+        what: the heading.
+        count: how many there are, where a line stands for several.
+        remedy: the last line.
+    """
     if faults:
         rest = [f"... and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        raise DataError("\n  ".join([f"{what} ({len(faults)}):", *faults[:LISTED], *rest]))
+        lines = [f"{what} ({count or len(faults):,}):", *faults[:LISTED], *rest]
+        raise DataError("\n  ".join(lines) + (f"\n{remedy}" if remedy else ""))
 
 
 def split(labels: Ints, fraction: float, *key: int | str) -> tuple[Ints, Ints]:
@@ -82,8 +96,17 @@ def split(labels: Ints, fraction: float, *key: int | str) -> tuple[Ints, Ints]:
     return np.sort(by_class[~drawn]), np.sort(by_class[drawn])
 
 
-_Survey = tuple[tuple[str, ...], dict[str, list[tuple[str, Ints]]]]
-"""Classes; by set, the labels of each file (its name for messages) in the order of its images."""
+@dataclass(frozen=True)
+class Survey:
+    """What a reader finds out without decoding a pixel."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, list[tuple[str, Ints]]]
+    """By set, the labels of each file (its name for messages) in the order of its images."""
+    notes: tuple[str, ...] = ()
+    """What a person should know: files that are left aside."""
+    bad: tuple[Bad, ...] = ()
+    """Files that cannot be read."""
 
 
 class Reader(Protocol):
@@ -96,11 +119,14 @@ class Reader(Protocol):
     def files(self) -> Iterable[Path]:
         """What is read, in order: the cache's key."""
 
-    def survey(self) -> _Survey:
+    def survey(self) -> Survey:
         """Read labels, and check all but their range and the pixels."""
 
-    def images(self, name: str) -> Iterator[tuple[str, Encoded | None]]:
-        """The images of a set, with where each lies, in the order of the labels."""
+    def images(self, name: str) -> Iterator[tuple[str, Encoded | DataError]]:
+        """The images of a set, with where each lies, in the order of the labels.
+
+        A DataError stands for one that cannot be had, and says why.
+        """
 
 
 def find(config: DatasetConfig, paths: Sequence[Path]) -> Reader:
@@ -116,7 +142,9 @@ def find(config: DatasetConfig, paths: Sequence[Path]) -> Reader:
     paths = [path.resolve() for path in paths]
     if name == "digits":
         return _Digits()
-    return _find_folder(paths) if name == "imagefolder" else _find_cifar(name, paths)
+    if name == "imagefolder":
+        return _find_folder(paths)
+    return _find_parquet(name, paths) if name == "parquet" else _find_cifar(name, paths)
 
 
 @functools.cache
@@ -142,10 +170,10 @@ class _Digits:
     def files(self) -> list[Path]:
         return []
 
-    def survey(self) -> _Survey:
+    def survey(self) -> Survey:
         _, labels, rows = _digits()
         parts = {name: [("digits", labels[part])] for name, part in rows.items()}
-        return tuple("0123456789"), parts
+        return Survey(tuple("0123456789"), parts)
 
     def images(self, name: str) -> Iterator[tuple[str, Encoded]]:
         pixels, _, rows = _digits()
@@ -228,7 +256,7 @@ def _find_parquet(name: str, paths: Sequence[Path]) -> "_Parquet":
         where = ", ".join(map(str, paths))
         raise DataError(f"no training images in {where}; dataset {name} expects {EXPECTED[name]}")
     given = {key: value for key, value in sets.items() if value}
-    return _Parquet(given, tuple(_CIFAR[name].classes.split()))
+    return _Parquet(given, tuple(_CIFAR[name].classes.split()) if name in _CIFAR else None)
 
 
 def _find_folder(paths: Sequence[Path]) -> "_Folder":
@@ -244,10 +272,13 @@ def _find_folder(paths: Sequence[Path]) -> "_Folder":
             f"{roots.get('train', root / 'train')}: no class folders; "
             f"dataset imagefolder expects {EXPECTED['imagefolder']}"
         )
-    listing = {
-        name: {label: _image_files(folder / label) for label in _subfolders(folder)}
-        for name, folder in roots.items()
-    }
+    listing: dict[str, dict[str, list[str]]] = {}
+    aside = {}
+    for name, folder in roots.items():
+        found = {label: _image_files(folder / label) for label in _subfolders(folder)}
+        listing[name] = {label: images for label, (images, _) in found.items()}
+        loose = sum(path.is_file() and path.name[0] != "." for path in folder.iterdir())
+        aside[folder] = loose + sum(others for _, others in found.values())
     faults = [
         f"{roots[name] / label}: "
         + ("no image in it" if label in classes else "not a class of train")
@@ -256,7 +287,12 @@ def _find_folder(paths: Sequence[Path]) -> "_Folder":
         if not files or label not in classes
     ]
     fail(faults, "class folders that cannot be used")
-    return _Folder(tuple(classes), roots, listing)
+    notes = tuple(
+        f"{folder}: {others:,} files that are no image in a class folder are left aside"
+        for folder, others in aside.items()
+        if others
+    )
+    return _Folder(tuple(classes), roots, listing, notes)
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -265,14 +301,16 @@ def _subfolders(folder: Path) -> list[str]:
     )
 
 
-def _image_files(folder: Path) -> list[str]:
-    """Images in `folder` and below, in torchvision's order."""
-    return [
+def _image_files(folder: Path) -> tuple[list[str], int]:
+    """Images in `folder` and below, in torchvision's order; how many other files there are."""
+    files = [
         str(Path(root, name))
         for root, _, names in sorted(os.walk(folder, followlinks=True))
         for name in sorted(names)
-        if name.lower().endswith(EXTENSIONS)
     ]
+    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
+    hidden = sum(Path(file).name[0] == "." for file in set(files).difference(images))
+    return images, len(files) - len(images) - hidden
 
 
 @contextmanager
@@ -281,7 +319,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise UnreadableError(f"{path} cannot be read: {error}") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -341,7 +379,7 @@ class _Batches:
         names = (*self.layout.train, *self.layout.test, self.layout.meta)
         return [self.path / name for name in names if (self.path / name).exists()]
 
-    def survey(self) -> _Survey:
+    def survey(self) -> Survey:
         layout = self.layout
         classes, found = tuple(layout.classes.split()), {}
         for name, where, content in self._read(*layout.train, *layout.test, layout.meta):
@@ -352,7 +390,9 @@ class _Batches:
         missing = [name for name in (*layout.train, *layout.test) if name not in found]
         fail(missing, f"{self.path}: files of {layout.folder} missing")
         sets = {"train": layout.train, "test": layout.test}
-        return classes, {key: [found[name] for name in names] for key, names in sets.items()}
+        return Survey(
+            classes, {key: [found[name] for name in names] for key, names in sets.items()}
+        )
 
     def images(self, name: str) -> Iterator[tuple[str, Encoded]]:
         for file in self.layout.train if name == "train" else self.layout.test:
@@ -396,24 +436,93 @@ def _column(schema: pa.Schema, path: Path, names: Sequence[str]) -> str:
     )
 
 
-def _parquet_labels(path: Path) -> Ints:
-    """Check one file's columns; returns its labels."""
-    with reading(path), pq.ParquetFile(path) as file:
+@dataclass(frozen=True)
+class _Shard:
+    """The labels of a Parquet file, checked but for their range."""
+
+    path: Path
+    labels: pa.Array
+    """Integers or strings."""
+    names: tuple[str, ...] | None
+    """Names of the classes, where Hugging Face's `datasets` wrote them into the schema."""
+
+
+@contextmanager
+def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file for reading; damage that its checksums show is an error."""
+    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        yield file
+
+
+def _read_shard(path: Path, named: bool) -> _Shard:
+    """Read the labels, which may be names of classes if `named`."""
+    with _parquet(path) as file:
         schema = file.schema_arrow
-        image = _column(schema, path, _IMAGE_COLUMNS)
-        label = _column(schema, path, _LABEL_COLUMNS)
-        kind = schema.field(image).type
-        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            kind = kind.field("bytes").type
-        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise DataError(f"{path}: column {image} is {kind}; bytes of image files were expected")
-        if not pa.types.is_integer(schema.field(label).type):
-            found = schema.field(label).type
-            raise DataError(f"{path}: column {label} is {found}; integers were expected")
-        labels = file.read(columns=[label]).column(0)
-    rows = np.flatnonzero(labels.is_null().to_numpy())
+        _check_images(schema, path)
+        name = _column(schema, path, _LABEL_COLUMNS)
+        labels = file.read(columns=[name]).column(0).combine_chunks()
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.dictionary_decode()
+    if pa.types.is_large_string(labels.type):
+        labels = labels.cast(pa.string())
+    if not (pa.types.is_integer(labels.type) or (named and pa.types.is_string(labels.type))):
+        expected = "integers or names" if named else "integers"
+        raise DataError(f"{path}: column {name} is {labels.type}; {expected} were expected")
+    rows = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     fail([f"{path}, row {row}" for row in rows], "rows without a label")
-    return np.asarray(labels, dtype=np.int64)
+    return _Shard(path, labels, _class_label(schema, name))
+
+
+def _check_images(schema: pa.Schema, path: Path) -> None:
+    name = _column(schema, path, _IMAGE_COLUMNS)
+    kind = schema.field(name).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(f"{path}: column {name} is {kind}; bytes of image files were expected")
+
+
+def _class_label(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
+    """Names of a `ClassLabel` in what Hugging Face's `datasets` adds to a schema."""
+    try:
+        about = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(map(str, about["info"]["features"][name]["names"]))
+    except (KeyError, TypeError, ValueError):  # other data, or written by hand
+        return None
+
+
+def _shard_classes(shards: dict[str, list[_Shard]]) -> tuple[str, ...]:
+    """The classes of the training set: as they are named there, else as they occur."""
+    first = shards["train"][0]
+    for shard in itertools.chain.from_iterable(shards.values()):
+        if shard.names != first.names or (
+            pa.types.is_string(shard.labels.type) != pa.types.is_string(first.labels.type)
+        ):
+            raise DataError(
+                f"{shard.path} and {first.path} differ: in the names of the classes, or integers"
+                " as labels in one, names in the other"
+            )
+    occur = set().union(*(pc.unique(shard.labels).to_pylist() for shard in shards["train"]))
+    if pa.types.is_string(first.labels.type):
+        return tuple(sorted(occur))
+    names = first.names or tuple(map(str, range(len(occur))))
+    missing = [name for label, name in enumerate(names) if label not in occur]
+    fail(missing, "classes without an image to train on; labels count from 0, without a gap")
+    return names
+
+
+def _numbered(shard: _Shard, classes: Sequence[str]) -> Ints:
+    """Labels as positions in `classes`; those that are integers remain."""
+    labels = shard.labels
+    if pa.types.is_integer(labels.type):
+        return np.asarray(labels, dtype=np.int64)
+    numbers = pc.index_in(labels, value_set=pa.array(classes, pa.string()))
+    rows = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
+    fail(
+        [f"{shard.path}, row {row}: {labels[row]}" for row in rows],
+        "classes without an image to train on",
+    )
+    return np.asarray(numbers, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -421,34 +530,69 @@ class _Parquet:
     """Parquet files with encoded images, or Hugging Face's struct of bytes and path."""
 
     sets: dict[str, list[Path]]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] | None
+    """Names of the classes by label; None: the files bring them."""
     threads = 1
 
     def files(self) -> Iterable[Path]:
         return itertools.chain.from_iterable(self.sets.values())
 
-    def survey(self) -> _Survey:
-        parts: dict[str, list[tuple[str, Ints]]] = {name: [] for name in self.sets}
-        faults = []
+    def survey(self) -> Survey:
+        """A file that cannot be read is taken to have held as many images as the longest other."""
+        shards, unreadable = self._shards
+        classes = self.classes or _shard_classes(shards)
+        parts = {
+            name: [(str(shard.path), _numbered(shard, classes)) for shard in found]
+            for name, found in shards.items()
+        }
+        longest = max(len(shard.labels) for found in shards.values() for shard in found)
+        bad = tuple((f"{reason} (taken for {longest:,} images)", longest) for reason in unreadable)
+        return Survey(classes, parts, bad=bad)
+
+    @functools.cached_property
+    def _shards(self) -> tuple[dict[str, list[_Shard]], list[str]]:
+        """The files of each set that can be read, and a line on each that cannot."""
+        shards: dict[str, list[_Shard]] = {name: [] for name in self.sets}
+        unreadable, faults = [], []
         for name, path in ((name, path) for name, paths in self.sets.items() for path in paths):
             try:
-                parts[name].append((str(path), _parquet_labels(path)))
+                shards[name].append(_read_shard(path, named=self.classes is None))
+            except UnreadableError as error:
+                unreadable.append(str(error))
             except DataError as error:
                 faults.append(str(error))
+        if not all(shards.values()):  # a set of which nothing is left
+            faults += unreadable
         fail(faults, "Parquet files that cannot be used")
-        return self.classes, parts
+        return shards, unreadable
 
-    def images(self, name: str) -> Iterator[tuple[str, Encoded | None]]:
-        for path in self.sets[name]:
-            with reading(path), pq.ParquetFile(path) as file:
-                column = _column(file.schema_arrow, path, _IMAGE_COLUMNS)
-                rows = itertools.count()
-                for batch in file.iter_batches(256, columns=[column]):
-                    values = batch.column(0)
-                    if pa.types.is_struct(values.type):
-                        values = values.field("bytes")
-                    for value, row in zip(values, rows, strict=False):
-                        yield f"{path}, row {row}", value.as_py()
+    def images(self, name: str) -> Iterator[tuple[str, Encoded | DataError]]:
+        for shard in self._shards[0][name]:
+            with _parquet(shard.path) as file:
+                column = _column(file.schema_arrow, shard.path, _IMAGE_COLUMNS)
+                values = (
+                    value
+                    for group in range(file.num_row_groups)
+                    for value in _group_images(file, group, column)
+                )
+                for row, value in enumerate(values):
+                    yield f"{shard.path}, row {row}", value
+
+
+def _group_images(file: pq.ParquetFile, group: int, column: str) -> Iterator[bytes | DataError]:
+    """Images of a row group; of a damaged one, those before the damage, then an error for each."""
+    rows, done = file.metadata.row_group(group).num_rows, 0
+    try:
+        for batch in file.iter_batches(256, row_groups=[group], columns=[column]):
+            values = batch.column(0)
+            if pa.types.is_struct(values.type):
+                values = values.field("bytes")
+            for value in values:
+                done += 1
+                yield value.as_py() if value.is_valid else DataError("no image")
+    except (pa.ArrowException, OSError) as error:
+        for _ in range(done, rows):
+            yield DataError(f"its row group {group} cannot be read: {error}")
 
 
 @dataclass(frozen=True)
@@ -459,6 +603,7 @@ class _Folder:
     roots: dict[str, Path]
     listing: dict[str, dict[str, list[str]]]
     """Image files by set and class."""
+    notes: tuple[str, ...] = ()
 
     @property
     def threads(self) -> int:
@@ -467,15 +612,16 @@ class _Folder:
     def files(self) -> Iterable[Path]:
         return (path for name in self.listing for path in self._paths(name))
 
-    def survey(self) -> _Survey:
+    def survey(self) -> Survey:
         label = {name: index for index, name in enumerate(self.classes)}
-        return self.classes, {
+        parts = {
             name: [
                 (str(self.roots[name] / key), np.full(len(files), label[key]))
                 for key, files in by_class.items()
             ]
             for name, by_class in self.listing.items()
         }
+        return Survey(self.classes, parts, self.notes)
 
     def images(self, name: str) -> Iterator[tuple[str, Encoded]]:
         return ((str(path), path) for path in self._paths(name))

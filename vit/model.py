@@ -19,8 +19,11 @@ as in timm. `VisionTransformer(config, C).state_dict()` loads with `strict=True`
 
 where all else is timm's default: `no_embed_class=False`, so that `pos_embed` has a row for each
 prefix token too; its `drop_rate`, dropout before the head, stays 0. Fixed sine-cosine positions
-are what timm's learned `pos_embed` then holds.
+are what timm's learned `pos_embed` then holds. A convolutional stem is not timm's: under
+`patch_embed.` it has other weights.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -109,8 +112,37 @@ class PatchEmbed(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
+def _stem_widths(config: ModelConfig) -> list[int]:
+    """Channels before, between and after the convolutions of a stem."""
+    steps = config.patch_size.bit_length() - 1
+    return [_CHANNELS, *(config.embed_dim >> (steps - 1 - i) for i in range(steps))]
+
+
+class ConvStem(nn.Module):
+    """Stacked 3x3 convolutions of stride 2, then a projection: (B, 3, S, S) to (B, N, D).
+
+    After Xiao et al. 2021 (arXiv 2106.14881), without batch norm, whose statistics would hang on
+    the number of workers. The width doubles up to D as the side halves down to S / P.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(_stem_widths(config)):
+            layers += [nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1), nn.GELU()]
+        self.convs = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(config.embed_dim, config.embed_dim, kernel_size=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(self.convs(images)).flatten(2).transpose(1, 2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: (B, T, D) to (B, T, D)."""
+
+    fused = True
+    """Through torch's fused kernel, which never holds the (B, H, T, T) weights. In bfloat16 on
+    CPUs its backward is slow: with few tokens the plain products are then faster."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -127,7 +159,12 @@ class Attention(nn.Module):
         qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, T, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D/H)
         dropout = self.attn_drop_rate if self.training else 0.0
-        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, dropout_p=dropout)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.fused:
+            x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        else:
+            weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)).softmax(dim=3)
+            x = F.dropout(weights.to(v.dtype), dropout) @ v
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
 
 
@@ -185,7 +222,7 @@ class VisionTransformer(nn.Module):
         self.config = config
         dim = config.embed_dim
         averages = config.global_pool == "avg"
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = (ConvStem if config.stem == "conv" else PatchEmbed)(config)
         self.cls_token = None if averages else nn.Parameter(torch.empty(1, 1, dim))
         self.reg_token = (
             nn.Parameter(torch.empty(1, config.reg_tokens, dim)) if config.reg_tokens else None
@@ -203,7 +240,7 @@ class VisionTransformer(nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Draw timm's default initial weights; torch's own for the patches' convolution."""
+        """Draw timm's default initial weights; torch's own for the stem's convolutions."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -301,6 +338,11 @@ def flops(config: ModelConfig, num_classes: int) -> int:
     projections = tokens * (4 * dim * dim + 2 * dim * mlp_width(config))
     attention = 2 * tokens * tokens * dim
     stem = patches * _CHANNELS * config.patch_size**2 * dim
+    if config.stem == "conv":
+        widths = _stem_widths(config)
+        pixels = [config.image_size**2 >> (2 * i) for i in range(1, len(widths))]
+        convs = zip(pixels, itertools.pairwise(widths), strict=True)
+        stem = patches * dim * dim + sum(n * 9 * before * after for n, (before, after) in convs)
     return 2 * (stem + config.depth * (projections + attention) + dim * num_classes)
 
 

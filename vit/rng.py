@@ -6,6 +6,7 @@ coordinates, the same wherever and whenever it is computed (the idea of counter-
 Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 """
 
+import functools
 import hashlib
 import struct
 
@@ -44,10 +45,16 @@ def uniform(samples: Tensor, draws: int, *key: int | str) -> Tensor:
         (B, draws) float32 on the device of `samples`, multiples of 2^-24.
     """
     seed = fold(*key)
-    columns = torch.arange(1, draws + 1, device=samples.device, dtype=torch.int64)
     rows = _mix(_mix((samples & _MASK) ^ (seed & _MASK)) ^ (seed >> 32))
-    bits = _mix(rows[:, None] ^ _mix((columns * 0x9E3779B9 + (seed >> 31)) & _MASK))
+    bits = _mix(rows[:, None] ^ _columns(draws, seed, samples.device))
     return (bits >> 8).to(torch.float32) * 2.0**-24
+
+
+@functools.lru_cache(maxsize=64)
+def _columns(draws: int, seed: int, device: torch.device) -> Tensor:
+    """(draws,) hashes of the columns; kept, as they are the same for every batch of an epoch."""
+    columns = torch.arange(1, draws + 1, device=device, dtype=torch.int64)
+    return _mix((columns * 0x9E3779B9 + (seed >> 31)) & _MASK)
 
 
 def permutation(n: int, *key: int | str) -> Tensor:

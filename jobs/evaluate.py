@@ -1,0 +1,260 @@
+"""Measure weights on labelled images: accuracy, loss, every class, what is taken for what.
+
+    python -m jobs.train --evaluate --weights runs/digits --json digits.json
+
+Runs in this process, on the device at hand: no Ray, no --out. Shape, data set and precision are
+those of the training unless flags say otherwise, so on its own test set the weights give the
+accuracy that their training gave, to the image.
+"""
+
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jobs import runs
+from jobs.config import ConfigError, as_settings, parse
+from jobs.storage import Location, StorageError, check_writable
+from jobs.vit_task import load, local_paths
+from jobs.weights import bring
+from vit import classifier
+from vit.classifier import Classifier
+from vit.config import DatasetConfig, ModelConfig
+from vit.decode import DataError
+from vit.feed import Feed, each, place
+from vit.formats import find
+from vit.steps import Numerics
+from vit.weights import Weights, WeightsError
+
+FORMAT = 1
+"""Version of the JSON file."""
+BATCH = 512
+"""Images that go through the model at a time, as in training's evaluation."""
+ROWS = 20
+"""Classes that the terminal shows; the JSON file has all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `jobs.train --evaluate`."""
+
+    weights: str
+    """What to evaluate, local or s3://: the folder of a run, its export/, or a safetensors file in
+    timm's names, which wants --model.* and --dataset.* too."""
+    data: tuple[str, ...] = ()
+    """Files or folders of the data set, local or s3://; none: what the data set's name stands for,
+    fetched if need be."""
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
+    """Which of its images. auto: the test set if the data bring one, else the validation set if
+    they bring one, else all."""
+    json: str | None = None
+    """File for all figures, local or s3://; a picture of the confusions lies beside it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: on a GPU if there is one."""
+    precision: Literal["trained", "float32", "bfloat16"] = "trained"
+    """That of the training, or another."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+
+
+def evaluate(config: EvaluateConfig, weights: Weights) -> None:
+    """The stages of the job, in order."""
+    # 1. What can be known before an image is decoded.
+    target = None if config.json is None else Location.parse(config.json)
+    if target is not None:
+        check_writable(_beside(target, ""))
+    device = choose_device(config.device)
+    model = classifier.load(
+        weights, config.model, config.dataset, _numerics(config, weights), device
+    )
+    count = model.model.head.out_features
+    survey = find(config.dataset, local_paths(config)).survey()
+    classes = survey.classes
+    check_classes(weights.about.classes if weights.about else None, classes, count)
+    split, why = choose(config.split, survey.parts.keys())
+    # 2. The images, and the model on them.
+    dataset = load(config)
+    for note in dataset.notes:
+        print(note)
+    sets = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    wanted = {name: images for name, images in sets.items() if split in (name, "all")}
+    loss, confusion = measure(model, list(place(wanted, device).values()), count)
+    # 3. What came out.
+    figures = report(loss, confusion, classes)
+    print_report(figures, f"{split} ({why})" if why else split)
+    if target is not None:
+        about = {
+            "format": FORMAT,
+            "weights": config.weights,
+            "data": list(config.data),
+            "dataset": config.dataset.name,
+            "split": split,
+            **figures,
+            "numerics": asdict(model.numerics),
+            "device": device.type,
+            "versions": runs.versions(),
+            "hardware": runs.hardware(),
+        }
+        target.write_json(about)
+        picture = _beside(target, target.name.removesuffix(".json") + ".png")
+        picture.write_bytes(runs.confusions(confusion.tolist(), classes, title=config.weights))
+        print(f"  figures     {target}\n  confusions  {picture}")
+
+
+def _beside(target: Location, name: str) -> Location:
+    """What is called `name` in the folder of a file."""
+    return replace(target, path=target.path.rpartition("/")[0] or "/") / name
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device to compute on. Raises ConfigError if it is not there."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device cuda: torch {torch.__version__} sees no GPU here")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _numerics(config: EvaluateConfig, weights: Weights) -> Numerics:
+    plain = Numerics("float32", fused_attention=True, channels_last=False)
+    trained = plain if weights.about is None else weights.about.numerics
+    if config.precision == "trained":
+        return trained
+    return replace(trained, precision=config.precision)
+
+
+def check_classes(head: Sequence[str] | None, found: Sequence[str], count: int) -> None:
+    """Check that the data's classes are those of the head, in its order.
+
+    Args:
+        head: names of the head's classes; None if nobody knows them.
+        found: names of the data's.
+        count: how many the head has.
+
+    Raises:
+        ConfigError: they are not; names what differs.
+    """
+    if head is None:
+        if len(found) != count:
+            raise ConfigError(f"the head tells {count} classes apart, the data have {len(found)}")
+        return
+    faults = {
+        "unknown to the head": [name for name in found if name not in head],
+        "not among the data": [name for name in head if name not in found],
+    }
+    lines = [f"{why}: {_some(names)}" for why, names in faults.items() if names]
+    if not lines and tuple(head) != tuple(found):
+        lines = [f"the head's order is {_some(head)}; the data's {_some(found)}"]
+    if lines:
+        raise ConfigError("\n  ".join(["the data's classes are not those of the weights:", *lines]))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - 10
+    return ", ".join(names[:10]) + (f" and {more} more" if more > 0 else "")
+
+
+def choose(split: str, brought: Collection[str]) -> tuple[str, str]:
+    """Which images `split` stands for, and why, where the data `brought` these sets."""
+    if split == "test" and "test" not in brought:
+        raise ConfigError(f"--split test: the data bring {', '.join(brought)} only")
+    if split != "auto":
+        return split, ""
+    for name in ("test", "val"):
+        if name in brought:
+            return name, ""
+    return "all", "the data bring no other set; --split val takes what a training holds out"
+
+
+@torch.inference_mode()
+def measure(model: Classifier, sets: Sequence[Feed], count: int) -> tuple[float, Tensor]:
+    """Run the model over sets of images.
+
+    Args:
+        model: what to measure.
+        sets: the images with their labels.
+        count: C, how many classes there are.
+
+    Returns:
+        The mean loss without smoothing, and the counts, (C, C) int64 on the CPU: a row is a true
+        class, a column a predicted one.
+    """
+    loss = torch.zeros((), dtype=torch.float64, device=model.device)
+    counts = torch.zeros(count * count, dtype=torch.int64, device=model.device)
+    for images in sets:
+        for pixels, labels in each(images, torch.arange(len(images)), BATCH):
+            logits = model(pixels)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            pairs = labels * count + logits.argmax(dim=1)
+            counts += torch.bincount(pairs, minlength=count * count)
+    return float(loss) / int(counts.sum()), counts.view(count, count).cpu()
+
+
+def report(loss: float, confusion: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """Figures for programs: fractions and counts; null where a class has no image."""
+    counts, predicted = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
+    right = confusion.diagonal().tolist()
+    table = [
+        {
+            "name": name,
+            "n": counts[i],
+            "correct": right[i],
+            "predicted": predicted[i],
+            "accuracy": right[i] / counts[i] if counts[i] else None,
+        }
+        for i, name in enumerate(classes)
+    ]
+    n, correct = sum(counts), sum(right)
+    return {
+        "accuracy": correct / n,
+        "loss": loss,
+        "n": n,
+        "correct": correct,
+        "classes": table,
+        "confusion": confusion.tolist(),
+    }
+
+
+def print_report(figures: dict[str, Any], split: str) -> None:
+    """Show the figures; of many classes, those that are told apart worst."""
+    print(
+        f"{split}: accuracy {figures['accuracy']:.2%} ({figures['correct']:,} of"
+        f" {figures['n']:,}), loss {figures['loss']:.4f}"
+    )
+    rows = figures["classes"]
+    if len(rows) > ROWS:
+        seen = (row for row in rows if row["n"])
+        rows = sorted(seen, key=lambda row: row["accuracy"])[:ROWS]
+        print(f"the worst {ROWS} of {len(figures['classes'])} classes (--json has all):")
+    width = max(len("class"), *(len(row["name"]) for row in rows))
+    print(f"  {'class':<{width}}  accuracy       n  correct  predicted")
+    for row in rows:
+        accuracy = "       -" if row["accuracy"] is None else f"{row['accuracy']:8.2%}"
+        print(
+            f"  {row['name']:<{width}}  {accuracy}  {row['n']:6,}  {row['correct']:7,}"
+            f"  {row['predicted']:9,}"
+        )
+
+
+def settings(weights: Weights) -> dict[str, Any]:
+    """What model.json says, as settings that flags win over."""
+    about = weights.about
+    if about is None:
+        return {}
+    return {"model": as_settings(about.model), "dataset": as_settings(about.dataset)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    argv, prog = sys.argv[1:] if argv is None else argv, "jobs.train --evaluate"
+    flags = parse(EvaluateConfig, argv, prog, __doc__)
+    try:
+        weights = bring(flags.weights)
+        stored, source = settings(weights), f"the model.json of {flags.weights}"
+        evaluate(parse(EvaluateConfig, argv, prog, __doc__, stored, source), weights)
+    except (ConfigError, DataError, WeightsError, StorageError) as error:
+        sys.stderr.write(f"{prog}: {error}\n")
+        return 2
+    return 0

@@ -1,0 +1,233 @@
+"""Images to predict: found by folder, glob or path, cut into parts, read part by part.
+
+A part is the unit of work and of retry: some image files, or rows of a row group of a Parquet file.
+Only names and row numbers travel; whoever makes a part reads its images itself.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.config import ConfigError
+from jobs.storage import Location, StorageError, explain
+from vit.decode import DataError
+from vit.formats import EXTENSIONS
+
+PART = 256
+"""Images of a part, at most: what a kill can cost, for each worker."""
+FOOTERS = 16
+"""Parquet footers that are read at a time: in S3 they are all latency."""
+_IMAGE_COLUMNS = ("image", "img")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A unit of work: some image files, or rows of one Parquet file."""
+
+    name: str
+    """Of its file, without the extension."""
+    paths: tuple[str, ...]
+    """Image files; or the one Parquet file."""
+    group: int | None = None
+    """Row group of the Parquet file; None: image files."""
+    first: int = 0
+    """Row of the Parquet file where the row group begins."""
+    start: int = 0
+    """First row wanted, counted from the start of the row group."""
+    stop: int = 0
+    """The row after the last one."""
+
+    def __len__(self) -> int:
+        """How many images it has."""
+        return len(self.paths) if self.group is None else self.stop - self.start
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the input, as it was listed."""
+
+    uri: str
+    state: tuple[int, int]
+    """Bytes, and time of the last change: a file that changed is predicted anew."""
+
+
+def find(texts: Sequence[str]) -> list[File]:
+    """List the images and Parquet files that folders, globs and paths name, in order, each once.
+
+    Raises:
+        ConfigError: one message on every text that names nothing of use.
+    """
+    found: dict[str, File] = {}
+    faults = []
+    for text in texts:
+        place = Location.parse(text)
+        files = list(_glob(place) if "*" in place.path or "?" in place.path else _below(place))
+        use = [file for file in files if _suffix(file.uri) in (*EXTENSIONS, ".parquet")]
+        if not place.exists() and not files:
+            faults.append(f"{text}: nothing is there")
+        elif not use:
+            faults.append(f"{text}: {len(files)} files, none of them an image or Parquet")
+        elif len(use) < len(files):
+            print(f"{text}: {len(files) - len(use):,} files that are no image are left aside")
+        found |= {file.uri: file for file in use}
+    if faults:
+        expected = f"expected images ({', '.join(EXTENSIONS)}) or .parquet files"
+        raise ConfigError("\n  ".join([f"--data: {expected}", *faults]))
+    return list(found.values())
+
+
+def _suffix(uri: str) -> str:
+    return PurePosixPath(uri.partition("?")[0]).suffix.lower()
+
+
+def _below(place: Location) -> Iterator[File]:
+    """The file at a place, or all files below it that are not hidden."""
+    for entry in place.walk():
+        if not any(part.startswith(".") for part in entry.path.split("/")):
+            uri = str(place / entry.path if entry.path else place)
+            yield File(uri, (entry.size, entry.mtime_ns))
+
+
+def _glob(place: Location) -> Iterator[File]:
+    """Files whose path matches; what stands before the first wildcard is what is listed."""
+    fixed = re.split(r"[*?]", place.path, maxsplit=1)[0].rpartition("/")[0]
+    wild = {r"\*\*/": "(?:.*/)?", r"\*\*": ".*", r"\*": "[^/]*", r"\?": "[^/]"}
+    pattern = re.sub(
+        r"\\\*\\\*/|\\\*\\\*|\\\*|\\\?", lambda match: wild[match[0]], re.escape(place.path)
+    )
+    for file in _below(replace(place, path=fixed or "/")):
+        if re.fullmatch(pattern, Location.parse(file.uri).path):
+            yield file
+
+
+def plan(files: Sequence[File], fingerprint: str) -> list[Part]:
+    """Cut the input into parts of up to PART images, named by place in the order and contents.
+
+    Args:
+        files: of the input.
+        fingerprint: of all else that the predictions hang on.
+
+    Raises:
+        ConfigError: one message on every Parquet file that cannot be used.
+    """
+    images = [file for file in files if _suffix(file.uri) != ".parquet"]
+    tables = [file for file in files if _suffix(file.uri) == ".parquet"]
+    states = {file.uri: file.state for file in files}
+    chunks = (images[start : start + PART] for start in range(0, len(images), PART))
+    parts = [Part("", tuple(file.uri for file in chunk)) for chunk in chunks]
+    faults = []
+    with ThreadPoolExecutor(FOOTERS) as pool:
+        for result in pool.map(_cut, [file.uri for file in tables]):
+            if isinstance(result, str):
+                faults.append(result)
+            else:
+                parts += result
+    if faults:
+        raise ConfigError("\n  ".join(["--data: Parquet files that cannot be used:", *faults]))
+    return [
+        replace(part, name=f"part-{number:05d}-{_key(fingerprint, part, states)}")
+        for number, part in enumerate(parts)
+    ]
+
+
+def _key(fingerprint: str, part: Part, states: dict[str, tuple[int, int]]) -> str:
+    contents = [fingerprint, asdict(part), [states[path] for path in part.paths]]
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:12]
+
+
+def _cut(uri: str) -> list[Part] | str:
+    """Parts of a Parquet file, or what is wrong with it."""
+    try:
+        with Location.parse(uri).open() as stream, pq.ParquetFile(stream) as file:
+            image_column(file.schema_arrow)
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    except (DataError, pa.ArrowException, OSError) as error:
+        return f"{uri}: {error}"
+    firsts = itertools.accumulate(sizes, initial=0)
+    return [
+        Part("", (uri,), group, first, start, min(start + PART, size))
+        for group, (size, first) in enumerate(zip(sizes, firsts, strict=False))
+        for start in range(0, size, PART)
+    ]
+
+
+def image_column(schema: pa.Schema) -> str:
+    """The column of encoded images, bytes or Hugging Face's struct; raises DataError if none is."""
+    for name in _IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+                kind = kind.field("bytes").type
+            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+                return name
+            raise DataError(f"column {name} is {kind}; bytes of image files were expected")
+    raise DataError(f"no column image; its columns are {', '.join(schema.names)}")
+
+
+Read = Callable[[], bytes]
+"""Gets at an image's bytes. Raises DataError where only this image is lost, StorageError where
+storage fails and none could be had."""
+
+
+def images_of(part: Part) -> Iterator[tuple[str, int | None, Read]]:
+    """Each image of a part: its file, its row there, and how to read it."""
+    if part.group is None:
+        for path in part.paths:
+            yield path, None, partial(_file, Location.parse(path))
+        return
+    uri, row = part.paths[0], part.start
+    try:
+        for value in _cells(Location.parse(uri), part):
+            yield uri, part.first + row, partial(_cell, value)
+            row += 1
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if "AWS Error" in str(error):  # storage fails, not the file: the job shall stop, to go on
+            raise explain("read", uri, error) from error
+        for lost in range(row, part.stop):
+            yield uri, part.first + lost, partial(_lost, str(error))
+
+
+def _cells(place: Location, part: Part) -> Iterator[bytes | None]:
+    """The values of a Parquet part; those before it in its row group are read and left."""
+    done = 0
+    with place.open() as stream, pq.ParquetFile(stream) as file:
+        column = image_column(file.schema_arrow)
+        for batch in file.iter_batches(PART, row_groups=[part.group], columns=[column]):
+            values = batch.column(0)
+            values = values.field("bytes") if pa.types.is_struct(values.type) else values
+            start, stop = max(0, part.start - done), max(0, part.stop - done)
+            yield from values[start:stop].to_pylist()
+            done += len(values)
+            if done >= part.stop:
+                return
+
+
+def _file(place: Location) -> bytes:
+    """An image file's bytes; one that is gone or not ours to read is lost alone."""
+    try:
+        return place.read_bytes()
+    except StorageError as error:
+        if place.local_path is None and place.exists():
+            raise  # the storage fails, not this image: the run shall stop, and go on later
+        raise DataError(str(error)) from error
+
+
+def _cell(value: bytes | None) -> bytes:
+    if value is None:
+        raise DataError("no image: the cell is null")
+    return value
+
+
+def _lost(reason: str) -> bytes:
+    raise DataError(f"its part of the Parquet file cannot be read: {reason}")

@@ -1,0 +1,108 @@
+"""`jobs.train --evaluate`: the training's own accuracy to the image, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from jobs.config import ConfigError
+from jobs.evaluate import check_classes, choose, report
+from jobs.train import main
+
+
+def test_the_same_accuracy_as_the_training(trained, tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    assert main(["--evaluate", "--weights", str(trained.out), "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert (found["split"], found["n"], found["correct"]) == ("test", 359, trained.correct)
+    assert found["accuracy"] == trained.facts["test"]["test_accuracy"]
+    assert found["loss"] == pytest.approx(trained.facts["test"]["test_loss"], rel=1e-6)
+    confusion = torch.tensor(found["confusion"])
+    assert int(confusion.diagonal().sum()) == trained.correct
+    assert [row["n"] for row in found["classes"]] == confusion.sum(dim=1).tolist()
+    assert [row["predicted"] for row in found["classes"]] == confusion.sum(dim=0).tolist()
+    assert (tmp_path / "figures.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert f"accuracy {found['accuracy']:.2%} ({trained.correct} of 359)" in printed
+    assert printed.count("%") == 11  # all, and each class
+
+
+def test_other_splits(trained, tmp_path):
+    file = tmp_path / "figures.json"
+    flags = ["--evaluate", "--weights", str(trained.out / "export"), "--json", str(file)]
+    best = trained.facts["history"][trained.facts["best_epoch"] - 1]
+    assert main([*flags, "--split", "val"]) == 0
+    found = json.loads(file.read_text())
+    assert (found["n"], found["accuracy"]) == (144, best["val_accuracy"])
+    assert main([*flags, "--split", "all"]) == 0
+    assert json.loads(file.read_text())["n"] == 1797
+
+
+def test_a_folder_of_images_like_the_data_set(trained, digits, tmp_path, capsys):
+    for number, (content, label) in enumerate(digits):
+        folder = tmp_path / "digits" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.png").write_bytes(content)
+    file = tmp_path / "figures.json"
+    flags = ["--evaluate", "--weights", str(trained.out), "--json", str(file)]
+    flags += ["--data", str(tmp_path / "digits"), "--dataset.name", "imagefolder"]
+    assert main(flags) == 0
+    found = json.loads(file.read_text())
+    assert (found["split"], found["n"], found["correct"]) == ("all", 359, trained.correct)
+    assert "the data bring no other set" in capsys.readouterr().out
+
+    (tmp_path / "digits" / "7").rename(tmp_path / "digits" / "seven")
+    assert main(flags) == 2
+    error = capsys.readouterr().err
+    assert "unknown to the head: seven" in error
+    assert "not among the data: 7" in error
+
+
+def test_bad_input(trained, tmp_path, capsys):
+    def refused(*flags):
+        assert main(["--evaluate", *map(str, flags)]) == 2
+        return capsys.readouterr().err
+
+    assert "nowhere" in refused("--weights", tmp_path / "nowhere")
+    depth = refused("--weights", trained.out, "--model.depth", "3")
+    assert "--model.depth is 3; the weights have 2" in depth
+    assert "blocks.2.norm1.weight: not there" in depth
+    bare = tmp_path / "bare.safetensors"
+    bare.write_bytes((trained.out / "export/model.safetensors").read_bytes())
+    assert "patch_embed.proj.weight: (32, 3, 4, 4)" in refused("--weights", bare)
+    (tmp_path / "file").write_text("")
+    blocked = tmp_path / "file" / "figures.json"
+    assert str(tmp_path / "file") in refused("--weights", trained.out, "--json", blocked)
+
+
+def test_flags_win_over_what_the_weights_say(trained, tmp_path):
+    """Another image size: positions are resampled."""
+    file = tmp_path / "figures.json"
+    flags = ["--weights", str(trained.out), "--model.image-size", "12", "--json", str(file)]
+    assert main(["--evaluate", *flags]) == 0
+    assert json.loads(file.read_text())["n"] == 359
+
+
+def test_classes_in_another_order():
+    with pytest.raises(ConfigError, match="the head's order is a, b; the data's b, a"):
+        check_classes(["a", "b"], ["b", "a"], 2)
+    with pytest.raises(ConfigError, match="tells 3 classes apart, the data have 2"):
+        check_classes(None, ["a", "b"], 3)
+    check_classes(None, ["a", "b"], 2)
+
+
+def test_which_split():
+    assert choose("auto", {"train", "val", "test"})[0] == "test"
+    assert choose("auto", {"train", "val"})[0] == "val"
+    assert choose("auto", {"train"})[0] == "all"
+    assert choose("val", {"train"})[0] == "val"
+    with pytest.raises(ConfigError, match="--split test"):
+        choose("test", {"train"})
+
+
+def test_a_class_without_an_image_has_no_accuracy():
+    figures = report(0.5, torch.tensor([[3, 1], [0, 0]]), ["a", "b"])
+    assert figures["accuracy"] == 0.75
+    assert figures["classes"][1] == {
+        "name": "b", "n": 0, "correct": 0, "predicted": 1, "accuracy": None,
+    }  # fmt: skip

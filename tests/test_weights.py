@@ -1,0 +1,172 @@
+"""Reading and fitting weights: held against timm, both ways, and against all that does not fit."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer as TimmViT
+from timm.models.vision_transformer import checkpoint_filter_fn
+
+from jobs.ranks import Ranks
+from jobs.storage import Location
+from jobs.train import main
+from jobs.vit_task import VitTask, load
+from jobs.weights import bring
+from tests.tasks import small_config
+from vit import weights
+from vit.config import ModelConfig
+from vit.model import build
+from vit.weights import WeightsError, fit, read, resample_positions
+
+SMALL = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def timm_model(side, classes=10, **changes):
+    torch.manual_seed(0)
+    model = TimmViT(img_size=side, num_classes=classes, **(SMALL | changes)).eval()
+    torch.nn.init.normal_(model.pos_embed)
+    if classes:
+        torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def saved(model, folder):
+    save_file(model.state_dict(), folder / "timm.safetensors")
+    return read(folder / "timm.safetensors")
+
+
+VARIANTS = {
+    "token": ({}, {}),
+    "average": ({"global_pool": "avg", "class_token": False}, {"global_pool": "avg"}),
+    "registers": ({"reg_tokens": 4}, {"reg_tokens": 4}),
+    "bare prefix": ({"reg_tokens": 2, "no_embed_class": True}, {"reg_tokens": 2}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("side", [16, 32, 24, 20])
+def test_timm_weights_of_another_size_give_timms_logits(name, side, tmp_path):
+    theirs, ours = VARIANTS[name]
+    source = timm_model(32, **theirs)
+    target = timm_model(side, **theirs)  # timm resamples by itself as it loads
+    target.load_state_dict(checkpoint_filter_fn(source.state_dict(), target))
+    model = build(ModelConfig(image_size=side, **SMALL, **ours), 10, seed=1).eval()
+    model.load_state_dict(fit(saved(source, tmp_path), model, None).tensors)
+    images = torch.randn(3, 3, side, side)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), target(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", [(8, 5), (5, 8), (8, 8), (1, 3)])
+def test_positions_are_timms_to_the_bit(sides):
+    old, new = sides
+    positions = torch.randn(1, 1 + old * old, 32)
+    config = ModelConfig(image_size=4 * new, **SMALL)
+    expected = resample_abs_pos_embed(positions, [new, new])
+    assert torch.equal(resample_positions(positions, config), expected)
+    assert torch.equal(resample_positions(positions, config)[:, 0], positions[:, 0])
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    source = timm_model(32).half()
+    model = build(ModelConfig(image_size=32, **SMALL), 10, seed=1)
+    fitted = fit(saved(source, tmp_path), model, None).tensors
+    assert {tensor.dtype for tensor in fitted.values()} == {torch.float32}
+
+
+def test_a_head_for_other_classes_starts_anew(trained, tmp_path):
+    config = trained.config.model
+    digits = [str(digit) for digit in range(10)]
+    found = read(trained.out)
+    model = build(config, 10, seed=1)
+    same = fit(found, model, digits)
+    assert torch.equal(same.tensors["head.weight"], found.tensors["head.weight"])
+    assert "32 of 32 tensors" in same.notes[0]
+    for classes in (["zero", *digits[1:]], [*digits, "ten"]):
+        fresh = build(config, len(classes), seed=1)
+        other = fit(found, fresh, classes)
+        assert torch.equal(other.tensors["head.weight"], fresh.head.weight)
+        assert torch.equal(other.tensors["norm.weight"], found.tensors["norm.weight"])
+        assert "head starts anew" in other.notes[1]
+    headless = timm_model(8, classes=0)
+    assert "have none" in fit(saved(headless, tmp_path), model, digits).notes[1]
+
+
+def test_what_does_not_fit_is_listed_with_its_shapes(tmp_path):
+    found = saved(timm_model(32, qk_norm=True), tmp_path)
+    model = build(ModelConfig(image_size=32, **(SMALL | {"embed_dim": 48, "depth": 3})), 10, 1)
+    with pytest.raises(WeightsError) as caught:
+        fit(found, model, None)
+    message = str(caught.value)
+    assert "blocks.2.norm1.weight: not there, expected (48,)" in message
+    assert "patch_embed.proj.weight: (32, 3, 4, 4), expected (48, 3, 4, 4)" in message
+    assert "blocks.0.attn.q_norm.weight: (16,), not expected" in message
+    assert "timm.safetensors" in message
+
+
+def test_the_number_of_heads_shows_in_no_shape(trained):
+    config = trained.config.model
+    changed = ModelConfig(**(vars(config) | {"num_heads": 4}))
+    with pytest.raises(WeightsError, match=r"--model\.num-heads is 4; the weights have 2"):
+        fit(read(trained.out), build(changed, 10, 1), None)
+
+
+def test_pickles_and_damage_are_refused(tmp_path, trained):
+    pickled = tmp_path / "model.pth"
+    pickled.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(WeightsError, match=r"model\.pth .*pickle, which is never opened"):
+        read(pickled)
+    whole = (trained.out / "export/model.safetensors").read_bytes()
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match=r"broken\.safetensors is no safetensors"):
+        read(broken)
+    with pytest.raises(WeightsError, match=r"neither model\.safetensors"):
+        read(tmp_path)
+    with pytest.raises(WeightsError, match="no such file"):
+        read(tmp_path / "nowhere")
+
+
+def test_a_model_json_of_another_version_is_refused(tmp_path, trained):
+    about = json.loads((trained.out / "export" / weights.ABOUT).read_text())
+    (tmp_path / weights.FILE).write_bytes((trained.out / "export" / weights.FILE).read_bytes())
+    (tmp_path / weights.ABOUT).write_text(json.dumps(about | {"format": 99}))
+    with pytest.raises(WeightsError, match="format 99"):
+        read(tmp_path)
+    (tmp_path / weights.ABOUT).write_text(json.dumps(about | {"model": {"depht": 3}}))
+    with pytest.raises(WeightsError, match="depht"):
+        read(tmp_path)
+
+
+def test_a_training_starts_from_them(tmp_path, trained):
+    task_of = lambda **changes: VitTask(  # noqa: E731
+        config := small_config(tmp_path, **changes), load(config), torch.device("cpu"), Ranks(0, 1)
+    )
+    model = task_of(init_weights=str(trained.out)).build()
+    stored = load_file(trained.out / "export/model.safetensors")
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+def test_bad_init_weights_end_before_anything_starts(tmp_path, trained, capsys):
+    small = ["--model.image-size", "8", "--model.patch-size", "4", "--model.embed-dim", "48"]
+    flags = ["--out", str(tmp_path / "run"), *small, "--init-weights"]
+    assert main([*flags, str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert main([*flags, str(trained.out)]) == 2
+    error = capsys.readouterr().err
+    assert "--model.embed-dim is 48; the weights have 32" in error
+    assert "head" not in error.replace("num-heads", "").replace("num_heads", "")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("what", ["run", "run/export", "run/export/model.safetensors"])
+def test_from_s3_only_the_export_is_copied(what, trained, s3, cache):
+    place = Location.parse(s3)
+    (place / "run/export").upload(trained.out / "export")
+    (place / "run/checkpoints/large").write_bytes(b"never wanted")
+    found = bring(f"{s3}/{what}")
+    assert found.about == read(trained.out).about
+    assert not list(cache.glob("mirrors/**/large"))

@@ -1,0 +1,233 @@
+"""Batches of a set on the device that wants them: resident there, or decoded ahead of it.
+
+A set that is kept decoded is resident: on a GPU whole, as uint8, or in pages that all processes of
+the node share. A packed one is streamed: images are decoded by other processes while the training
+computes, and copied to a GPU while it computes. What is handed out is the same either way.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vit.data import Images
+from vit.decode import DataError, Pack, Pixels
+from vit.formats import Ints
+from vit.pool import Pool
+
+
+class Feed(Protocol):
+    """A set of images, to be had in batches."""
+
+    def __len__(self) -> int:
+        """How many images the set has."""
+
+    def take(self, samples: Tensor, then: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """Images and labels of a batch, on the device; no host sync.
+
+        Args:
+            samples: (b,) int64 on the CPU, positions in the set; at least one.
+            then: what will be taken after them, batch by batch. Looked at only when `samples` are
+                not what was announced before: at the start, and after a resume.
+
+        Returns:
+            (b, 3, S, S) uint8 and (b,) int64, not to be written to.
+        """
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A set of decoded images: on the device, or in host memory if they do not fit."""
+
+    images: Tensor
+    """(N, 3, S, S) uint8, perhaps shared with another set."""
+    labels: Tensor
+    """(N,) int64, where `images` are."""
+    rows: Tensor
+    """(n,) int64, where `images` are: the rows of the set."""
+    device: torch.device
+    """Where a batch is wanted."""
+
+    def __len__(self) -> int:
+        """How many images the set has."""
+        return len(self.rows)
+
+    def take(self, samples: Tensor, then: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """As `Feed`; nothing need be known ahead."""
+        rows = self.rows[samples.to(self.images.device, non_blocking=True)]
+        images, labels = self.images[rows], self.labels[rows]
+        if self.device != images.device:  # pinned, the copies do not keep the host waiting
+            images = images.pin_memory().to(self.device, non_blocking=True)
+            labels = labels.pin_memory().to(self.device, non_blocking=True)
+        return images, labels
+
+
+class Streamed:
+    """A set of encoded images, decoded in other processes ahead of being taken.
+
+    There are as many as torch has threads here: --cpus-per-worker. They run until the last batch
+    that was announced is taken: between two evaluations there are none.
+    """
+
+    def __init__(self, pack: Pack, labels: Ints, rows: Ints, device: torch.device) -> None:
+        """Start nothing yet.
+
+        Args:
+            pack: N encoded images, perhaps shared with another set.
+            labels: (N,) int64.
+            rows: (n,) int64, the rows of the set.
+            device: where a batch is wanted.
+        """
+        self._pack, self._labels, self._rows = pack, torch.from_numpy(labels), rows
+        self._device = device
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pool: Pool | None = None
+        self._plan: Iterator[Tensor] = iter(())
+        self._planned = False
+        self._asked: deque[Tensor] = deque()
+        """Batches that the pool was asked for and has not given."""
+        self._early: deque[_Arrived] = deque()
+        """Batches, one at most, that are on their way to the device before they are taken."""
+        self._last: _Arrived | None = None
+        """The batch taken last. It may be taken again: by the step that a start throws away."""
+
+    def __len__(self) -> int:
+        """How many images the set has."""
+        return len(self._rows)
+
+    def take(self, samples: Tensor, then: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """As `Feed`.
+
+        Raises:
+            DataError: an image changed since the data set was packed.
+            RuntimeError: a decoding process ended.
+        """
+        if not torch.equal(self._next(), samples):
+            if self._last and torch.equal(self._last.samples, samples):
+                return self._last.here()
+            self._start(samples, then)
+        arrived = self._last = self._early.popleft() if self._early else self._receive()
+        self._ask()
+        if self._copies and self._asked and self._pool and self._pool.ready():
+            self._early.append(self._receive())
+        if self._planned and not self._asked and not self._early:
+            self._stop()
+        return arrived.here()
+
+    def _next(self) -> Tensor:
+        """The batch that is to be taken next, if it is as announced; none: empty."""
+        if self._early:
+            return self._early[0].samples
+        return self._asked[0] if self._asked else torch.empty(0, dtype=torch.int64)
+
+    def _start(self, samples: Tensor, then: Iterable[Tensor]) -> None:
+        """Begin a new plan; what was decoded for another is dropped."""
+        if self._asked or self._early or not self._pool or self._pool.batch < len(samples):
+            self._stop()
+            # A rank's parts of one global batch and the next may differ by a pair.
+            self._pool = Pool(self._pack, len(samples) + 2, torch.get_num_threads())
+        self._plan = itertools.chain([samples], then)
+        self._ask()
+        self._planned = len(self._asked) > 1
+
+    def _stop(self) -> None:
+        if self._pool:
+            self._pool.close()
+        self._pool = None
+        self._asked.clear()
+        self._early.clear()
+
+    def _ask(self) -> None:
+        """Have the pool decode what comes next, as much as it takes at once."""
+        assert self._pool
+        while not self._pool.full and (samples := next(self._plan, None)) is not None:
+            self._pool.submit(self._rows[samples.numpy()])
+            self._asked.append(samples)
+
+    def _receive(self) -> "_Arrived":
+        """Wait for the next batch, and send it to the device."""
+        assert self._pool
+        samples = self._asked.popleft()
+        rows = self._rows[samples.numpy()]
+        pixels, failed = self._pool.receive()
+        for position in failed:
+            pixels[position] = self._again(int(rows[position]))
+        images, labels = torch.from_numpy(pixels), self._labels[rows]
+        if self._copies is None:
+            return _Arrived(samples, images.clone(), labels, None)
+        with torch.cuda.stream(self._copies):
+            images = images.pin_memory().to(self._device, non_blocking=True)
+            labels = labels.pin_memory().to(self._device, non_blocking=True)
+            return _Arrived(samples, images, labels, self._copies.record_event())
+
+    def _again(self, row: int) -> Pixels:
+        """Decode here what another process could not: a read may fail once."""
+        try:
+            return self._pack.decode(row)
+        except (DataError, OSError) as error:
+            raise DataError(
+                f"{self._pack.place(row)}: {error}; it was another when the data set was packed"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    """A batch on the device, or on its way there."""
+
+    samples: Tensor
+    images: Tensor
+    labels: Tensor
+    copied: torch.cuda.Event | None
+
+    def here(self) -> tuple[Tensor, Tensor]:
+        """The batch, for use in the current stream from now on."""
+        if self.copied:
+            current = torch.cuda.current_stream(self.images.device)
+            current.wait_event(self.copied)
+            self.images.record_stream(current)
+            self.labels.record_stream(current)
+        return self.images, self.labels
+
+
+def each(feed: Feed, samples: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of `samples`, (n,) int64 on the CPU, `size` of them at a time."""
+    parts = samples.split(size)
+    for number, part in enumerate(parts, 1):
+        if len(part):
+            yield feed.take(part, parts[number:])
+
+
+def place(sets: Mapping[str, Images | None], device: torch.device) -> dict[str, Feed]:
+    """Make the sets ready to be taken from.
+
+    A GPU holds decoded sets if that leaves half of its free memory to the training, an array that
+    two of them share only once; a CPU works on the pages that all processes of the node share.
+
+    Args:
+        sets: by name; None where a data set has none of that name.
+        device: where batches are wanted.
+    """
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
+    placed: dict[str, Feed] = {}
+    for name, images in sets.items():
+        if images is None:
+            continue
+        if isinstance(images.images, Pack):
+            placed[name] = Streamed(images.images, images.labels, images.rows, device)
+            continue
+        if id(images.images) not in moved:
+            moved[id(images.images)] = _move(images.images, images.labels, device)
+        pixels, labels = moved[id(images.images)]
+        rows = torch.from_numpy(images.rows).to(pixels.device)
+        placed[name] = Resident(pixels, labels, rows, device)
+    return placed
+
+
+def _move(pixels: Pixels, labels: Ints, device: torch.device) -> tuple[Tensor, Tensor]:
+    fits = device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    where = device if fits else torch.device("cpu")
+    return torch.from_numpy(pixels).to(where), torch.from_numpy(labels).to(where)

@@ -1,0 +1,177 @@
+"""Processes that decode images of a `Pack` ahead of whoever wants them, in order, batch by batch.
+
+Processes, not threads: of a small image Pillow holds Python's lock for most of the time, two
+threads are slower than one, and both keep the training from its next step. Pixels come back in
+shared memory; requests and replies are numbers in two pipes that all processes share, so that the
+next free one takes the next image. When the process that asks is gone, killed too, the pipes end
+and so do the processes.
+"""
+
+import fcntl
+import os
+import select
+import subprocess
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vit import decode as program
+from vit.decode import RECORD, DataError, Pack, Pixels, Slots
+
+AHEAD = 3
+"""Batches that are decoded ahead: enough to even out slow images, little enough to be kept."""
+_PIPE_BYTES = 1 << 20
+"""What Linux allows a pipe of anybody."""
+_SURVEYED = 64
+"""Images of a batch where all of a pack are tried."""
+
+
+class Pool:
+    """Decodes batches of rows of a pack, at most `ahead` of them asked for and not yet received."""
+
+    def __init__(self, pack: Pack, batch: int, processes: int) -> None:
+        """Start `processes` that decode, for batches of at most `batch` rows."""
+        self.pack, self.batch = pack, batch
+        pipes = os.pipe(), os.pipe()
+        (asked, self._requests), (self._replies, replied) = pipes
+        # Neither side may ever wait for the other to make room: both could wait for good.
+        records = min(map(_widen, (asked, replied))) // RECORD.itemsize
+        if batch > records:
+            raise DataError(f"a worker's batch has {batch:,} images, {records:,} are the most")
+        self.ahead = max(1, min(AHEAD, records // batch))
+        self._blocks = self.ahead + 1
+        memory = os.memfd_create("decoded", os.MFD_CLOEXEC)
+        count = self._blocks * batch
+        self._slots = Slots(memory, count, pack.size)
+        os.set_blocking(self._replies, False)
+        given = (memory, asked, replied)
+        self._processes = [_start(pack, count, given) for _ in range(processes)]
+        for descriptor in given:
+            os.close(descriptor)
+        mine = (self._requests, self._replies)
+        self.close = weakref.finalize(self, _stop, self._processes, mine)
+        """End the processes; happens by itself when nobody holds the pool any more."""
+        self._lengths: deque[int] = deque()
+        self._left = np.zeros(self._blocks, np.int64)
+        self._done = np.ones(count, np.bool_)
+        self._first = 0
+        self._poll = select.poll()
+        self._poll.register(self._replies, select.POLLIN)
+
+    @property
+    def full(self) -> bool:
+        """Whether a batch must be received before another is submitted."""
+        return len(self._lengths) >= self.ahead
+
+    def submit(self, rows: NDArray[np.int64]) -> None:
+        """Ask for a batch, rows (b,) of the pack; overwrites what `receive` gave before last."""
+        block = (self._first + len(self._lengths)) % self._blocks
+        slots = np.arange(len(rows), dtype=RECORD) + block * self.batch
+        self._slots.rows[slots] = rows
+        self._done[slots] = False
+        self._left[block] = len(rows)
+        self._lengths.append(len(rows))
+        view = memoryview(slots.tobytes())
+        with suppress(BrokenPipeError):  # no process is left: `receive` says why
+            while view:
+                view = view[os.write(self._requests, view) :]
+
+    def ready(self) -> bool:
+        """Whether the oldest batch can be received without waiting."""
+        self._drain()
+        return not self._left[self._first]
+
+    def receive(self) -> tuple[Pixels, list[int]]:
+        """Wait for the oldest batch.
+
+        Returns:
+            (b, 3, S, S) uint8, shared memory that holds until the submit after the next `receive`;
+            and which of the b could not be decoded.
+
+        Raises:
+            RuntimeError: a process ended: out of memory, or an image that breaks its decoder.
+        """
+        while not self.ready():
+            if not self._poll.poll(1000):
+                self._check_alive()
+        first = self._first * self.batch
+        part = slice(first, first + self._lengths.popleft())
+        self._first = (self._first + 1) % self._blocks
+        return self._slots.pixels[part], np.flatnonzero(self._slots.failed[part]).tolist()
+
+    def _drain(self) -> None:
+        """Take note of all replies that are there."""
+        with suppress(BlockingIOError):
+            while content := os.read(self._replies, _PIPE_BYTES):
+                slots = np.frombuffer(content, RECORD)
+                self._done[slots] = True
+                self._left -= np.bincount(slots // self.batch, minlength=self._blocks)
+            self._check_alive()  # the pipe has ended: no process is left
+
+    def _check_alive(self) -> None:
+        for process in self._processes:
+            if (code := process.poll()) is not None:
+                lost = np.flatnonzero((self._slots.owners == process.pid) & ~self._done)
+                at = [self.pack.place(int(row)) for row in self._slots.rows[lost]]
+                raise RuntimeError(
+                    f"a decoding process ended with code {code}"
+                    + (f" at {at[0]}" if at else "")
+                    + (": out of memory?" if code == -9 else "")
+                )
+
+
+def _widen(pipe: int) -> int:
+    with suppress(OSError):  # an unprivileged user's pipes may take up all that they are allowed
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+
+
+def _start(pack: Pack, count: int, given: Sequence[int]) -> subprocess.Popen[bytes]:
+    """One process; apart from the terminal, whose Ctrl-C is for the training to answer."""
+    arguments = [str(value) for value in (pack.folder, pack.size, count, *given)]
+    return subprocess.Popen(
+        [sys.executable, "-P", program.__file__, *arguments],
+        stdin=subprocess.DEVNULL,
+        pass_fds=given,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]], pipes: Sequence[int]) -> None:
+    for pipe in pipes:
+        os.close(pipe)
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+
+
+def faults(pack: Pack, processes: int) -> Iterator[tuple[int, str]]:
+    """Decode all of a pack once; yields the rows that do not decode, ascending, each with why.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    pool = Pool(pack, _SURVEYED, processes)
+    waiting: deque[NDArray[np.int64]] = deque()
+    rest = iter(np.split(np.arange(len(pack)), range(_SURVEYED, len(pack), _SURVEYED)))
+    while True:
+        while not pool.full and (rows := next(rest, None)) is not None:
+            pool.submit(rows)
+            waiting.append(rows)
+        if not waiting:
+            break
+        rows = waiting.popleft()
+        for position in pool.receive()[1]:
+            row = int(rows[position])
+            try:
+                pack.decode(row)
+            except DataError as error:
+                yield row, str(error)
+    pool.close()

@@ -1,0 +1,251 @@
+"""Weights from a file to a model: ours or timm's, of another image size or with other classes.
+
+Files are safetensors under timm's names. `model.json`, beside those that `jobs.train` exported,
+says what names and shapes do not: heads, classes, normalisation. A pickle, which can run code
+when it is read, is never opened.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vit.config import DatasetConfig, ModelConfig
+from vit.model import VisionTransformer, num_patches, num_prefix_tokens
+from vit.steps import Numerics
+
+FORMAT = 1
+"""Version of model.json."""
+FILE, ABOUT = "model.safetensors", "model.json"
+_HEAD = ("head.weight", "head.bias")
+_LISTED = 10
+"""Names that a message lists of each kind of fault."""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message lists keys and shapes and says what to do."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What model.json says of the weights beside it."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, by output of the head."""
+    model: ModelConfig
+    dataset: DatasetConfig
+    """The data of the training; how images are stored and normalised holds for any others."""
+    numerics: Numerics
+    """Of the training: what its accuracy was measured with."""
+    checkpoint: str
+    """Name of the checkpoint that was exported."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The value of model.json."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, found: Any, source: object) -> "About":
+        """Read the value of model.json; `source` is what messages call it."""
+        known = found.get("format") if isinstance(found, dict) else None
+        if known != FORMAT:
+            raise WeightsError(
+                f"{source} has format {known}; this version reads {FORMAT}: export the weights"
+                " anew, by the command of their training with the same --out"
+            )
+        try:
+            return cls(
+                tuple(found["classes"]),
+                ModelConfig(**found["model"]),
+                DatasetConfig(**{k: _tuple(v) for k, v in found["dataset"].items()}),
+                Numerics(**found["numerics"]),
+                found["checkpoint"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{source} is not what an export writes: {error!r}") from error
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict as it lies in a file."""
+
+    tensors: dict[str, Tensor]
+    """By timm's names, on the CPU."""
+    about: About | None
+    """What model.json says; None for a file without one, such as timm's own."""
+    source: str
+    """The file, for messages."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Weights as a model of ours takes them, and what had to be done for that."""
+
+    tensors: dict[str, Tensor]
+    """What `load_state_dict(strict=True)` takes: float32, on the CPU."""
+    notes: list[str] = field(default_factory=list)
+    """For people: what was loaded, resampled, left as it was."""
+
+
+def read(path: Path) -> Weights:
+    """Read a safetensors file, or the one in the folder of an export or of a run.
+
+    Raises:
+        WeightsError: nothing to read there, a file of another kind, or a damaged one.
+    """
+    file = _find(path)
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        pickled = " It may be a pickle, which is never opened, for it can run code:"
+        hint = pickled if file.suffix in (".pt", ".pth", ".bin", ".tar") else " If it is whole,"
+        raise WeightsError(
+            f"{file} is no safetensors file: {error}.{hint} write the state dict of the model with"
+            " safetensors.torch.save_file"
+        ) from error
+    about = file.with_name(ABOUT)
+    try:
+        found = json.loads(about.read_text()) if about.is_file() else None
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{about} cannot be read: {error}") from error
+    return Weights(tensors, About.from_json(found, about) if found else None, str(file))
+
+
+def _find(path: Path) -> Path:
+    for file in (path, path / FILE, path / "export" / FILE):
+        if file.is_file():
+            return file
+    missing = f"neither {FILE} nor export/{FILE} in it" if path.is_dir() else "no such file"
+    raise WeightsError(
+        f"weights {path}: {missing}; give the folder of a run that has ended, its export/, or a"
+        " safetensors file in timm's names"
+    )
+
+
+def fit(weights: Weights, model: VisionTransformer, classes: Sequence[str] | None) -> Fit:
+    """Make the state dict of `model` from weights of another image size, or with other classes.
+
+    Positions of another grid are resampled; a head for other classes is left out, and the model's
+    own fresh one stays. All else must be there in the same shape, and nothing more.
+
+    Args:
+        model: whose shape is wanted; it is not changed.
+        classes: names of the model's classes by output; None: its number of them is all that
+            counts.
+
+    Raises:
+        WeightsError: one message that lists the keys that are missing, too many or of another
+            shape, or settings that show in no shape and differ.
+    """
+    config, wanted = model.config, model.state_dict()
+    tensors, notes = dict(weights.tensors), []
+    if note := _other_classes(weights, wanted, classes):
+        tensors |= {name: wanted[name] for name in _HEAD}
+        notes.append(f"the head starts anew: {note}")
+    if "pos_embed" in tensors:
+        given = tensors["pos_embed"]
+        tensors["pos_embed"] = resample_positions(given, config)
+        before, after = given.shape[1], tensors["pos_embed"].shape[1]
+        if before != after:
+            notes.append(f"positions resampled, from {before} to {after}")
+    if faults := _settings(weights.about, config) + _faults(tensors, wanted):
+        raise WeightsError(
+            "\n  ".join([f"{weights.source} does not fit the model that --model.* sets:", *faults])
+        )
+    kept = len(wanted) - (len(_HEAD) if note else 0)
+    notes.insert(0, f"{kept} of {len(wanted)} tensors come from {weights.source}")
+    return Fit({name: tensor.float() for name, tensor in tensors.items()}, notes)
+
+
+def resample_positions(positions: Tensor, config: ModelConfig) -> Tensor:
+    """Resample a position embedding to the model's grid, as timm's resample_abs_pos_embed.
+
+    Only the grid is resampled: bicubic, antialiased, in float32. Positions of prefix tokens stay
+    as they are; where the weights have none (timm's no_embed_class), they become zeros, which is
+    the same.
+
+    Args:
+        positions: (1, prefix + n * n, D) or (1, n * n, D), rows of the grid one after the other.
+
+    Returns:
+        (1, prefix + N, D), of the same dtype; `positions` as they are if they are of another form.
+    """
+    prefix, side = num_prefix_tokens(config), math.isqrt(num_patches(config))
+    rows = positions.shape[1] if positions.ndim == 3 else 0
+    given = prefix if _is_square(rows - prefix) else 0
+    if not _is_square(rows - given):
+        return positions
+    head, grid = positions[:, :given], positions[:, given:]
+    old = math.isqrt(rows - given)
+    if old != side:
+        square = grid.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
+        square = F.interpolate(square, size=(side, side), mode="bicubic", antialias=True)
+        grid = square.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
+    return torch.cat([F.pad(head, (0, 0, 0, prefix - given)), grid], dim=1)
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
+
+
+def _other_classes(
+    weights: Weights, wanted: Mapping[str, Tensor], classes: Sequence[str] | None
+) -> str:
+    """Why the head of the weights is of no use; empty if it is."""
+    if not all(name in weights.tensors for name in _HEAD):
+        return "the weights have none"
+    there, here = len(weights.tensors[_HEAD[1]]), len(wanted[_HEAD[1]])
+    if there != here:
+        return f"it was for {there} classes, and there are {here}"
+    names = None if weights.about is None else weights.about.classes
+    if names is None or classes is None or tuple(classes) == names:
+        return ""
+    old, new = next(pair for pair in zip(names, classes, strict=True) if pair[0] != pair[1])
+    return f"its classes have other names, such as {old} where {new} is now"
+
+
+def _faults(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Keys that are missing, of another shape, or too many, a line each; the first few."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    kinds = (
+        [f"{k}: not there, expected {v}" for k, v in expected.items() if k not in shapes],
+        [f"{k}: {shapes[k]}, expected {v}" for k, v in expected.items() if shapes.get(k, v) != v],
+        [f"{k}: {v}, not expected" for k, v in shapes.items() if k not in expected],
+    )
+    return [line for lines in kinds for line in _first(lines)]
+
+
+def _first(lines: list[str]) -> list[str]:
+    more = len(lines) - _LISTED
+    return lines if more <= 0 else [*lines[:_LISTED], f"... and {more} more like these"]
+
+
+_STRUCTURE = (
+    *("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "global_pool"),
+    *("qk_norm", "qkv_bias", "reg_tokens", "stem"),
+)
+
+
+def _settings(about: About | None, config: ModelConfig) -> list[str]:
+    """Settings that differ from the weights' own; the number of heads shows in no shape."""
+    if about is None:
+        return []
+    pairs = [(name, getattr(about.model, name), getattr(config, name)) for name in _STRUCTURE]
+    return [
+        f"--model.{name.replace('_', '-')} is {new}; the weights have {old}"
+        for name, old, new in pairs
+        if old != new
+    ]
