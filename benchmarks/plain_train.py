@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -121,10 +122,9 @@ def main() -> None:
     config = read(options.config)
     ranks = join(config)
     task = VitTask(config, load(config), torch.device("cpu"), ranks)
-    rate = (
-        loop(task) if options.side == "loop" else steps(task, options.steps or task.steps_per_epoch)
-    )
-    end(ranks, {"images_per_s": rate, "precision": task.numerics.precision})
+    count = options.steps or task.steps_per_epoch
+    rate = loop(task) if options.side == "loop" else steps(task, count)
+    end(ranks, {"images_per_s": rate, "numerics": asdict(task.numerics)})
 
 
 if __name__ == "__main__":

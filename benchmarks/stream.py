@@ -1,4 +1,4 @@
-"""A data set four times as large as `dataset.cache_gb` beside the same one decoded: images/s, memory.
+"""A data set of four times `dataset.cache_gb` beside the same one decoded: images/s and memory.
 
     python -m benchmarks.stream --images 200000 --workers 2 --repeats 5
 

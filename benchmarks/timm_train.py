@@ -18,6 +18,7 @@ import argparse
 import itertools
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -150,21 +151,8 @@ class Training:
             updates_per_epoch=steps,
         )
         smoothing = optim.label_smoothing
-        self.mixup = (
-            Mixup(
-                policy.mixup,
-                policy.cutmix,
-                None,
-                policy.mix_prob,
-                0.5,
-                "batch",
-                True,
-                smoothing,
-                classes,
-            )
-            if policy.mixes
-            else None
-        )
+        mixing = {"prob": policy.mix_prob, "label_smoothing": smoothing, "num_classes": classes}
+        self.mixup = Mixup(policy.mixup, policy.cutmix, **mixing) if policy.mixes else None
         self.criterion = (
             SoftTargetCrossEntropy() if self.mixup else LabelSmoothingCrossEntropy(smoothing)
         )
@@ -206,6 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True)
     parser.add_argument("--steps", type=int, help="default: an epoch")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), required=True)
     parser.add_argument("--loader-workers", type=int, default=0)
     parser.add_argument(
         "--no-fused-attention", action="store_true", help="timm's TIMM_FUSED_ATTN=0"
@@ -214,7 +203,7 @@ def main() -> None:
     options = parser.parse_args()
     set_fused_attn(not options.no_fused_attention)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
-    config = read(options.config)
+    config = replace(read(options.config), precision=options.precision)
     ranks = join(config)
     batches = loader(config, ranks.world, options.loader_workers)
     training = Training(config, len(batches.dataset.reader.class_to_idx), len(batches), layout)

@@ -20,7 +20,7 @@ them in every epoch, which is what its loader is. timm gets the best of 0, 1 and
 a rank, then of its own attention with and without torch's fused kernel, then of channels last or
 first, each tried in a short run before the repeats. A convolutional stem is not among timm's parts:
 there it gets ours (`--model.stem patch` compares without). If the recipe leaves the precision open,
-the probe of ours decides for all.
+ours probes at each start, as it does for a user, and timm gets what the probe chose first.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def write_image(path: Path, image: Encoded) -> None:
     path.with_suffix(f".{kind}").write_bytes(content)
 
 
-def best_of_timm(bench: Bench) -> tuple[list[str], dict[str, float]]:
+def best_of_timm(bench: Bench, precision: str) -> tuple[list[str], dict[str, float]]:
     """The flags of timm's fastest way, choice after choice, and the images/s of all that was tried.
 
     Each is a short run: enough to tell ways that differ by more than the noise.
@@ -163,16 +163,17 @@ def best_of_timm(bench: Bench) -> tuple[list[str], dict[str, float]]:
         tried[name] = bench.ranks("timm", [*flags, "--steps", str(TRIAL_STEPS)])["images_per_s"]
         return tried[name]
 
-    best = max((["--loader-workers", str(count)] for count in (0, 1, 2)), key=rate)
+    given = ["--precision", precision, "--loader-workers"]
+    best = max(([*given, str(count)] for count in (0, 1, 2)), key=rate)
     for extra in ("--no-fused-attention", "--channels-last"):
         if rate([*best, extra]) > tried[" ".join(best)]:
             best = [*best, extra]
     return best, tried
 
 
-def compare(bench: Bench, sides: Sequence[str], repeats: int) -> dict[str, Any]:
+def compare(bench: Bench, sides: Sequence[str], repeats: int, precision: str) -> dict[str, Any]:
     """Run all sides in turn; returns settings and images/s of each run."""
-    timm, tried = best_of_timm(bench) if "timm" in sides else ([], {})
+    timm, tried = best_of_timm(bench, precision) if "timm" in sides else ([], {})
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(repeats):
         for side in sides if number % 2 == 0 else sides[::-1]:
@@ -259,14 +260,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = prepare([*shared, *flags], options.steps, root)
         load(config)  # the cache is filled once, before any clock runs
         bench = Bench(config, root)
-        precision = bench.ranks("steps", ["--steps", str(TRIAL_STEPS)])["precision"]
-        bench = replace(bench, config=replace(config, precision=precision))
-        result = compare(bench, options.sides, options.repeats)
-        result |= {"precision": precision, "milliseconds": parts_of_a_step(bench.config)}
+        numerics = bench.ranks("steps", ["--steps", str(TRIAL_STEPS)])["numerics"]
+        result = compare(bench, options.sides, options.repeats, numerics["precision"])
+        result |= {"numerics": numerics, "milliseconds": parts_of_a_step(config)}
     result |= {"command": [options.config, *flags], "workers": options.workers}
     result |= {"hardware": runs.hardware(), "versions": versions()}
     print(table(result["images_per_s"]))
-    print(f"\n{precision}, timm with {' '.join(result['timm'])}")
+    print(f"\nours: {json.dumps(numerics)}; timm: {' '.join(result['timm'])}")
     print("\n| part | ms a step |\n| --- | --- |")
     for name, value in result["milliseconds"].items():
         print(f"| {name} | {value:.2f} |")

@@ -93,11 +93,16 @@ def parse(
 
 def _config_path(argv: Sequence[str]) -> Path | None:
     """The file that `--config` names, or None; a bare name is looked up among the recipes."""
+    value = flag(argv, "--config")
+    return None if value is None else _find_recipe(value)
+
+
+def flag(argv: Sequence[str], wanted: str) -> str | None:
+    """The value of a flag, ahead of all parsing; None if it is not given."""
     for index, word in enumerate(argv):
         name, _, value = word.partition("=")
-        if name == "--config":
-            value = value or (argv[index + 1] if index + 1 < len(argv) else "")
-            return _find_recipe(value)
+        if name == wanted:
+            return value or (argv[index + 1] if index + 1 < len(argv) else "")
     return None
 
 

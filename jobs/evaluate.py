@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs import runs
-from jobs.config import ConfigError, as_settings, parse
+from jobs.config import ConfigError, as_settings, flag, parse
 from jobs.storage import Location, StorageError, check_writable
 from jobs.vit_task import load, local_paths
 from jobs.weights import bring
@@ -249,10 +249,13 @@ def settings(weights: Weights) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     argv, prog = sys.argv[1:] if argv is None else argv, "jobs.train --evaluate"
-    flags = parse(EvaluateConfig, argv, prog, __doc__)
+    named = flag(argv, "--weights")
+    if named is None or "--help" in argv:
+        parse(EvaluateConfig, argv, prog, __doc__)  # says what is missing, and ends
+        return 2
     try:
-        weights = bring(flags.weights)
-        stored, source = settings(weights), f"the model.json of {flags.weights}"
+        weights = bring(named)
+        stored, source = settings(weights), f"the model.json of {named}"
         evaluate(parse(EvaluateConfig, argv, prog, __doc__, stored, source), weights)
     except (ConfigError, DataError, WeightsError, StorageError) as error:
         sys.stderr.write(f"{prog}: {error}\n")

@@ -101,16 +101,18 @@ def open_classifier(weights: Weights, device: torch.device) -> tuple[Classifier,
 class Predictor:
     """What an actor of Ray Data holds: the model; called with a part, it writes that part."""
 
-    def __init__(self, config: PredictConfig, wanted: str, threads: int) -> None:
+    def __init__(
+        self, config: PredictConfig, wanted: str, threads: int, device: torch.device
+    ) -> None:
         """Load the model.
 
         Args:
             config: of the job, its paths absolute.
             wanted: fingerprint of the weights that the driver saw.
             threads: of this process.
+            device: where the model computes.
         """
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         weights = bring(config.weights)
         self.model, self.about = open_classifier(weights, device)
         if fingerprint(weights, self.about, config.format) != wanted:
@@ -260,7 +262,7 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
     predictor: Any = Predictor  # Ray's types know functions only
     done = rows.map(
         predictor,
-        fn_constructor_args=(config, wanted, threads),
+        fn_constructor_args=(config, wanted, threads, torch.device("cuda" if cuda else "cpu")),
         num_cpus=config.cpus_per_worker,
         num_gpus=gpus if cuda else None,
         # One part at a time for each actor: a second would wait behind the first, bound to it.

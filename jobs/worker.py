@@ -141,7 +141,10 @@ class _Loop:
         model = DistributedDataParallel(
             self.bare, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
-        self.task.gradients(model, 0, 0, 0)
+        state = self.state
+        # Of the batch that comes next, which a stream need not read twice.
+        index = min(state.index, self.task.steps_per_epoch - 1)
+        self.task.gradients(model, state.epoch, index, state.step)
         model.zero_grad(set_to_none=True)
         return model
 

@@ -106,3 +106,12 @@ def test_a_class_without_an_image_has_no_accuracy():
     assert figures["classes"][1] == {
         "name": "b", "n": 0, "correct": 0, "predicted": 1, "accuracy": None,
     }  # fmt: skip
+
+
+def test_the_settings_of_the_weights_hold_when_fields_are_checked(trained, capsys):
+    """By default there are 3 heads, which do not divide 32; the weights have 2."""
+    flags = ["--evaluate", "--weights", str(trained.out), "--model.embed-dim"]
+    assert main([*flags, "32"]) == 0
+    with pytest.raises(SystemExit):
+        main([*flags, "33"])
+    assert "num_heads 2 does not divide model.embed_dim 33" in capsys.readouterr().err

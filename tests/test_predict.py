@@ -196,7 +196,7 @@ def test_a_worker_with_other_weights_refuses(trained, tmp_path):
 
     config = PredictConfig(out=str(tmp_path), weights=str(trained.out), data=("x",))
     with pytest.raises(PredictError, match="are others on node"):
-        Predictor(config, "another fingerprint", threads=1)
+        Predictor(config, "another fingerprint", 1, torch.device("cpu"))
 
 
 def test_killed_and_started_again_on_ray(ray_cluster, trained, digits, s3, tmp_path):
