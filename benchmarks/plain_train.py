@@ -79,8 +79,10 @@ class Silent:
 
 def loop(task: VitTask) -> float:
     """Images/s of the epoch loop, as `jobs.train` counts them."""
-    with tempfile.TemporaryDirectory() as folder:
-        facts = worker.run(task, task.config, Location.parse(folder), Silent())
+    with tempfile.TemporaryDirectory() as own:
+        folder = Location.parse(task.ranks.agree(own))
+        facts = worker.run(task, task.config, folder, Silent())
+        task.ranks.gather(None)  # rank 0's folder goes when nobody reads it any more
     return float(facts["step"] * task.config.batch_size / facts["train_seconds"])
 
 

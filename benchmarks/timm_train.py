@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision import transforms
 
 from benchmarks.plain_train import WARM_STEPS, end, join, read
+from jobs.launch import keep_memory
 from jobs.vit_task import TrainConfig
 from vit.config import AugmentConfig, ModelConfig
 from vit.model import ConvStem
@@ -201,6 +202,7 @@ def main() -> None:
     )
     parser.add_argument("--channels-last", action="store_true")
     options = parser.parse_args()
+    keep_memory()  # as ours does
     set_fused_attn(not options.no_fused_attention)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
     config = replace(read(options.config), precision=options.precision)

@@ -177,7 +177,7 @@ def compare(bench: Bench, sides: Sequence[str], repeats: int, precision: str) ->
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(repeats):
         for side in sides if number % 2 == 0 else sides[::-1]:
-            rates[side].append(bench.run(side, number, timm))
+            rates[side].append(bench.run(side, number, timm if side == "timm" else ()))
             print(f"{number + 1}/{repeats} {side}: {rates[side][-1]:,.0f}", file=sys.stderr)
     return {"timm": timm, "timm_tried": tried, "images_per_s": rates}
 
@@ -247,11 +247,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", default="cifar10_cpu.yaml", help="a recipe")
     parser.add_argument("--workers", type=int, default=2, help="processes of every side")
-    parser.add_argument("--steps", type=int, default=100, help="of every run")
+    parser.add_argument("--steps", type=int, default=100, help=f"of every run; >= {TRIAL_STEPS}")
     parser.add_argument("--repeats", type=int, default=5, help="runs of every side")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--json", type=Path, help="write the result there")
     options, flags = parser.parse_known_args(argv)
+    if options.steps < TRIAL_STEPS:
+        parser.error(f"--steps is {options.steps}; at least {TRIAL_STEPS} are needed")
     shared = ["--config", options.config, "--workers", str(options.workers)]
     flags = [flag for flag in flags if flag != "--"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

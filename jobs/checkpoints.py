@@ -103,6 +103,17 @@ def restore(
     optimizer.load_state_dict(packed)
 
 
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their weights, which may have changed since.
+
+    Fused kernels walk both by address: on a CPU they would pair the wrong numbers, and not say so.
+    """
+    for parameter, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if value.shape == parameter.shape:
+                entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class Checkpoints:
     """The checkpoints of one run, seen from one start of it."""
 

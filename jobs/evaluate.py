@@ -61,12 +61,12 @@ class EvaluateConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
-def evaluate(config: EvaluateConfig, weights: Weights) -> None:
-    """The stages of the job, in order."""
+def evaluate(config: EvaluateConfig, weights: Weights) -> int:
+    """The stages of the job, in order; returns its exit code."""
     # 1. What can be known before an image is decoded.
     target = None if config.json is None else Location.parse(config.json)
     if target is not None:
-        check_writable(_beside(target, ""))
+        check_writable(beside(target, ""))
     device = choose_device(config.device)
     model = classifier.load(
         weights, config.model, config.dataset, _numerics(config, weights), device
@@ -99,13 +99,18 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> None:
             "versions": runs.versions(),
             "hardware": runs.hardware(),
         }
-        target.write_json(about)
-        picture = _beside(target, target.name.removesuffix(".json") + ".png")
-        picture.write_bytes(runs.confusions(confusion.tolist(), classes, title=config.weights))
+        picture = beside(target, target.name.removesuffix(".json") + ".png")
+        try:
+            target.write_json(about)
+            picture.write_bytes(runs.confusions(confusion.tolist(), classes, title=config.weights))
+        except StorageError as error:
+            sys.stderr.write(f"jobs.train --evaluate: measured, but {error}\n")
+            return 1
         print(f"  figures     {target}\n  confusions  {picture}")
+    return 0
 
 
-def _beside(target: Location, name: str) -> Location:
+def beside(target: Location, name: str) -> Location:
     """What is called `name` in the folder of a file."""
     return replace(target, path=target.path.rpartition("/")[0] or "/") / name
 
@@ -256,8 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         weights = bring(named)
         stored, source = settings(weights), f"the model.json of {named}"
-        evaluate(parse(EvaluateConfig, argv, prog, __doc__, stored, source), weights)
+        return evaluate(parse(EvaluateConfig, argv, prog, __doc__, stored, source), weights)
     except (ConfigError, DataError, WeightsError, StorageError) as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2
-    return 0

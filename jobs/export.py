@@ -87,7 +87,8 @@ def timm_config(about: About) -> dict[str, Any]:
             "input_size": size,
             "fixed_input_size": True,
             "interpolation": "bilinear",
-            "crop_pct": model.image_size / (data.store_size or model.image_size),
+            # timm resizes to floor(image_size / crop_pct): a little above the stored size.
+            "crop_pct": model.image_size / ((data.store_size or model.image_size) + 1e-3),
             "mean": list(data.mean),
             "std": list(data.std),
             "num_classes": len(about.classes),

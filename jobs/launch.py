@@ -31,6 +31,8 @@ Body = Callable[[Any, torch.device, Hooks], dict[str, Any]]
 
 SHOW_SECONDS = 0.3
 """Between two looks at what workers pushed."""
+DATA_SECONDS = 24 * 3600
+"""How long ranks wait for one whose node brings its data anew; a dead one shows at once."""
 PATIENCE_SECONDS = 60.0
 """Without a word from the workers, before saying so."""
 
@@ -174,7 +176,7 @@ def launch(
             "out": out,
             "link": link,
         },
-        torch_config=TorchConfig(backend=resources.backend),
+        torch_config=TorchConfig(backend=resources.backend, timeout_s=DATA_SECONDS),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,

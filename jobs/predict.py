@@ -63,8 +63,9 @@ class PredictConfig(JobConfig):
     weights: str
     """What to predict with, local or s3://: the folder of a run, or its export/."""
     data: tuple[str, ...]
-    """Images: folders (with all below them), globs (* and ? within a name, ** across folders) or
-    files, local or s3://; Parquet files among them are tables with a column image."""
+    """Images: folders (with all below them), globs (* within a name, ** across folders, in local
+    names ? too) or files, local or s3://; Parquet files among them are tables with a column
+    image."""
     format: Literal["parquet", "csv"] = "parquet"
     """Of the predictions."""
 

@@ -21,7 +21,10 @@ def clock(seconds: float) -> str:
 
 def describe(row: dict[str, Any]) -> str:
     """An epoch's row of metrics in a line."""
-    names = ("train_loss", "val_loss", "val_accuracy", "ema_accuracy")
+    names: tuple[str, ...] = ("train_loss", "val_loss", "val_accuracy", "ema_accuracy")
+    if "val_miou_1" in row:
+        prefix = "ema" if "ema_miou_1" in row else "val"
+        names = ("train_loss", *(f"{prefix}_miou_{clicks}" for clicks in (1, 3, 5)))
     parts = [f"{name} {row[name]:.4f}" for name in names if name in row]
     return f"epoch {row['epoch']:>3}  {'  '.join(parts)}  {row['images_per_s']:,.0f} images/s"
 

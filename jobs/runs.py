@@ -137,16 +137,19 @@ _CURVES = {
 }
 
 
-def curves(history: list[dict[str, Any]], title: str) -> bytes:
-    """A PNG of loss and accuracy by epoch."""
+def curves(
+    history: list[dict[str, Any]], title: str, kinds: Sequence[str] = ("loss", "accuracy")
+) -> bytes:
+    """A PNG of the kinds of metrics by epoch."""
     import matplotlib as mpl  # here: a second of import that only the end of a run needs
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    size = (5 * len(kinds), 4)
+    figure, axes = plt.subplots(1, len(kinds), figsize=size, layout="constrained")
     epochs = [row["epoch"] for row in history]
-    for axis, kind in zip(axes, ("loss", "accuracy"), strict=True):
+    for axis, kind in zip(axes, kinds, strict=True):
         for part, label in _CURVES.items():
             if history and f"{part}_{kind}" in history[0]:
                 axis.plot(epochs, [row[f"{part}_{kind}"] for row in history], label=label)

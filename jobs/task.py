@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from jobs.config import MAY_CHANGE, ConfigError
+from jobs.config import MAY_CHANGE, ConfigError, JobConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,21 @@ class LoopConfig:
             raise ConfigError(
                 f"--patience is {self.patience} and --save-minutes {self.save_minutes};"
                 " neither may be below 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(JobConfig, LoopConfig):
+    """Settings of any training job."""
+
+    def __post_init__(self) -> None:
+        """Check what neither part shows alone."""
+        JobConfig.__post_init__(self)
+        LoopConfig.__post_init__(self)
+        if self.workers > self.batch_size:
+            raise ConfigError(
+                f"--workers {self.workers} is more than --batch-size {self.batch_size}:"
+                " some workers would have nothing to do"
             )
 
 

@@ -22,12 +22,13 @@ from jobs import cluster, evaluate, runs
 from jobs.checkpoints import CheckpointError, Checkpoints
 from jobs.config import ConfigError, parse
 from jobs.export import export
-from jobs.launch import LaunchError, Resources, launch
-from jobs.progress import TrainingProgress, clock
+from jobs.launch import LaunchError
+from jobs.progress import clock
 from jobs.ranks import AgreedError, Ranks
 from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
 from jobs.task import Hooks
+from jobs.training import common, failed, finished, last_save, on_workers
 from jobs.vit_task import TrainConfig, VitTask, load, local_paths
 from jobs.weights import bring
 from jobs.worker import run
@@ -107,22 +108,14 @@ def train(config: TrainConfig) -> int:
     needed = replace(config, init_weights=None) if going_on else config
     check(needed)
     check_writable(out)
-    if done := finished(config, out):
+    if done := finished(out, config.patience):
         print_result(out, done)
         return 0
     runs.describe(out, config)
-    # 2. A Ray, and what it must have.
-    with Stop() as stop, cluster.connect():
-        cuda, gpus = cluster.choose_device(
-            config.device, config.workers, config.cpus_per_worker, config.gpus_per_worker
-        )
-        resources = Resources(config.workers, config.cpus_per_worker, gpus, cuda)
-        cluster.require(config.workers, config.cpus_per_worker, gpus, stop)
-        # 3. Training, and the test set at its end.
-        facts = launch(
-            work, needed, resources, config.max_restarts, out, TrainingProgress(config.epochs), stop
-        )
-    # 4. What it leaves.
+    # 2. Training, and the test set at its end.
+    with Stop() as stop:
+        facts = on_workers(work, needed, out, stop)
+    # 3. What it leaves.
     try:
         return conclude(config, out, facts, stop)
     except (CheckpointError, StorageError) as error:
@@ -136,57 +129,26 @@ def absolute(config: TrainConfig) -> TrainConfig:
     return replace(config, out=str(Location.parse(config.out)), data=data, init_weights=weights)
 
 
-def finished(config: TrainConfig, out: Location) -> dict[str, Any] | None:
-    """The summary of a run that is over, or None: more patience lets a run go on."""
-    path = out / "summary.json"
-    summary = path.read_json() if path.exists() else None
-    if not summary or summary["save_error"]:
-        return None
-    over = summary["ended"] == "epochs" or summary["patience"] == config.patience
-    return summary if over else None
-
-
 def conclude(config: TrainConfig, out: Location, facts: dict[str, Any], stop: Stop) -> int:
     """Publish weights, curves and summary of a run that is over; say how it ended otherwise."""
-    if facts["ended"] == "stopped":
-        return 1 if facts["save_error"] else stop.exit_code or 1
-    if facts["error"]:
-        sys.stderr.write(f"jobs.train: {facts['error']}\n")
-        return 1
+    if (code := failed(facts, stop, "jobs.train")) is not None:
+        return code
     (out / "curves.png").write_bytes(runs.curves(facts["history"], title=str(out)))
     summary = summarize(config, facts)
     export(config, out, facts, summary)
     (out / "summary.json").write_json(summary)
     print_result(out, summary)
-    if facts["save_error"]:
-        sys.stderr.write(f"jobs.train: the last save failed: {facts['save_error']}\n")
-        return 1
-    return 0
+    return last_save(facts, "jobs.train")
 
 
 def summarize(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
     """What summary.json holds; accuracies are fractions, null where there is no test set."""
-    samples = facts["step"] * config.batch_size
     return {
         "val_accuracy": facts["best"][0],
         "test_accuracy": facts["test"].get("test_accuracy"),
         "test_loss": facts["test"].get("test_loss"),
-        "best_epoch": facts["best_epoch"],
-        "epochs": facts["epoch"],
-        "ended": facts["ended"],
-        "patience": config.patience,
-        "samples_seen": samples,
-        "images_per_s": samples / facts["train_seconds"],
-        "train_s": facts["train_seconds"],
-        "wall_s": facts["wall_seconds"],
-        "peak_rss_mb": facts["peak_rss_mb"],
-        "resumed": facts["resumed"],
-        "workers": config.workers,
-        "nodes": facts["nodes"],
+        **common(config, facts),
         "numerics": facts["facts"]["numerics"],
-        "save_error": facts["save_error"],
-        "versions": runs.versions(),
-        "hardware": facts["hardware"],
     }
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from jobs.config import MAY_CHANGE, ConfigError, JobConfig
+from jobs.config import MAY_CHANGE, ConfigError
 from jobs.fetch import cache_folder, fetch, localize
 from jobs.ranks import Ranks
 from jobs.storage import Location
-from jobs.task import LoopConfig
+from jobs.task import TrainingConfig
 from jobs.weights import bring
 from vit import data, rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
@@ -26,7 +26,7 @@ from vit.weights import fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JobConfig, LoopConfig):
+class TrainConfig(TrainingConfig):
     """Settings of `jobs.train`."""
 
     data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
@@ -46,13 +46,7 @@ class TrainConfig(JobConfig, LoopConfig):
 
     def __post_init__(self) -> None:
         """Check what no single group shows."""
-        JobConfig.__post_init__(self)
-        LoopConfig.__post_init__(self)
-        if self.workers > self.batch_size:
-            raise ConfigError(
-                f"--workers {self.workers} is more than --batch-size {self.batch_size}:"
-                " some workers would have nothing to do"
-            )
+        TrainingConfig.__post_init__(self)
         unit = 2 if self.augment.mixes else 1
         if self.batch_size % unit:
             raise ConfigError(
@@ -63,6 +57,12 @@ class TrainConfig(JobConfig, LoopConfig):
                 f"--optim.accumulate {self.optim.accumulate} on --workers {self.workers} is more"
                 f" parts than --batch-size {self.batch_size} has"
                 + (" pairs to mix" if unit == 2 else " samples")
+            )
+        stored, size = self.dataset.store_size, self.model.image_size
+        if stored is not None and stored < size:
+            raise ConfigError(
+                f"--dataset.store-size {stored} is less than --model.image-size {size};"
+                " images are stored at least as large as they are cut"
             )
         if self.optim.warmup_epochs >= self.epochs:
             raise ConfigError(
@@ -79,6 +79,7 @@ class VitTask:
     ) -> None:
         """Make the data set ready to be taken from."""
         self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
+        self.averaged: nn.Module | None = None
         self.splits = place(
             {"train": dataset.train, "val": dataset.val, "test": dataset.test}, device
         )
@@ -107,7 +108,9 @@ class VitTask:
 
     def average(self, model: nn.Module) -> nn.Module | None:
         """A place for the average of the weights, if there is a half-life."""
-        return start_average(model) if self.config.optim.ema_half_life > 0 else None
+        if self.config.optim.ema_half_life > 0:
+            self.averaged = start_average(model)
+        return self.averaged
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
         """Choose precision, attention and memory layout, by a probe where it cannot be known."""
@@ -125,7 +128,9 @@ class VitTask:
             )
         self.facts = facts
         self.numerics = Numerics(**facts["numerics"])
-        self.numerics.prepare(model)
+        for each in (model, self.averaged):
+            if each is not None:
+                self.numerics.prepare(each)
         if self.config.compile:
             model.compile(dynamic=False)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from jobs.fetch import localize
 from jobs.storage import Location
-from vit.weights import ABOUT, FILE, Weights, read
+from vit.weights import ABOUT, FILE, Weights, WeightsError, read
 
 
 def bring(text: str) -> Weights:
@@ -25,5 +25,7 @@ def _smallest(place: Location) -> Location:
         return place
     if (place / "export" / FILE).exists():
         return place / "export"
+    if place.name != FILE and (place / "checkpoints").list() and not (place / FILE).exists():
+        raise WeightsError(f"{place} is a run without an export/: let it come to its end first")
     folder = replace(place, path=place.path.rpartition("/")[0])
     return folder if place.name == FILE and (folder / ABOUT).exists() else place

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.checkpoints import Checkpoints, Saver, Snapshot, restore, snapshot
+from jobs.checkpoints import Checkpoints, Saver, Snapshot, lay_out, restore, snapshot
 from jobs.ranks import Ranks
 from jobs.storage import Location
 from jobs.task import Hooks, LoopConfig, Task
@@ -126,6 +126,7 @@ class _Loop:
             # Every rank decides, so that a probe sees the load of the real thing; rank 0's counts.
             self.state.facts = self.ranks.agree(self.task.decide(self.bare, part))
         self.ranks.each(lambda: self.task.settle(self.bare, self.state.facts))
+        lay_out(self.optimizer)
         if self.ranks.rank == 0:
             self.hooks.say(self.task.describe())
 
@@ -220,7 +221,7 @@ class _Loop:
             raise NonFiniteError(
                 f"the loss is not finite at step {bad} (epoch {self.state.epoch + 1}, batch"
                 f" {bad % self.task.steps_per_epoch + 1} of {self.task.steps_per_epoch});"
-                " start anew, in another --out, with a lower --optim.lr or --optim.clip-norm"
+                " start anew, in another --out, with a lower learning rate or norm to clip at"
             )
 
     def _close_window(self) -> float:

@@ -5,9 +5,21 @@ import json
 import pytest
 import torch
 
-from jobs.checkpoints import CheckpointError, Checkpoints, Saver, Snapshot
+from jobs.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    Saver,
+    Snapshot,
+    lay_out,
+    restore,
+    snapshot,
+)
 from jobs.storage import Location, StorageError
 from tests.tasks import small_config, train_small
+from vit.config import ModelConfig, OptimConfig
+from vit.model import build
+from vit.optim import Optimizer
+from vit.steps import Numerics, update
 
 
 def snapshot_at(step):
@@ -146,3 +158,33 @@ def test_a_lost_best_is_not_the_best(tmp_path, monkeypatch):
     assert facts["best_epoch"] != whole["best_epoch"]
     best = json.loads((tmp_path / "run/checkpoints/best.json").read_text())
     assert best["step"] == 20 * facts["best_epoch"]
+
+
+def test_moments_go_on_in_the_memory_layout_of_their_weights():
+    """Fused AdamW pairs numbers by address: contiguous moments would meet the wrong weights."""
+    shape = ModelConfig(image_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=2, stem="conv")
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def start():
+        model = build(shape, 10, seed=0)
+        return model, Optimizer(model, OptimConfig(lr=1e-2))
+
+    def step(model, optimizer):
+        model(images).square().sum().backward()
+        update(model, optimizer, 1.0, 0)
+
+    whole, optimizer = start()
+    numerics = Numerics("float32", fused_attention=True, channels_last=True)
+    numerics.prepare(whole)
+    for _ in range(3):
+        step(whole, optimizer)
+    saved = snapshot(whole, optimizer, None, 3, {})
+    resumed, again = start()
+    restore(resumed, again, None, saved)
+    numerics.prepare(resumed)
+    lay_out(again)
+    for _ in range(3):
+        step(whole, optimizer)
+        step(resumed, again)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 
 from vit import cache as caches
 from vit import data, formats, rng
+from vit.cifar import CIFAR
 from vit.config import DatasetConfig
 from vit.decode import DataError, Pack, decode
 
@@ -69,7 +70,7 @@ def pickled(content, style):
 
 def cifar_files(config, style=2, rows=20, labels=None, **changes):
     """The files of a small archive, by name, with their content before pickling."""
-    layout = formats._CIFAR[config.name]
+    layout = CIFAR[config.name]
     files = {}
     for i, name in enumerate((*layout.train, *layout.test)):
         images = pixels(rows, seed=i).transpose(0, 3, 1, 2).reshape(rows, -1)
@@ -83,7 +84,7 @@ def cifar_files(config, style=2, rows=20, labels=None, **changes):
 
 
 def write_folder(root, config, files):
-    folder = root / formats._CIFAR[config.name].folder
+    folder = root / CIFAR[config.name].folder
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -92,7 +93,7 @@ def write_folder(root, config, files):
 
 def write_archive(root, config, files):
     """With members out of order, as in the published ones."""
-    layout = formats._CIFAR[config.name]
+    layout = CIFAR[config.name]
     with tarfile.open(root / layout.archive, "w:gz") as archive:
         for name in sorted(files, reverse=True):
             member = tarfile.TarInfo(f"{layout.folder}/{name}")

@@ -28,8 +28,8 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from vit.decode import DataError, Encoded, Pack, Pixels, decode, to_bytes
-from vit.formats import Ints, Reader, Survey, UnreadableError, fail, reading
 from vit.pool import faults
+from vit.reader import Ints, Reader, Survey, UnreadableError, fail, reading
 
 _FORMAT = 2
 """Version of the cache's files and of the pixels in them: raise it when either changes."""
@@ -174,10 +174,21 @@ def _publish(reader: Reader, place: Place) -> Path:
             "notes": survey.notes,
         }
         (partial / "dataset.json").write_text(json.dumps(facts))
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)  # else a power cut may leave a folder with black images
         partial.rename(folder)
+        _sync(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 Found = dict[str, dict[int, str]]

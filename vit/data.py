@@ -21,7 +21,8 @@ from vit import cache as caches
 from vit import rng
 from vit.config import DatasetConfig
 from vit.decode import DataError, Pack, Pixels
-from vit.formats import LISTED, Bad, Ints, fail, find, split
+from vit.formats import find
+from vit.reader import LISTED, Bad, Ints, fail, split
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ def _open(folder: Path, config: DatasetConfig, size: int) -> Dataset:
         raise caches.damaged(folder, error) from error
     classes, whole = tuple(about["classes"]), sets["train"]
     labels = whole.labels[whole.rows]
+    empty = [name for name, images in sets.items() if not len(images.rows)]
+    fail(empty, "sets of which no image can be used")
     train, val = _train_val(config, labels, classes, "val" in sets)
     return Dataset(
         train=replace(whole, rows=whole.rows[train]),

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vit.data import Images
 from vit.decode import DataError, Pack, Pixels
-from vit.formats import Ints
 from vit.pool import Pool
+from vit.reader import Ints
 
 
 class Feed(Protocol):
@@ -70,7 +70,7 @@ class Streamed:
     """A set of encoded images, decoded in other processes ahead of being taken.
 
     There are as many as torch has threads here: --cpus-per-worker. They run until the last batch
-    that was announced is taken: between two evaluations there are none.
+    that was announced is taken; a set of one batch announces none, and keeps them.
     """
 
     def __init__(self, pack: Pack, labels: Ints, rows: Ints, device: torch.device) -> None:

@@ -156,7 +156,7 @@ def faults(pack: Pack, processes: int) -> Iterator[tuple[int, str]]:
     """Decode all of a pack once; yields the rows that do not decode, ascending, each with why.
 
     Raises:
-        OSError: a file cannot be read.
+        DataError: a file cannot be read.
     """
     pool = Pool(pack, _SURVEYED, processes)
     waiting: deque[NDArray[np.int64]] = deque()
@@ -174,4 +174,6 @@ def faults(pack: Pack, processes: int) -> Iterator[tuple[int, str]]:
                 pack.decode(row)
             except DataError as error:
                 yield row, str(error)
+            except OSError as error:
+                raise DataError(f"{pack.place(row)} cannot be read: {error}") from error
     pool.close()

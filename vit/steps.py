@@ -193,7 +193,7 @@ def evaluate(
     """
     model.eval()
     total = torch.zeros(3, dtype=torch.float64, device=device)
-    for part in samples.split(batch_size):
+    for part in samples.split(batch_size) if len(samples) else ():
         images, labels = take(part)
         inputs = normalize(center_crop(images, size), dataset.mean, dataset.std)
         with autocast(device, precision):
