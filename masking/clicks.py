@@ -1,0 +1,229 @@
+"""Simulated clicks, boxes and earlier masks: of the evaluation, exact; of training, in batches.
+
+Points are (x, y), a pixel's column and row, origin top left: pixel (0, 0) is the point (0, 0).
+Training's functions know no state and no randomness of their own: they take uniform numbers in
+[0, 1), and run on the device of their tensors without ever waiting for it.
+
+Legend: N masks of H x W pixels. `ignore` is what counts as neither right nor wrong.
+"""
+
+import math
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+Bools = NDArray[np.bool_]
+
+PERTURB_DRAWS = 8
+"""Uniform numbers that `perturb` takes for each mask."""
+_BOX_NOISE, _BOX_LIMIT = 0.1, 20.0  # SAM's: share of the side, pixels
+
+
+def deepest(
+    truth: Bools, prediction: Bools | None = None, ignore: Bools | None = None
+) -> tuple[int, int, int] | None:
+    """Where a person who corrects a mask would click: the deepest point of what is wrong.
+
+    Depth is the exact Euclidean distance to the nearest pixel that is not wrong in the same way,
+    or beyond the image's border. The deepest point of the false negatives or of the false
+    positives is taken, whichever is deeper; of equal ones a false negative, then the first in
+    reading order.
+
+    Args:
+        truth: (H, W).
+        prediction: (H, W); None: nothing yet.
+        ignore: (H, W); None: nothing.
+
+    Returns:
+        (x, y, label), label 1 to add (foreground), 0 to take away; None if nothing is wrong.
+    """
+    prediction = np.zeros_like(truth) if prediction is None else prediction
+    counts = True if ignore is None else ~ignore
+    kinds = ((1, truth & ~prediction & counts), (0, prediction & ~truth & counts))
+    found = [(*_deepest(wrong), label) for label, wrong in kinds]
+    depth, x, y, label = max(found, key=lambda place: place[0])  # the first of equal ones
+    return (x, y, label) if depth > 0 else None
+
+
+def _deepest(region: Bools) -> tuple[float, int, int]:
+    """Largest depth in a region, and the x and y of the first place that has it."""
+    padded = np.pad(region.astype(np.uint8), 1)  # beyond the border is an edge too
+    depths = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    y, x = divmod(int(depths.argmax()), region.shape[1])
+    return float(depths[y, x]), x, y
+
+
+def iou(truth: Tensor, prediction: Tensor, ignore: Tensor | None = None) -> Tensor:
+    """Intersection over union outside `ignore`; 1 where both are empty.
+
+    Args:
+        truth, prediction, ignore: (..., H, W) bool, broadcast against each other.
+
+    Returns:
+        (...) float32.
+    """
+    both, either = truth & prediction, truth | prediction
+    if ignore is not None:
+        both, either = both & ~ignore, either & ~ignore
+    union = either.sum(dim=(-2, -1))
+    return torch.where(union > 0, both.sum(dim=(-2, -1)) / union.clamp(min=1), 1.0)
+
+
+def random_clicks(region: Tensor, draws: Tensor) -> Tensor:
+    """A random point of each region, more often well inside than at its edge.
+
+    Args:
+        region: (N, H, W) bool, none of them empty (else the point is (0, 0)).
+        draws: (N, H, W) float32 in [0, 1).
+
+    Returns:
+        (N, 2) float32 (x, y).
+    """
+    return _points(_race(_inside(region), draws), region.shape[2])
+
+
+def corrective(
+    truth: Tensor, prediction: Tensor, ignore: Tensor, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A random click on what is wrong, as in SAM's training; on the object, if nothing is.
+
+    False negatives and false positives get the click by how large and how deep they are.
+
+    Args:
+        truth: (N, H, W) bool, none of them empty outside `ignore`.
+        prediction, ignore: (N, H, W) bool.
+        draws: (N, H, W) float32 in [0, 1).
+
+    Returns:
+        Points (N, 2) float32 (x, y), and labels (N,) int64, 1 foreground, 0 background.
+    """
+    counts = ~ignore
+    regions = [truth & ~prediction & counts, prediction & ~truth & counts, truth & counts]
+    missed, excess, objects = _inside(torch.cat(regions)).chunk(3)
+    wrong = missed + excess
+    right = (wrong == 0).all(dim=2).all(dim=1)
+    places = _race(torch.where(right[:, None, None], objects, wrong), draws)
+    labels = truth.flatten(1).gather(1, places[:, None])[:, 0].long()
+    return _points(places, truth.shape[2]), labels
+
+
+def _inside(region: Tensor) -> Tensor:
+    """(N, H, W) weights: 0 outside of a region, at its edge about a quarter of those inside."""
+    radius = max(1, max(region.shape[1:]) // 16)
+    share, width = region[:, None].float(), 2 * radius + 1
+    for size, padding in (((width, 1), (radius, 0)), ((1, width), (0, radius))):
+        share = F.avg_pool2d(share, size, stride=1, padding=padding)
+    return region * share[:, 0].square()
+
+
+def _race(weights: Tensor, draws: Tensor) -> Tensor:
+    """(N,) int64, a pixel of each row drawn by weight.
+
+    Times of exponential clocks, -log(draw) / weight: the first to ring is drawn in proportion to
+    its weight (Efraimidis and Spirakis 2006), by one argmax and without a sum.
+    """
+    times = draws.clamp(min=2.0**-25).log() / weights
+    return times.flatten(1).argmax(dim=1)
+
+
+def _points(places: Tensor, width: int) -> Tensor:
+    return torch.stack([places % width, places // width], dim=1).float()
+
+
+def _edges(masks: Tensor) -> Tensor:
+    """(N, H, W) bool to (N, 4) float32: first column, first row, last column, last row."""
+    firsts, lasts = [], []
+    for dim in (1, 2):
+        lines = masks.any(dim=dim)
+        size = lines.shape[1]
+        numbers = torch.arange(size, device=masks.device)
+        firsts.append(torch.where(lines, numbers, size).amin(dim=1))
+        lasts.append(torch.where(lines, numbers, -1).amax(dim=1))
+    return torch.stack([*firsts, *lasts], dim=1).float()
+
+
+def noisy_box(masks: Tensor, draws: Tensor) -> Tensor:
+    """A box round each mask as a hurried person draws it.
+
+    SAM's noise (Kirillov et al. 2023, arXiv 2304.02643, appendix A): normal, with a standard
+    deviation of a tenth of the side, at most 20 pixels.
+
+    Args:
+        masks: (N, H, W) bool, none of them empty.
+        draws: (N, 4) float32 in [0, 1).
+
+    Returns:
+        (N, 4) float32 x1 y1 x2 y2: first and last column and row, kept within the image.
+    """
+    edges = _edges(masks)
+    sides = (edges[:, 2:] - edges[:, :2] + 1).repeat(1, 2)
+    normal = torch.erfinv((2 * draws - 1).clamp(-1 + 1e-6, 1 - 1e-6)) * math.sqrt(2)
+    noise = (_BOX_NOISE * sides * normal).clamp(-_BOX_LIMIT, _BOX_LIMIT)
+    height, width = masks.shape[1:]
+    x, y = (edges + noise).view(-1, 2, 2).unbind(dim=2)
+    ends = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], dim=2)
+    return torch.cat([ends.amin(dim=1), ends.amax(dim=1)], dim=1)
+
+
+def perturb(masks: Tensor, draws: Tensor) -> Tensor:
+    """Logits of an earlier answer, as tracking carries them along: near the truth, or not so near.
+
+    The mask is moved, turned and scaled, mostly a little and sometimes a lot; its edge is softened
+    and set too far in or out; a part is missing or too much; and it is more or less sure of itself.
+
+    Args:
+        masks: (N, h, w) float32 in [0, 1] or bool, at the size of the logits; none of them empty.
+        draws: (N, 8) float32 in [0, 1).
+
+    Returns:
+        (N, h, w) float32, above 0 where the object is held to be.
+    """
+    masks = masks.float()
+    edges = _edges(masks >= masks.amax(dim=(1, 2), keepdim=True) / 2)
+    start, extent = edges[:, :2], edges[:, 2:] - edges[:, :2] + 1
+    soft = _moved(masks, start + (extent - 1) / 2, extent.amax(dim=1), draws[:, :4])
+    soft = F.avg_pool2d(soft, 5, stride=1, padding=2)[:, 0]
+    # 24 bits of a draw are enough for two numbers.
+    radius, kind = (draws[:, 4:6] * 4096 % 1).unbind(dim=1)
+    disc = _disc(soft, start + draws[:, 6:] * extent, (0.05 + 0.2 * radius) * extent.amax(dim=1))
+    kind = kind[:, None, None]
+    soft = torch.where(kind < 0.2, soft * (1 - disc), soft)
+    soft = torch.where(kind > 0.8, torch.maximum(soft, disc), soft)
+    shift, sureness = (draws[:, 4:6, None, None] * 2 - 1).unbind(dim=1)
+    return 8 * sureness.exp() * (2 * soft - 1 - 0.5 * shift)
+
+
+def _moved(masks: Tensor, centre: Tensor, extent: Tensor, draws: Tensor) -> Tensor:
+    """(N, 1, h, w): turned and scaled about (N, 2) centres, then shifted.
+
+    Fifth powers of uniform numbers: mostly small, at most 0.4 of the extent, 30 degrees and a
+    factor of 1.4.
+    """
+    height, width = masks.shape[1:]
+    change = (2 * draws - 1) ** 5
+    angle, scale = change[:, 2] * (math.pi / 6), torch.exp(change[:, 3] * math.log(1.4))
+    target = centre + 0.4 * change[:, :2] * extent[:, None]
+    x, y = (_places(masks) - target[:, None, None]).unbind(dim=3)
+    cos, sin = ((wave(angle) / scale)[:, None, None] for wave in (torch.cos, torch.sin))
+    source_x = cos * x + sin * y + centre[:, 0, None, None]
+    source_y = cos * y - sin * x + centre[:, 1, None, None]
+    # grid_sample counts from -1 at the first pixel's outer edge to 1 at the last one's.
+    grid = torch.stack([(2 * source_x + 1) / width - 1, (2 * source_y + 1) / height - 1], dim=3)
+    return F.grid_sample(masks[:, None], grid, align_corners=False)
+
+
+def _disc(maps: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
+    """(N, h, w) float32: 1 inside a disc, 0 outside, soft over about four pixels."""
+    distance = (_places(maps) - centres[:, None, None]).square().sum(dim=3).sqrt()
+    return torch.sigmoid(radii[:, None, None] - distance)
+
+
+def _places(maps: Tensor) -> Tensor:
+    """(h, w, 2) float32: the (x, y) of every pixel of maps (N, h, w)."""
+    rows, columns = (torch.arange(n, device=maps.device) for n in maps.shape[1:])
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y], dim=2).float()

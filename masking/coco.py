@@ -1,0 +1,180 @@
+"""COCO's annotations (cocodataset.org, "Format data"): polygons, run lengths, crowds.
+
+Legend: H x W pixels of an image.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from masking.decode import Bools, Found, Pair, PairError, nearest, read_image, shown
+
+_FINE = 4
+"""Polygons are drawn larger by this: fillPoly fills every pixel that an edge touches."""
+
+
+class _Listed(NamedTuple):
+    """What the file says of an image."""
+
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class _CocoImage:
+    name: str
+    path: Path
+    size: tuple[int, int]
+    """(H, W) that the JSON file states."""
+    objects: tuple[Any, ...]
+    """Segmentations: lists of polygons, or RLE."""
+    crowds: tuple[Any, ...]
+
+    def load(self, longest: int) -> Pair:
+        image, size = read_image(self.path, longest)
+        if size != self.size:
+            raise PairError(
+                f"{self.path} has {shown(size)} pixels, the JSON file says {shown(self.size)}"
+            )
+        shape = image.shape[:2]
+        masks = [_draw(segmentation, size, shape) for segmentation in self.objects]
+        crowds = [_draw(segmentation, size, shape) for segmentation in self.crowds]
+        ignore = np.any(crowds, axis=0) if crowds else np.zeros(shape, dtype=np.bool_)
+        return Pair(image, np.stack(masks), ignore, self.name, regions=False)
+
+
+def _draw(segmentation: Any, size: tuple[int, int], shape: tuple[int, int]) -> Bools:
+    """Polygons or RLE on an image of `size`, as a mask of `shape`, both (H, W)."""
+    if isinstance(segmentation, dict):
+        return nearest(decode_rle(segmentation["counts"], size), shape)
+    scale = np.array([shape[1] / size[1], shape[0] / size[0]])
+    polygons = [np.asarray(p, dtype=np.float64).reshape(-1, 2) * scale for p in segmentation]
+    corners = np.concatenate(polygons)
+    left, top = np.clip(np.floor(corners.min(axis=0)), 0, shape[::-1]).astype(int).tolist()
+    right, bottom = np.clip(np.ceil(corners.max(axis=0)), 0, shape[::-1]).astype(int).tolist()
+    mask = np.zeros(shape, dtype=np.bool_)
+    if left < right and top < bottom:
+        fine = np.zeros(((bottom - top) * _FINE, (right - left) * _FINE), dtype=np.uint8)
+        for polygon in polygons:  # one at a time: fillPoly leaves out where two overlap
+            places = np.rint((polygon - (left, top)) * _FINE - 0.5).astype(np.int32)
+            cv2.fillPoly(fine, [places], 255)
+        share = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+        mask[top:bottom, left:right] = share > 127
+    return mask
+
+
+def decode_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> Bools:
+    """Decode COCO's run lengths, plain or packed (`maskApi.c`, rleFrString).
+
+    Args:
+        counts: lengths of runs of 0, 1, 0, ... down the columns, from the left one.
+        size: (H, W).
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        PairError: the runs do not add up to the size.
+    """
+    if isinstance(counts, bytes):
+        counts = counts.decode()
+    runs = _unpack(counts) if isinstance(counts, str) else list(counts)
+    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
+        raise PairError(f"an RLE has {sum(runs):,} pixels; expected {shown(size)}")
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape(size[::-1]).T
+
+
+def _unpack(text: str) -> list[int]:
+    """Five bits a character, the lowest first, then a bit for more; differences to two before."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return runs
+
+
+def survey_coco(path: Path, found: Found) -> None:
+    """Index the images of a COCO file that show an object, and check their annotations."""
+    try:
+        content = json.loads(path.read_bytes())
+        images = {
+            image["id"]: _Listed(*(image[k] for k in _Listed._fields))
+            for image in content["images"]
+        }
+        annotations: defaultdict[Any, list[Any]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+    except (ValueError, KeyError, TypeError) as error:
+        found.faults.append(f"{path}: not COCO JSON of images and annotations ({error!r})")
+        return
+    strays = sorted(annotations.keys() - images.keys())
+    found.faults += [f"{path}: annotations of image {i}, which is not listed" for i in strays]
+    folder = _images_folder(path, [image.file_name for image in images.values()])
+    before = len(found.entries)
+    for number, image in images.items():
+        _survey_image(path, folder, image, annotations[number], found)
+    empty = len(images) + before - len(found.entries)
+    if empty:
+        found.notes.append(f"{path}: {empty:,} of {len(images):,} images show no object: left out")
+
+
+def _survey_image(
+    path: Path, folder: Path, image: _Listed, annotations: list[Any], found: Found
+) -> None:
+    name, file = f"{path}, image {image.file_name}", folder / image.file_name
+    size = (image.height, image.width)
+    if not file.is_file():
+        found.faults.append(f"{name}: not in {folder}")
+    for annotation in annotations:
+        if fault := _wrong(annotation.get("segmentation"), size):
+            found.faults.append(f"{name}: annotation {annotation.get('id')} {fault}")
+    objects, crowds = (
+        tuple(a.get("segmentation") for a in annotations if bool(a.get("iscrowd")) == crowd)
+        for crowd in (False, True)
+    )
+    if objects:
+        found.entries.append(_CocoImage(name, file, size, objects, crowds))
+
+
+def _wrong(segmentation: Any, size: tuple[int, int]) -> str | None:
+    """What is wrong with a segmentation, if anything is."""
+    if isinstance(segmentation, dict):
+        if tuple(segmentation.get("size", ())) != size or "counts" not in segmentation:
+            return f"is an RLE of size {segmentation.get('size')}; expected {list(size)}"
+    elif not segmentation:
+        return "has no segmentation; expected polygons or RLE"
+    elif not all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation):
+        return "has a polygon that is not a list of x and y of at least three corners"
+    return None
+
+
+def _images_folder(path: Path, names: Sequence[str]) -> Path:
+    """The folder that has the images of a COCO file: beside it, or else beside its folder.
+
+    Of several, the one with most of them; of equals, the one that is named in the file's name
+    (instances_val2017.json, val2017), or the first.
+    """
+    few = names[:: max(1, len(names) // 20)]
+
+    def fit(folder: Path) -> tuple[int, bool]:
+        return sum((folder / name).is_file() for name in few), folder.name in path.stem
+
+    for top in (path.parent, path.parent.parent):
+        best = max([top, *sorted(p for p in top.iterdir() if p.is_dir())], key=fit)
+        if fit(best)[0] > 0:
+            return best
+    return path.parent

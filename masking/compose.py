@@ -1,0 +1,332 @@
+"""Training samples for a segmenter, composed of image-mask pairs.
+
+A crop of one picture, on it objects cut out of another and drawn ones, some of them in front of
+what is there; then the faults of a camera. After "Simple Copy-Paste" (Ghiasi et al. 2021, arXiv
+2012.07177) and the training of RITM (Sofiiuk et al. 2021, arXiv 2102.06583).
+
+A sample is a function of (seed, epoch, index), whatever process or thread computes it: no global
+generator is touched, neither numpy's nor OpenCV's. How many threads OpenCV uses is for the caller
+to say (`cv2.setNumThreads(0)` where several processes compose).
+
+Legend: S the side of a sample in pixels, K its masks; H x W pixels of a picture. Points are (x, y).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from masking.decode import Bools, Pair, PairError, Pixels
+from masking.draw import affine, outline, photograph, resample, stroke
+
+_BITS = 7
+"""Objects of a picture that are candidates at a time; with what is ignored they fill a byte, so
+that one warp moves them all."""
+_IGNORED = 1 << _BITS
+_ATTEMPTS = 6
+_VISIBLE = 0.25  # share of an object below which what others leave of it is no object any more
+_ADJOINING = 0.15  # share of the shorter outline along which two parts of one thing touch
+_SMALL = 3  # pixels to one when looking for parts that touch: gaps of labels are that wide
+
+
+class PairSource(Protocol):
+    """Pairs by index: `masking.pairs.Pairs`, a list, or a cache of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Pair: ...
+
+
+@dataclass(frozen=True)
+class ComposeConfig:
+    """How training samples are composed."""
+
+    size: int = 256
+    """Side of a sample, in pixels."""
+    objects: int = 3
+    """Masks of a sample."""
+    smallest: float = 0.003
+    """Objects that cover less of a sample are not asked for, as a share of its area."""
+    scale: tuple[float, float] = (0.8, 1.85)
+    """Least and most that a picture's longer side measures, in sides of the sample."""
+    rotation: float = 10.0
+    """Half of the pictures are turned by up to so many degrees."""
+    join: float = 0.33
+    """Probability that parts which adjoin each other are joined into one object."""
+    paste: float = 0.5
+    """Probability that one to three objects of another picture are pasted on."""
+    drawn: float = 0.2
+    """Probability that one or two drawn shapes are put on: thin and odd ones."""
+    occlude: float = 0.3
+    """Probability that something is put in front of an object."""
+    colour: float = 0.8
+    """Probability that brightness, contrast, saturation and balance of colours change."""
+    grey: float = 0.04
+    """Probability of a grey picture, where colours change."""
+    blur: float = 0.2
+    """Probability of a blur, of the focus or of motion."""
+    noise: float = 0.15
+    """Probability of noise."""
+    jpeg: float = 0.3
+    """Probability of a JPEG compression on top."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.size < 32 or self.objects < 1:
+            raise ValueError(
+                f"size is {self.size} and objects {self.objects}; expected at least 32 and 1"
+            )
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale is {self.scale}; expected 0 < least <= most")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation is {self.rotation}; expected 0 to 180 degrees")
+        names = ("join", "paste", "drawn", "occlude", "colour", "grey", "blur", "noise", "jpeg")
+        for name in ("smallest", *names):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 to 1")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and masks of objects in it."""
+
+    image: Pixels
+    """(S, S, 3) uint8 RGB."""
+    masks: Bools
+    """(K, S, S), none of them empty; some are alike where there are fewer objects."""
+    ignore: Bools
+    """(S, S): beyond the picture's border, or where nobody says what is there."""
+
+
+@dataclass
+class _Scene:
+    """What lies on the table so far, the last on top."""
+
+    image: Pixels
+    masks: list[Bools]
+    whole: list[int]
+    """Pixels of each mask before anything covered it."""
+    ignore: Bools
+
+    def add(self, image: Pixels, mask: Bools, window: tuple[slice, slice]) -> None:
+        """Put an object on top, its edge softened by about a pixel.
+
+        Args:
+            image: (h, w, 3) uint8, what the object looks like, in a window that holds all of it.
+            mask: (S, S).
+            window: rows and columns.
+        """
+        part, under = mask[window], self.image[window]
+        share = cv2.GaussianBlur(part.astype(np.float32), (3, 3), 0.6)
+        self.image[window] = cv2.blendLinear(image, under, share, 1 - share)
+        for covered in (*self.masks, self.ignore):
+            covered[window] &= ~part
+        self.masks.append(mask)
+        self.whole.append(int(np.count_nonzero(mask)))
+
+    def objects(self, least: float) -> list[int]:
+        """Those of which enough is to be seen, `least` pixels and not a mere rest; or else one."""
+        seen = [int(np.count_nonzero(mask)) for mask in self.masks]
+        both = enumerate(zip(seen, self.whole, strict=True))
+        enough = [i for i, (n, whole) in both if n >= max(least, _VISIBLE * whole, 1)]
+        return enough or [int(np.argmax(seen))]
+
+
+def sample(pairs: PairSource, config: ComposeConfig, seed: int, epoch: int, index: int) -> Sample:
+    """Compose one sample.
+
+    Args:
+        pairs: pictures; also those that objects are taken from.
+        config: how.
+        seed, epoch, index: all that it hangs on, none of them negative. Its picture is pair
+            `index % len(pairs)`.
+
+    Raises:
+        PairError: a pair that it needs cannot be used.
+    """
+    rng = np.random.default_rng((seed, epoch, index))
+    number = index % len(pairs)
+    scene = _background(rng, pairs[number], config)
+    todo = _plan(rng, config)
+    if todo:
+        other = pairs[(number + int(rng.integers(1, max(2, len(pairs))))) % len(pairs)]
+        for cut_out, over in todo:
+            _put(rng, scene, other, config, cut_out and not other.regions, over)
+    chosen = scene.objects(config.smallest * config.size**2)
+    # The object that the crop is about comes first, a joined one too, if it is not the only one.
+    order = sorted(rng.permutation(chosen).tolist(), key=lambda row: row > 0 or config.objects == 1)
+    rows = np.resize(order, config.objects)
+    image = photograph(
+        rng, scene.image, config.colour, config.grey, config.blur, config.noise, config.jpeg
+    )
+    return Sample(image, np.stack([scene.masks[row] for row in rows]), scene.ignore)
+
+
+def _background(rng: Generator, pair: Pair, config: ComposeConfig) -> _Scene:
+    """Crop a picture about one of its objects, so that enough of it is to be seen."""
+    masks = pair.masks
+    union = joined(rng, masks, pair.regions) if rng.random() < config.join else None
+    for attempt in range(_ATTEMPTS + 1):
+        order = rng.permutation(len(masks))[:_BITS]
+        some = [masks[i] for i in order]
+        if union is not None:
+            some = [union, *some][:_BITS]
+        matrix = _crop(rng, some[0], config, close=attempt == _ATTEMPTS)
+        scene = _warp(rng, pair, some, matrix, config.size)
+        least = 1 if attempt == _ATTEMPTS else config.smallest * config.size**2
+        if scene.whole[0] >= least:
+            return scene
+    raise PairError(f"{pair.name}: nothing is left of an object at {config.size} pixels")
+
+
+def joined(rng: Generator, masks: Bools, regions: bool) -> Bools | None:
+    """Join parts that adjoin each other, as garments, hair and skin make a person.
+
+    From a random one on: those that share a good part of the outline of either, and so forth until
+    there are none; or, sometimes and always of regions, one at a time and up to three.
+
+    Args:
+        masks: (K, H, W), at least one.
+        regions: see `Pair`.
+
+    Returns:
+        (H, W), or None if nothing adjoins or all of the picture would be joined.
+    """
+    small = masks[:, ::_SMALL, ::_SMALL].view(np.uint8)
+    rings = [_ring(part) for part in small]
+    outlines = np.array([np.count_nonzero(ring) for ring in rings])
+    inside = np.arange(len(masks)) == rng.integers(len(masks))
+    one_by_one = regions or rng.random() < 0.25
+    for _ in range(rng.integers(1, 4) if one_by_one else len(masks)):
+        union = small[inside].max(axis=0)
+        ring = _ring(union)
+        contact = np.array([np.count_nonzero(part & ring) for part in small])
+        shorter = np.minimum(outlines, np.count_nonzero(ring))
+        near = np.flatnonzero(~inside & (contact > 2) & (contact >= _ADJOINING * shorter))
+        if not len(near):
+            break
+        inside[rng.choice(near) if one_by_one else near] = True
+    union_mask: Bools = masks[inside].any(axis=0)
+    return union_mask if inside.sum() > 1 and union_mask.mean() < 0.9 else None
+
+
+def _ring(mask: Pixels) -> Pixels:
+    """(h, w) uint8, 1 where a pixel touches a mask (uint8, 0 or 1) from outside."""
+    return cv2.subtract(cv2.dilate(mask, np.ones((3, 3), np.uint8)), mask)
+
+
+def _crop(rng: Generator, mask: Bools, config: ComposeConfig, close: bool) -> NDArray[np.float64]:
+    """The matrix of a crop with a part of an object in it; `close`: with all of it, large."""
+    middle = np.full(2, (config.size - 1) / 2)
+    if close:
+        x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+        centre = np.array([x + (width - 1) / 2, y + (height - 1) / 2])
+        return affine(0.6 * config.size / max(width, height), 0, False, centre, middle)
+    sides = np.array(mask.shape[::-1])
+    zoom = config.size * math.exp(rng.uniform(*np.log(config.scale))) / sides.max()
+    half = config.size / 2 / zoom
+    at = rng.choice(np.flatnonzero(mask))
+    near = np.array([at % sides[0], at // sides[0]]) + rng.uniform(-0.7, 0.7, 2) * half
+    # Within the picture where it is larger than the crop; else anywhere that shows all of it.
+    within = np.clip(near, half, np.maximum(half, sides - half))
+    anywhere = half + (sides - 2 * half) * rng.random(2)
+    centre = np.where(sides > 2 * half, within, anywhere) - 0.5
+    degrees = rng.uniform(-config.rotation, config.rotation) * rng.integers(2)
+    return affine(zoom, degrees, bool(rng.integers(2)), centre, middle)
+
+
+def _warp(
+    rng: Generator, pair: Pair, masks: list[Bools], matrix: NDArray[np.float64], size: int
+) -> _Scene:
+    """Move the picture and up to `_BITS` of its masks alike; beyond its border is ignored."""
+    border = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 else cv2.BORDER_CONSTANT
+    image = resample(pair.image, matrix, (size, size), border, rng.uniform(0, 255, 3).tolist())
+    planes = pair.ignore * np.uint8(_IGNORED)
+    for bit, mask in enumerate(masks):
+        planes |= mask.view(np.uint8) << np.uint8(bit)
+    moved: Pixels = cv2.warpAffine(
+        planes, matrix, (size, size), flags=cv2.INTER_NEAREST, borderValue=[_IGNORED]
+    )
+    parts = [(moved & (1 << bit)) > 0 for bit in range(len(masks))]
+    return _Scene(image, parts, [int(np.count_nonzero(m)) for m in parts], moved >= _IGNORED)
+
+
+def _plan(rng: Generator, config: ComposeConfig) -> list[tuple[bool, bool]]:
+    """What is put on: whether cut out of another picture, or drawn; whether over an object."""
+    paste, drawn, occlude = rng.random(3) < (config.paste, config.drawn, config.occlude)
+    todo = [(True, False)] * (int(rng.integers(1, 4)) if paste else 0)
+    todo += [(False, False)] * (int(rng.integers(1, 3)) if drawn else 0)
+    return todo + [(bool(rng.random() < 0.6), True)] * bool(occlude)
+
+
+def _put(
+    rng: Generator, scene: _Scene, other: Pair, config: ComposeConfig, cut_out: bool, over: bool
+) -> None:
+    """Put an object on the scene, unless it comes out too small or hides what it is put over."""
+    size, least = config.size, max(1.0, config.smallest * config.size**2)
+    place, length = rng.uniform(0, size, 2), size * math.exp(rng.uniform(*np.log((0.12, 0.7))))
+    target = scene.masks[rng.choice(scene.objects(least))] if over else None
+    if target is not None:
+        at = rng.choice(np.flatnonzero(target))
+        place = np.array([at % size, at // size], dtype=np.float64)
+        length = math.sqrt(np.count_nonzero(target)) * rng.uniform(0.4, 1.2)
+    if cut_out:
+        mask, texture, matrix = _cut(rng, size, other, place, length)
+    else:
+        mask, texture, matrix = _draw(rng, scene.image, other.image, place, length)
+    left = 1.0 if target is None else np.count_nonzero(target & ~mask) / np.count_nonzero(target)
+    if np.count_nonzero(mask) >= least and left > 2 * _VISIBLE:
+        _paint(rng, scene, mask, texture, matrix)
+
+
+_Layer = tuple[Bools, Pixels, NDArray[np.float64]]
+"""A mask (S, S), a texture of any size, and the (2, 3) matrix that takes it to where it belongs."""
+
+
+def _cut(
+    rng: Generator, size: int, other: Pair, place: NDArray[np.float64], length: float
+) -> _Layer:
+    """An object of another picture, about `length` pixels long, at `place`."""
+    mask = other.masks[rng.integers(len(other.masks))].view(np.uint8)
+    x, y, width, height = cv2.boundingRect(mask)
+    zoom = min(2.0, length / max(width, height))
+    centre = np.array([x + width / 2, y + height / 2])
+    matrix = affine(zoom, rng.uniform(-30, 30), bool(rng.integers(2)), centre, place)
+    moved = cv2.warpAffine(mask, matrix, (size, size), flags=cv2.INTER_NEAREST)
+    return moved.view(np.bool_), other.image, matrix
+
+
+def _draw(
+    rng: Generator, under: Pixels, other: Pixels, place: NDArray[np.float64], length: float
+) -> _Layer:
+    """A drawn shape, about `length` pixels long, at `place`.
+
+    It looks like another picture, like this one elsewhere, or shades from colour to colour.
+    """
+    shape = stroke if rng.random() < 0.3 else outline
+    mask, kind = shape(rng, under.shape[0], place, length), rng.random()
+    texture, zoom = (other if kind < 0.55 else under.copy()), rng.uniform(0.7, 2)
+    if kind > 0.7:
+        shades = rng.uniform(0, 255, 3) + rng.uniform(-40, 40, (2, 2, 3))
+        texture, zoom = np.clip(shades, 0, 255).astype(np.uint8), length
+    about = rng.uniform(0, 1, 2) * texture.shape[1::-1]
+    return mask, texture, affine(zoom, rng.uniform(-180, 180), False, about, place)
+
+
+def _paint(
+    rng: Generator, scene: _Scene, mask: Bools, texture: Pixels, matrix: NDArray[np.float64]
+) -> None:
+    """Add a layer, its mean colour moved somewhat towards the scene's."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    left, top = max(0, x - 2), max(0, y - 2)  # room for the soft edge
+    window = np.s_[top : y + height + 2, left : x + width + 2]
+    part = mask[window]
+    shifted = matrix - [[0, 0, left], [0, 0, top]]
+    image = resample(texture, shifted, part.shape, cv2.BORDER_REFLECT_101, [0.0])
+    away = np.subtract(cv2.mean(scene.image), cv2.mean(image, part.view(np.uint8)))[:3]
+    match = np.column_stack([np.eye(3), rng.uniform(0, 0.5) * away])
+    scene.add(cv2.transform(image, match), mask, window)

@@ -1,0 +1,177 @@
+"""An image and label maps from bytes or files, and what an image-mask pair is made of.
+
+Pillow decodes: it refuses a truncated file, which OpenCV fills up with grey, and reads the indices
+of a palette.
+
+Legend: K objects of an image, H x W its pixels. Images are RGB, origin top left, EXIF orientation
+applied.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Pixels = NDArray[Any]
+"""Of uint8, which OpenCV's stubs do not say."""
+Bools = NDArray[np.bool_]
+
+LISTED = 20
+"""Faults that a message lists before it only counts them; `PairError.faults` has them all."""
+_ORIENTATION = 0x0112  # EXIF tag; above 4: width and height change places
+
+
+class PairError(ValueError):
+    """Image-mask pairs that cannot be used: what is wrong, with file and row."""
+
+    def __init__(self, *faults: str) -> None:
+        """Take a line for each fault."""
+        super().__init__(*faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        rest = len(self.faults) - LISTED
+        more = [f"... and {rest:,} more"] if rest > 0 else []
+        return "\n".join([*self.faults[:LISTED], *more])
+
+
+class NothingToLearnError(PairError):
+    """A sound pair, but no object in it is of a size that is wanted."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the masks of its objects."""
+
+    image: Pixels
+    """(H, W, 3) uint8 RGB."""
+    masks: Bools
+    """(K, H, W), at least one, none of them empty; they may overlap."""
+    ignore: Bools
+    """(H, W): where nobody says what is there."""
+    name: str
+    """Where it lies, for messages: file and row."""
+    regions: bool
+    """Whether the masks are parts of the picture (sky, road), not objects."""
+
+
+class Entry(Protocol):
+    """One pair on disk."""
+
+    @property
+    def name(self) -> str:
+        """File and row."""
+
+    def load(self, longest: int) -> Pair:
+        """Decode it; all masks, whatever their size. Raises PairError, without the name."""
+
+
+@dataclass
+class Found:
+    """What a survey has gathered so far."""
+
+    entries: list[Entry] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, int]]:
+    """Decode an image.
+
+    Args:
+        source: bytes of an image file, or its path.
+        longest: as `PairsConfig.longest`.
+
+    Returns:
+        (H, W, 3) uint8, the longer side at most `longest`; and the height and width before
+        it was shrunk.
+
+    Raises:
+        PairError: it does not decode, all of it.
+    """
+    try:
+        with _open(source) as picture:
+            turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) > 4
+            width, height = reversed(picture.size) if turned else picture.size
+            if longest:
+                bounds = (longest, longest)
+                picture.thumbnail(bounds, Image.Resampling.LANCZOS, reducing_gap=2.0)
+            if "exif" in picture.info:
+                ImageOps.exif_transpose(picture, in_place=True)
+            return _rgb(picture), (height, width)
+    except PairError:
+        raise
+    except Exception as error:  # Pillow's formats raise all kinds
+        raise PairError(f"the image does not decode: {error or type(error).__name__}") from error
+
+
+def _open(source: bytes | Path) -> Image.Image:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _rgb(picture: Image.Image) -> Pixels:
+    """Pixels as 8-bit RGB. Pillow would clip deeper grey to white."""
+    if picture.mode in ("I", "F"):
+        raise PairError(f"the image has pixels of 32 bits (mode {picture.mode}); expected 8 or 16")
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def read_labels(
+    source: bytes | Path, what: str, size: tuple[int, int]
+) -> tuple[NDArray[Any], bool]:
+    """Decode a label map.
+
+    Args:
+        source: bytes of an image file, or its path.
+        what: its name in messages.
+        size: (H, W) that its image has.
+
+    Returns:
+        (H, W) of integers or bool; and whether they are indices of a palette.
+
+    Raises:
+        PairError: it does not decode, is no label map, or has another size.
+    """
+    try:
+        with _open(source) as picture:
+            labels, mode = np.asarray(picture), picture.mode
+    except Exception as error:  # Pillow's formats raise all kinds
+        reason = error or type(error).__name__
+        raise PairError(f"{what} does not decode: {reason}") from error
+    if labels.ndim != 2 or mode == "F":
+        raise PairError(f"{what} has mode {mode}; expected one channel of 8 or 16 bits")
+    if labels.shape != size:
+        raise PairError(f"{what} has {shown(labels.shape)} pixels, its image {shown(size)}")
+    return labels, mode == "P"
+
+
+def shown(size: Sequence[int]) -> str:
+    """Width x height, as people say it."""
+    return f"{size[1]}x{size[0]}"
+
+
+def nearest(maps: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """Shrink (..., h, w) to (..., H, W): of each new pixel's centre, the old pixel it lies in."""
+    if maps.shape[-2:] == size:
+        return maps
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+        for new, old in zip(size, maps.shape[-2:], strict=True)
+    )
+    return maps[..., rows[:, None], columns]
+
+
+def objects_of(labels: NDArray[Any]) -> Bools:
+    """(H, W) labels to (K, H, W), one mask a number above 0."""
+    there = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
+    there[labels.astype(np.intp)] = True
+    there[0] = False
+    masks: Bools = labels == np.flatnonzero(there).astype(labels.dtype)[:, None, None]
+    return masks

@@ -1,0 +1,315 @@
+"""Images with masks of their objects, from local files: Parquet, COCO JSON or DAVIS folders.
+
+`survey` reads the structure alone and finds every fault that shows in it; `pairs[i]` decodes one
+image and its masks. Which format a path holds is told by what is there:
+
+    FILE.parquet, or a folder of them   columns `image` (bytes of an image file), `masks` (bytes of
+                                        a PNG label map: 0 no object, 1.. one number an object),
+                                        and if there are any `ignore` (bytes of a PNG, not 0 where
+                                        a pixel is void), `kind` ("regions": see `Pair.regions`),
+                                        `key` (a name for messages)
+    FILE.json, or a folder with one     COCO (cocodataset.org, "Format data"): polygons and RLE,
+                                        crowds are void; images beside the file or in a folder
+                                        beside or above it
+    a folder                            DAVIS (davischallenge.org), YouTube-VOS: JPEGImages and
+                                        Annotations, palette PNG; where a palette PNG is 255, void
+
+Legend: K objects of an image, H x W its pixels. Images are RGB, origin top left, EXIF orientation
+applied. Rows count from 0, in messages too.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from masking.coco import survey_coco
+from masking.decode import (
+    Bools,
+    Entry,
+    Found,
+    NothingToLearnError,
+    Pair,
+    PairError,
+    nearest,
+    objects_of,
+    read_image,
+    read_labels,
+)
+
+__all__ = ["NothingToLearnError", "Pair", "PairError", "Pairs", "PairsConfig", "faults", "survey"]
+
+KEPT = 2 << 30
+"""Bytes of Parquet row groups, as in the file but unpacked, that a process keeps in memory."""
+_VOID = 255  # of a palette PNG, as in PASCAL VOC
+_BYTES = (pa.binary(), pa.large_binary(), pa.null())
+_TEXT = (pa.string(), pa.large_string(), pa.null())
+_COLUMNS = {"image": _BYTES, "masks": _BYTES, "ignore": _BYTES, "kind": _TEXT}
+_NEEDED = ("image", "masks")
+_EXPECTED = (
+    "Parquet files (columns image and masks), a COCO .json file, "
+    "or a folder with JPEGImages and Annotations"
+)
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """What is made of the images and masks on disk."""
+
+    longest: int = 512
+    """Longer side, in pixels, that larger images are shrunk to; 0: all stay as they are."""
+    smallest: float = 0.003
+    """Objects that cover less of their image are left out, as a share of its area."""
+    largest: float = 0.95
+    """Objects that cover more of their image are left out, as a share of its area."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.longest != 0 and self.longest < 32:
+            raise ValueError(f"longest is {self.longest}; expected 0 or at least 32 pixels")
+        if not 0 <= self.smallest < self.largest <= 1:
+            raise ValueError(
+                f"smallest is {self.smallest} and largest {self.largest}; expected shares of the "
+                "image with 0 <= smallest < largest <= 1"
+            )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Image-mask pairs on disk; indexing decodes, in any thread or process. Pickles small."""
+
+    entries: tuple[Entry, ...]
+    config: PairsConfig
+    notes: tuple[str, ...] = ()
+    """Lines for a person: what was left aside."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Decode one.
+
+        Raises:
+            PairError: an image or its masks do not decode, differ in size, or show no object
+                between `smallest` and `largest`.
+        """
+        entry = self.entries[index]
+        try:
+            pair = entry.load(self.config.longest)
+            masks = _select(pair.masks, self.config)
+        except PairError as error:
+            named = (f"{entry.name}: {fault}" for fault in error.faults)
+            raise type(error)(*named) from error
+        return replace(pair, masks=masks, ignore=pair.ignore & ~masks.any(axis=0))
+
+    def subset(self, rows: Iterable[int]) -> "Pairs":
+        """The pairs at `rows`, in that order."""
+        return replace(self, entries=tuple(self.entries[row] for row in rows))
+
+
+def faults(pairs: Pairs, threads: int = 1) -> dict[int, PairError]:
+    """Decode all pairs, and return those that cannot be used, with the reason, by index."""
+
+    def fault(row: int) -> PairError | None:
+        try:
+            pairs[row]
+        except PairError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = pool.map(fault, range(len(pairs)))
+        return {row: error for row, error in enumerate(found) if error is not None}
+
+
+def _select(masks: Bools, config: PairsConfig) -> Bools:
+    areas = np.array([np.count_nonzero(mask) / mask.size for mask in masks])
+    kept = (areas > 0) & (areas >= config.smallest) & (areas <= config.largest)
+    if not areas.any():
+        raise PairError("no object in the masks; label it, or leave the image out")
+    if not kept.any():
+        raise NothingToLearnError(
+            f"none of its {len(masks)} objects covers between {config.smallest:.1%} and "
+            f"{config.largest:.0%} of the image; leave it out, or change smallest and largest"
+        )
+    return masks[kept]
+
+
+def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
+    """Index the pairs at `paths` without decoding any.
+
+    Args:
+        paths: files or folders, as the head of this file says.
+        config: what is made of them.
+
+    Raises:
+        PairError: every fault of the structure: paths, columns, missing values, images that are
+            not there, annotations that do not make sense.
+    """
+    found, groups = Found(), _RowGroups()
+    for path in paths:
+        _find(path, found, groups)
+    if not paths:
+        found.faults.append(f"no path of image-mask pairs; expected {_EXPECTED}")
+    elif not found.entries and not found.faults:
+        found.faults.append(f"{', '.join(map(str, paths))}: no image shows an object")
+    if found.faults:
+        raise PairError(*found.faults)
+    return Pairs(tuple(found.entries), config, tuple(found.notes))
+
+
+def _find(path: Path, found: Found, groups: "_RowGroups") -> None:
+    """Tell the format by what is there."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    parquet, jsons = ([f for f in files if f.suffix == end] for end in (".parquet", ".json"))
+    if not path.exists():
+        found.faults.append(f"{path}: no such file or folder; expected {_EXPECTED}")
+    elif parquet:
+        for file in parquet:
+            _survey_parquet(file, found, groups)
+    elif (path / "JPEGImages").is_dir() and (path / "Annotations").is_dir():
+        _survey_davis(path, found)
+    elif len(jsons) == 1:
+        survey_coco(jsons[0], found)
+    elif jsons:
+        found.faults.append(f"{path}: holds {len(jsons)} .json files; name the one to be used")
+    else:
+        found.faults.append(f"{path}: holds no image-mask pairs; expected {_EXPECTED}")
+
+
+class _RowGroups:
+    """Row groups of Parquet files, those used last kept in memory up to `KEPT` bytes.
+
+    A training set that fits is so read once; of a larger one, a row group at a time.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["_RowGroups"], tuple[()]]:
+        return _RowGroups, ()  # another process reads for itself
+
+    def read(self, path: Path, group: int) -> pa.Table:
+        """The columns of a row group that a pair is made of."""
+        with self._lock:
+            if (path, group) not in self._kept:
+                self._add(path, group)
+            self._kept.move_to_end((path, group))
+            return self._kept[path, group]
+
+    def _add(self, path: Path, group: int) -> None:
+        with pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if name in _COLUMNS]
+            table = file.read_row_group(group, names, use_threads=False)
+        self._kept[path, group] = table
+        self._bytes += table.nbytes
+        while len(self._kept) > 1 and self._bytes > KEPT:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+@dataclass(frozen=True)
+class _ParquetRow:
+    name: str
+    path: Path
+    group: int
+    row: int
+    """Within the group."""
+    groups: _RowGroups
+
+    def load(self, longest: int) -> Pair:
+        [record] = self.groups.read(self.path, self.group).slice(self.row, 1).to_pylist()
+        image, size = read_image(record["image"], longest)
+        shape = image.shape[:2]
+        labels, _ = read_labels(record["masks"], "column masks", size)
+        ignore = np.zeros(shape, dtype=np.bool_)
+        if record.get("ignore") is not None:
+            ignore = nearest(read_labels(record["ignore"], "column ignore", size)[0], shape) > 0
+        masks = objects_of(nearest(labels, shape))
+        return Pair(image, masks, ignore, self.name, record.get("kind") == "regions")
+
+
+def _survey_parquet(path: Path, found: Found, groups: _RowGroups) -> None:
+    try:
+        with pq.ParquetFile(path) as file:
+            wrong = list(_wrong_columns(file.schema_arrow))
+            found.faults += [f"{path}: {fault}" for fault in wrong]
+            if not wrong:
+                _survey_rows(path, file, found, groups)
+    except (pa.ArrowException, OSError) as error:
+        found.faults.append(f"{path}: not a Parquet file that can be read: {error}")
+
+
+def _wrong_columns(schema: pa.Schema) -> Iterator[str]:
+    for name, types in _COLUMNS.items():
+        expected = "bytes of image files" if types is _BYTES else "strings"
+        if name in schema.names:
+            if schema.field(name).type not in types:
+                yield f"column {name} holds {schema.field(name).type}; expected {expected}"
+        elif name in _NEEDED:
+            yield f"no column {name} ({expected}); it has {', '.join(schema.names)}"
+
+
+def _survey_rows(path: Path, file: pq.ParquetFile, found: Found, groups: _RowGroups) -> None:
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        keys = [""] * rows
+        if "key" in file.schema_arrow.names:
+            keys = [f" ({key})" for key in file.read_row_group(group, ["key"])["key"].to_pylist()]
+        names = [f"{path}, row {first + row}{keys[row]}" for row in range(rows)]
+        found.entries += [_ParquetRow(n, path, group, row, groups) for row, n in enumerate(names)]
+        found.faults += [f"{names[row]}: column {c} is null" for row, c in _missing(file, group)]
+        first += rows
+    if first == 0:
+        found.faults.append(f"{path}: no rows")
+
+
+def _missing(file: pq.ParquetFile, group: int) -> list[tuple[int, str]]:
+    """Rows of a group whose image or masks are null; bytes are read only if there may be any."""
+    names, missing = file.schema_arrow.names, []
+    for column in _NEEDED:
+        known = file.metadata.row_group(group).column(names.index(column)).statistics
+        if known is None or not known.has_null_count or known.null_count:
+            nulls = file.read_row_group(group, [column])[column].is_null().to_numpy()
+            missing += [(row, column) for row in np.flatnonzero(nulls).tolist()]
+    return sorted(missing)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    name: str
+    image: Path
+    masks: Path
+
+    def load(self, longest: int) -> Pair:
+        image, size = read_image(self.image, longest)
+        labels, palette = read_labels(self.masks, "the annotation", size)
+        labels = nearest(labels, image.shape[:2])
+        void = (labels == _VOID) & palette
+        return Pair(image, objects_of(np.where(void, 0, labels)), void, self.name, regions=False)
+
+
+def _survey_davis(path: Path, found: Found) -> None:
+    """Every annotation and its image; one resolution, where there are several."""
+    level = Path("480p") if (path / "Annotations" / "480p").is_dir() else Path()
+    annotations = path / "Annotations" / level
+    files = sorted(annotations.rglob("*.png"))
+    for file in files:
+        stem = path / "JPEGImages" / level / file.relative_to(annotations)
+        images = [stem.with_suffix(end) for end in (".jpg", ".jpeg", ".png")]
+        there = [image for image in images if image.is_file()]
+        if there:
+            found.entries.append(_Frame(str(file), there[0], file))
+        else:
+            found.faults.append(f"{file}: no image {images[0]} goes with it")
+    if not files:
+        found.faults.append(f"{annotations}: no .png files")

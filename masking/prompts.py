@@ -1,0 +1,168 @@
+"""What a segmenter is asked: points, boxes and earlier logits of many objects on many frames.
+
+Points are (x, y) in pixels of the original frame, origin top left; boxes x1 y1 x2 y2 likewise.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+
+class PromptError(ValueError):
+    """Prompts that cannot be meant so: a line for each fault, naming the prompt and the point."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """N prompt sets; each asks for one object on one frame. Made by `of`, or of tensors as here.
+
+    Tensors are taken as they are, without a look at their values, which may lie on a GPU.
+    """
+
+    frames: Tensor
+    """(N,) int64: index into the embeddings."""
+    points: Tensor
+    """(N, P, 2) float32 (x, y), pixels of the original frame; P may be 0."""
+    labels: Tensor
+    """(N, P) int64: 1 foreground, 0 background, -1 nothing here (filler of ragged rows)."""
+    boxes: Tensor
+    """(N, 4) float32 x1 y1 x2 y2, pixels of the original frame; NaN where a row has none."""
+    mask_input: Tensor | None = None
+    """(N, h, w) float32 low-resolution logits of an earlier call; a row of NaN: none."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.frames)
+
+    def to(self, device: torch.device) -> "Prompts":
+        """On another device."""
+        return Prompts(
+            self.frames.to(device, non_blocking=True),
+            self.points.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.boxes.to(device, non_blocking=True),
+            None if self.mask_input is None else self.mask_input.to(device, non_blocking=True),
+        )
+
+    @classmethod
+    def of(
+        cls,
+        frame_size: tuple[int, int],
+        points: Sequence[ArrayLike],
+        labels: Sequence[ArrayLike],
+        *,
+        boxes: Sequence[ArrayLike | None] | None = None,
+        mask_input: Sequence[NDArray[np.floating[Any]] | None] | None = None,
+        frames: Sequence[int] | None = None,
+    ) -> "Prompts":
+        """Check ragged prompts of N objects and pad them.
+
+        Args:
+            frame_size: (H, W) of the frames, in pixels.
+            points: (P_i, 2) (x, y) of each object, pixels of the frame; may be empty.
+            labels: (P_i,) of each: 1 foreground, 0 background.
+            boxes: x1 y1 x2 y2 of each, or None.
+            mask_input: (h, w) logits of an earlier call of each, or None.
+            frames: index of each object's frame; None: all on the first.
+
+        Raises:
+            PromptError: faults of all prompts: other shapes or labels, NaN, points outside the
+                frame, empty boxes, an object with nothing that is part of it.
+        """
+        n = len(points)
+        given = {"labels": labels, "boxes": boxes, "mask_input": mask_input, "frames": frames}
+        uneven = [f"{len(v)} {k}" for k, v in given.items() if v is not None and len(v) != n]
+        if uneven:
+            raise PromptError(f"points of {n} objects, but {', '.join(uneven)}; one each is needed")
+        boxes = boxes if boxes is not None else [None] * n
+        masks = mask_input if mask_input is not None else [None] * n
+        clicks = [_clicks(*pair) for pair in zip(points, labels, strict=True)]
+        corners = [np.full(4, np.nan) if b is None else np.asarray(b, np.float64) for b in boxes]
+        faults = [
+            f"prompt {i}: {fault}"
+            for i, (click, box, mask) in enumerate(zip(clicks, boxes, masks, strict=True))
+            for fault in _faults(click, None if box is None else corners[i], mask, frame_size)
+        ]
+        if faults:
+            raise PromptError("\n".join(faults))
+        return cls(
+            torch.tensor([0] * n if frames is None else [int(f) for f in frames]),
+            *_padded(clicks),
+            torch.from_numpy(np.array(corners, np.float32).reshape(n, 4)),
+            _stacked(masks),
+        )
+
+
+_Click = tuple[NDArray[np.float64], NDArray[np.int64]]
+
+
+def _clicks(points: ArrayLike, labels: ArrayLike) -> _Click:
+    """Points (P, 2) and labels (P,) of an object; other shapes stay as they are."""
+    found, kinds = np.asarray(points, np.float64), np.asarray(labels)
+    return found.reshape(0, 2) if found.size == 0 else found, kinds.astype(np.int64)
+
+
+def _faults(
+    click: _Click,
+    box: NDArray[np.float64] | None,
+    mask: NDArray[np.floating[Any]] | None,
+    frame_size: tuple[int, int],
+) -> Iterator[str]:
+    """What is wrong with the prompts of one object."""
+    points, labels = click
+    if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1]:
+        yield f"points {points.shape} and labels {labels.shape}; (P, 2) and (P,) are needed"
+        return
+    h, w = frame_size
+    for number, ((x, y), label) in enumerate(zip(points, labels, strict=True)):
+        if label not in (0, 1):
+            yield f"point {number} has label {label}; 1 is foreground, 0 background"
+        if not (0 <= x < w and 0 <= y < h):
+            yield (
+                f"point {number} at ({x:g}, {y:g}) is not in the frame of {w} x {h} pixels;"
+                " (x, y) in pixels from the top left are needed"
+            )
+    if box is not None:
+        yield from _box_faults(box, frame_size)
+    if mask is not None and (np.ndim(mask) != 2 or not np.isfinite(mask).all()):
+        yield f"mask_input of shape {np.shape(mask)}: finite logits of shape (h, w) are needed"
+    if box is None and mask is None and not (labels == 1).any():
+        kind = "only background points" if len(labels) else "no points"
+        yield f"{kind} and neither box nor mask; at least a foreground point is needed"
+
+
+def _box_faults(box: NDArray[np.float64], frame_size: tuple[int, int]) -> Iterator[str]:
+    h, w = frame_size
+    if box.shape != (4,):
+        yield f"a box of shape {box.shape}; x1 y1 x2 y2 are needed"
+    elif not (box[0] < box[2] and box[1] < box[3]):
+        yield f"box {box.tolist()}; x1 < x2 and y1 < y2 are needed"
+    elif not (box[0] < w and box[1] < h and box[2] > 0 and box[3] > 0 and np.isfinite(box).all()):
+        yield f"box {box.tolist()} is not in the frame of {w} x {h} pixels"
+
+
+def _padded(clicks: Sequence[_Click]) -> tuple[Tensor, Tensor]:
+    """(N, P, 2) float32 and (N, P) int64, P the most points of any object."""
+    most = max((len(labels) for _, labels in clicks), default=0)
+    points = np.zeros((len(clicks), most, 2), np.float32)
+    labels = np.full((len(clicks), most), -1, np.int64)
+    for row, (found, kinds) in enumerate(clicks):
+        points[row, : len(kinds)], labels[row, : len(kinds)] = found, kinds
+    return torch.from_numpy(points), torch.from_numpy(labels)
+
+
+def _stacked(masks: Sequence[NDArray[np.floating[Any]] | None]) -> Tensor | None:
+    """(N, h, w) float32 with rows of NaN for objects without one; None if no object has one."""
+    shapes = {mask.shape for mask in masks if mask is not None}
+    if not shapes:
+        return None
+    if len(shapes) > 1:
+        raise PromptError(f"mask_input of shapes {sorted(shapes)}; they must have one shape")
+    none = np.full(shapes.pop(), np.nan)
+    rows = [none if mask is None else mask for mask in masks]
+    return torch.from_numpy(np.array(rows, np.float32))

@@ -1,0 +1,437 @@
+"""Image-mask pairs of three formats, written here and read back; and every fault by its place."""
+
+import io
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from masking import pairs as pairs_module
+from masking.coco import decode_rle
+from masking.pairs import PairError, PairsConfig, faults, survey
+
+ALL = PairsConfig(longest=0, smallest=0, largest=1)
+H, W = 30, 40
+
+
+def encoded(array, kind="PNG", **options):
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def image(height=H, width=W, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+
+
+def labels(count=3, height=H, width=W, dtype=np.uint8, first=1):
+    """Upright stripes, background between them."""
+    map_ = np.zeros((height, width), dtype)
+    for k in range(count):
+        left = width * k // count
+        map_[2:-2, left : left + max(1, width // count - 2)] = first + k
+    return map_
+
+
+def write(path, rows, row_group_size=2, **types):
+    columns = {name: [row.get(name) for row in rows] for name in rows[0]}
+    table = pa.table({k: pa.array(v, types.get(k)) for k, v in columns.items()})
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return path
+
+
+def row(**changes):
+    return {"image": encoded(image()), "masks": encoded(labels()), "ignore": None} | changes
+
+
+def test_parquet(tmp_path):
+    void = np.zeros((H, W), np.uint8)
+    void[:, :5] = 255  # over a stripe too, which wins
+    rows = [
+        row(key="a", kind="instances"),
+        row(key="b", kind="regions", ignore=encoded(void)),
+        row(key="c", kind="single", image=encoded(image(seed=1)), masks=encoded(labels(1))),
+    ]
+    found = survey([write(tmp_path / "x.parquet", rows, ignore=pa.binary())], ALL)
+    assert len(found) == 3
+    assert [found[i].regions for i in range(3)] == [False, True, False]
+    assert found[1].name == f"{tmp_path}/x.parquet, row 1 (b)"
+    np.testing.assert_array_equal(found[2].image, image(seed=1))
+    np.testing.assert_array_equal(found[0].masks, [labels() == k for k in (1, 2, 3)])
+    assert not found[0].ignore.any()
+    np.testing.assert_array_equal(found[1].ignore, (void > 0) & (labels() == 0))
+    assert [len(pair.masks) for pair in (found.subset([2, 0])[0], found.subset([2, 0])[1])] == [
+        1,
+        3,
+    ]
+
+
+def test_parquet_needs_two_columns_only_and_a_folder_is_all_its_files(tmp_path):
+    for name in ("b", "a"):
+        rows = [{"image": encoded(image(), "JPEG"), "masks": encoded(labels())}]
+        write(tmp_path / f"{name}.parquet", rows)
+    found = survey([tmp_path], ALL)
+    assert [entry.name for entry in found.entries] == [
+        f"{tmp_path}/a.parquet, row 0",
+        f"{tmp_path}/b.parquet, row 0",
+    ]
+    assert found[0].masks.shape == (3, H, W)
+
+
+@pytest.mark.parametrize(("dtype", "first"), [(np.uint16, 254), (np.uint16, 60_000), (np.uint8, 9)])
+def test_label_maps_of_8_and_16_bits_and_with_gaps(tmp_path, dtype, first):
+    map_ = labels(4, dtype=dtype, first=first)
+    found = survey([write(tmp_path / "x.parquet", [row(masks=encoded(map_))])], ALL)
+    np.testing.assert_array_equal(found[0].masks, [map_ == first + k for k in range(4)])
+
+
+def test_row_groups_come_and_go_and_threads_share_them(tmp_path, monkeypatch):
+    rows = [row(image=encoded(image(seed=n))) for n in range(9)]
+    found = survey([write(tmp_path / "x.parquet", rows)], ALL)
+    monkeypatch.setattr(pairs_module, "KEPT", 1)
+    elsewhere = pickle.loads(pickle.dumps(found))
+    assert len(pickle.dumps(found)) < 2000
+    order = np.random.default_rng(0).permutation(np.repeat(np.arange(9), 4)).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for n, pair in zip(order, pool.map(elsewhere.__getitem__, order), strict=True):
+            np.testing.assert_array_equal(pair.image, image(seed=n))
+
+
+def test_large_images_shrink_and_small_ones_stay(tmp_path):
+    big = np.zeros((100, 200, 3), np.uint8)
+    map_ = np.zeros((100, 200), np.uint8)
+    big[20:60, 40:160], map_[20:60, 40:160] = 255, 1
+    rows = [row(image=encoded(big), masks=encoded(map_)), row()]
+    found = survey([write(tmp_path / "x.parquet", rows)], PairsConfig(50, 0, 1))
+    assert found[0].image.shape == (25, 50, 3)
+    expected = np.zeros((25, 50), bool)
+    expected[5:15, 10:40] = True
+    np.testing.assert_array_equal(found[0].masks, [expected])
+    np.testing.assert_array_equal(found[0].image[..., 0] > 127, expected)
+    assert found[1].image.shape == (H, W, 3)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    picture = Image.fromarray(image())
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", exif=exif)
+    turned = labels(height=W, width=H)
+    rows = [row(image=stream.getvalue(), masks=encoded(turned))]
+    found = survey([write(tmp_path / "x.parquet", rows)], ALL)
+    np.testing.assert_array_equal(found[0].image, np.rot90(image(), -1))
+
+
+def test_grey_and_16_bit_images(tmp_path):
+    grey = image()[..., 0]
+    rows = [row(image=encoded(grey)), row(image=encoded(grey.astype(np.uint16) * 256 + 9))]
+    found = survey([write(tmp_path / "x.parquet", rows)], ALL)
+    for pair in (found[0], found[1]):
+        np.testing.assert_array_equal(pair.image, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("smallest", "largest", "kept"), [(0, 1, 3), (0.01, 0.9, 1), (0.01, 1, 2), (0, 0.5, 2)]
+)
+def test_selection_by_size(tmp_path, smallest, largest, kept):
+    map_ = np.full((20, 20), 3, np.uint8)
+    map_[0, 0], map_[10:, 18:] = 1, 2  # 1, 20 and 379 of 400 pixels
+    rows = [row(image=encoded(image(20, 20)), masks=encoded(map_))]
+    found = survey([write(tmp_path / "x.parquet", rows)], PairsConfig(0, smallest, largest))
+    assert len(found[0].masks) == kept
+
+
+BAD_ROWS = {
+    "does not decode": (row(image=b"no image"), "the image does not decode"),
+    "truncated": (row(image=encoded(image(200, 200), "JPEG")[:-2000]), "the image does not decode"),
+    "bad masks": (row(masks=b"\x89PNG"), "column masks does not decode"),
+    "colours": (row(masks=encoded(image())), "column masks has mode RGB; expected one channel"),
+    "no object": (row(masks=encoded(np.zeros((H, W), np.uint8))), "no object in the masks"),
+    "size": (row(masks=encoded(labels(2, 20, 10))), "masks has 10x20 pixels, its image 40x30"),
+    "ignore": (row(ignore=encoded(labels(2, 20, 10))), "ignore has 10x20 pixels, its image 40x30"),
+    "small": (row(masks=encoded(np.eye(H, W, dtype=np.uint8))), "none of its 1 objects covers"),
+}
+
+
+def test_every_bad_row_is_named(tmp_path):
+    rows = [row(), *(bad for bad, _ in BAD_ROWS.values()), row()]
+    path = write(tmp_path / "x.parquet", rows, ignore=pa.binary())
+    found = survey([path], PairsConfig(0, 0.1, 1))
+    bad = faults(found)
+    assert list(bad) == list(range(1, len(rows) - 1))
+    for number, (_, message) in enumerate(BAD_ROWS.values(), start=1):
+        assert str(bad[number]).startswith(f"{path}, row {number}: ")
+        assert message in str(bad[number])
+    assert str(pickle.loads(pickle.dumps(bad[1]))) == str(bad[1])
+
+
+def test_survey_lists_every_fault_of_every_file(tmp_path):
+    rows = [row(), row(masks=None), row(), row(image=None, masks=None)]
+    nulls = write(tmp_path / "nulls.parquet", rows)
+    wrong = write(tmp_path / "wrong.parquet", [{"image": "text", "mask": b"", "kind": 3}])
+    torn = tmp_path / "torn.parquet"
+    torn.write_bytes(nulls.read_bytes()[:-100])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PairError) as error:
+        survey([nulls, wrong, torn, tmp_path / "absent", tmp_path / "empty"], ALL)
+    expected = [
+        f"{nulls}, row 1: column masks is null",
+        f"{nulls}, row 3: column image is null",
+        f"{nulls}, row 3: column masks is null",
+        f"{wrong}: column image holds string; expected bytes of image files",
+        f"{wrong}: no column masks (bytes of image files); it has image, mask, kind",
+        f"{wrong}: column kind holds int64; expected strings",
+        f"{torn}: not a Parquet file that can be read",
+        f"{tmp_path / 'absent'}: no such file or folder",
+        f"{tmp_path / 'empty'}: holds no image-mask pairs",
+    ]
+    assert len(error.value.faults) == len(expected)
+    for fault, start in zip(error.value.faults, expected, strict=True):
+        assert fault.startswith(start)
+    assert all(fault in str(error.value) for fault in error.value.faults)
+
+
+def test_a_long_list_of_faults_is_cut_in_the_message_only(tmp_path):
+    path = write(tmp_path / "x.parquet", [row(masks=None)] * 30, masks=pa.binary())
+    with pytest.raises(PairError, match=r"and 10 more$") as error:
+        survey([path], ALL)
+    assert len(error.value.faults) == 30
+
+
+def rle(mask, packed):
+    code = coco_masks.encode(np.asfortranarray(mask.astype(np.uint8)))
+    if packed:
+        return {"size": code["size"], "counts": code["counts"].decode()}
+    flat = np.concatenate([[0], mask.T.ravel().astype(int), [2]])
+    ends = np.flatnonzero(np.diff(flat))
+    counts = np.diff(np.concatenate([[0], ends])).tolist()
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def rectangle(x1, y1, x2, y2):
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def coco(folder, annotations, where="", name="instances.json", names=("a.png", "b.png")):
+    (folder / where).mkdir(parents=True, exist_ok=True)
+    images = []
+    for number, file in enumerate(names):
+        Image.fromarray(image(seed=number)).save(folder / where / file)
+        images.append({"id": 7 + number, "file_name": file, "height": H, "width": W})
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    content = {"images": images, "annotations": [{"id": n} | a for n, a in enumerate(annotations)]}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def filled(top, left, bottom, right):
+    mask = np.zeros((H, W), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_coco(tmp_path, packed):
+    crowd = filled(0, 0, 10, 40)
+    path = coco(
+        tmp_path,
+        [
+            {"image_id": 8, "segmentation": rectangle(4, 6, 20, 26), "iscrowd": 0},
+            {"image_id": 8, "segmentation": rectangle(10, 6, 30, 20)},
+            {"image_id": 8, "segmentation": rle(crowd, packed), "iscrowd": 1},
+            {"image_id": 8, "segmentation": rle(filled(20, 30, 30, 40), packed)},
+        ],
+    )
+    found = survey([path], ALL)
+    assert [entry.name for entry in found.entries] == [f"{path}, image b.png"]
+    assert found.notes == (f"{path}: 1 of 2 images show no object: left out",)
+    pair = found[0]
+    np.testing.assert_array_equal(pair.image, image(seed=1))
+    masks = [filled(6, 4, 26, 20), filled(6, 10, 20, 30), filled(20, 30, 30, 40)]
+    np.testing.assert_array_equal(pair.masks, masks)  # overlapping, each whole
+    np.testing.assert_array_equal(pair.ignore, crowd & ~np.any(masks, axis=0))
+    assert not pair.regions
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("", "x.json"), ("images", "x.json"), ("val2017", "annotations/instances_val2017.json"),
+        ("images", "annotations/x.json"),
+    ],
+)  # fmt: skip
+def test_coco_images_beside_or_above(tmp_path, where, name):
+    one = {"image_id": 7, "segmentation": rectangle(4, 6, 20, 26)}
+    path = coco(tmp_path, [one], where, name)
+    coco(tmp_path, [one], "other", "other.json")  # the same names, which must not be taken
+    Image.fromarray(image(seed=9)).save(tmp_path / "other" / "a.png")
+    np.testing.assert_array_equal(survey([path], ALL)[0].image, image(seed=0))
+
+
+@pytest.mark.parametrize("radius", [6, 25, 80])
+def test_coco_polygons_against_pycocotools(tmp_path, radius):
+    rng = np.random.default_rng(radius)
+    shape, overlap = (200, 220), []
+    Image.fromarray(image(*shape)).save(tmp_path / "a.png")
+    polygons = []
+    for _ in range(20):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 10))
+        ends = np.stack([np.cos(angles), np.sin(angles)], axis=1) * radius
+        centres = rng.uniform(70, 130, (2, 2))  # two parts, which may overlap or leave the image
+        polygons.append([(ends + c).ravel().tolist() for c in centres])
+    images = [{"id": 1, "file_name": "a.png", "height": shape[0], "width": shape[1]}]
+    annotations = [{"id": n, "image_id": 1, "segmentation": p} for n, p in enumerate(polygons)]
+    (tmp_path / "x.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    masks = survey([tmp_path], ALL)[0].masks
+    for mask, polygon in zip(masks, polygons, strict=True):
+        codes = coco_masks.merge(coco_masks.frPyObjects(polygon, *shape))
+        expected = coco_masks.decode(codes).astype(bool)
+        overlap.append((mask & expected).sum() / (mask | expected).sum())
+    assert np.mean(overlap) > {6: 0.9, 25: 0.97, 80: 0.99}[radius]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rle_against_pycocotools(seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(rng.integers(1, 60, 2)) < rng.choice([0.0, 0.02, 0.5, 1.0])
+    for packed in (False, True):
+        np.testing.assert_array_equal(decode_rle(rle(mask, packed)["counts"], mask.shape), mask)
+
+
+@pytest.mark.parametrize("counts", [[3, 2], "52", [-1, 7]])
+def test_rle_of_another_size(counts):
+    with pytest.raises(PairError, match="expected 3x2"):
+        decode_rle(counts, (2, 3))
+
+
+def test_coco_faults(tmp_path):
+    path = coco(
+        tmp_path,
+        [
+            {"image_id": 7},
+            {"image_id": 7, "segmentation": [1, 2, 3, 4, 5, 6]},
+            {"image_id": 7, "segmentation": [[1, 2, 3, 4]]},
+            {"image_id": 8, "segmentation": rle(np.ones((5, 5), bool), True)},
+            {"image_id": 99, "segmentation": rectangle(1, 1, 5, 5)},
+        ],
+    )
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "no.json").write_text('{"images": 3}')
+    with pytest.raises(PairError) as error:
+        survey([path, tmp_path / "no.json", tmp_path], ALL)
+    expected = [
+        f"{path}: annotations of image 99, which is not listed",
+        f"{path}, image a.png: annotation 0 has no segmentation",
+        f"{path}, image a.png: annotation 1 has a polygon that is not a list",
+        f"{path}, image a.png: annotation 2 has a polygon that is not a list",
+        f"{path}, image b.png: not in {tmp_path}",
+        f"{path}, image b.png: annotation 3 is an RLE of size [5, 5]; expected [30, 40]",
+        f"{tmp_path / 'no.json'}: not COCO JSON",
+        f"{tmp_path}: holds 2 .json files; name the one",
+    ]
+    assert len(error.value.faults) == len(expected)
+    for fault, start in zip(error.value.faults, expected, strict=True):
+        assert fault.startswith(start)
+
+
+def test_coco_image_of_another_size(tmp_path):
+    path = coco(tmp_path, [{"image_id": 7, "segmentation": rectangle(4, 6, 20, 26)}])
+    Image.fromarray(image(50, 60)).save(tmp_path / "a.png")
+    with pytest.raises(PairError, match=r"image a.png: .*a.png has 60x50 pixels, .* says 40x30"):
+        survey([path], ALL)[0]
+
+
+def davis(folder, level, frames, palette=True):
+    for name, map_ in frames.items():
+        for part in ("JPEGImages", "Annotations"):
+            (folder / part / level / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image()).save(folder / "JPEGImages" / level / f"{name}.jpg", quality=95)
+        picture = Image.fromarray(map_)
+        if palette:
+            picture.putpalette(np.arange(768, dtype=np.uint8).tobytes())
+        picture.save(folder / "Annotations" / level / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("level", ["", "480p", "Full-Resolution"])
+def test_davis(tmp_path, level):
+    map_ = labels(2)
+    map_[:2] = 255
+    davis(tmp_path, level, {"b/00000": map_, "a/00005": labels(1)})
+    if level == "480p":
+        davis(tmp_path, "1080p", {"a/00005": labels(1)})
+    Image.fromarray(image()).save(tmp_path / "JPEGImages" / level / "a" / "00006.jpg")
+    found = survey([tmp_path], ALL)
+    annotations = tmp_path / "Annotations" / level
+    assert [e.name for e in found.entries] == [
+        str(annotations / "a" / "00005.png"),
+        str(annotations / "b" / "00000.png"),
+    ]
+    np.testing.assert_array_equal(found[1].masks, [map_ == 1, map_ == 2])
+    np.testing.assert_array_equal(found[1].ignore, map_ == 255)
+    with Image.open(tmp_path / "JPEGImages" / level / "b" / "00000.jpg") as picture:
+        np.testing.assert_array_equal(found[1].image, np.asarray(picture))
+
+
+def test_davis_2016_has_255_for_its_object(tmp_path):
+    davis(tmp_path, "480p", {"a/00000": labels(1, first=255)}, palette=False)
+    np.testing.assert_array_equal(survey([tmp_path], ALL)[0].masks, [labels(1) > 0])
+
+
+def test_davis_faults(tmp_path):
+    davis(tmp_path, "", {"a/00000": labels(), "a/00001": labels(), "b/00000": labels(0)})
+    (tmp_path / "JPEGImages" / "a" / "00001.jpg").unlink()
+    with pytest.raises(PairError, match=r"^.*Annotations/a/00001.png: no image .*00001.jpg"):
+        survey([tmp_path], ALL)
+    (tmp_path / "Annotations" / "a" / "00001.png").unlink()
+    found = survey([tmp_path], ALL)
+    assert [str(e) for e in faults(found).values()] == [
+        f"{tmp_path}/Annotations/b/00000.png: no object in the masks; "
+        "label it, or leave the image out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"longest": -1}, "longest is -1; expected 0 or"),
+        ({"longest": 8}, "longest is 8"),
+        ({"smallest": 0.9, "largest": 0.1}, "smallest is 0.9 and largest 0.1"),
+        ({"largest": 2.0}, "largest 2.0"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PairsConfig(**settings)
+
+
+@pytest.mark.parametrize("paths", [[], [Path("nowhere")]])
+def test_no_path(paths):
+    with pytest.raises(PairError, match="expected Parquet files"):
+        survey(paths, ALL)
+
+
+@pytest.mark.skipif("VISION_DATA" not in os.environ, reason="VISION_DATA names no folder of data")
+def test_the_validation_sets():
+    folder = Path(os.environ["VISION_DATA"])
+    found = survey([folder / "sam_val"], ALL)
+    assert len(found) == 397
+    some = [found[i] for i in range(0, 397, 8)]
+    assert all(pair.masks.shape[1:] == pair.image.shape[:2] == pair.ignore.shape for pair in some)
+    assert not any((pair.masks & pair.ignore).any() for pair in some)
+    horses = [pair for pair in some if "horses" in pair.name]
+    assert {len(pair.masks) for pair in horses} == {1}
+    frames = survey([folder / "vos"], ALL)
+    assert len(frames) == 913
+    dogs = next(i for i, entry in enumerate(frames.entries) if "dogs-jump" in entry.name)
+    assert frames[dogs].masks.shape == (3, 240, 432)

@@ -1,0 +1,469 @@
+"""Ours against the `segment_anything` package, on the same weights."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from segment_anything import SamPredictor, build_sam_vit_b
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import nn
+
+from masking import sam as ours
+from masking.mini import Mini
+from masking.official import Official
+from masking.sam import CheckpointError, PromptError, Prompts, Segmenter, load
+
+CPU = torch.device("cpu")
+SIZES = [(57, 101), (128, 128), (211, 90), (300, 517), (3, 64)]
+NAN = float("nan")
+
+
+def small_sam(side=256, seed=0):
+    """The package's SAM, small, with weights of every kind that are not zero."""
+    grid = side // 16
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = ImageEncoderViT(
+            img_size=side, embed_dim=64, depth=4, num_heads=2, out_chans=256, window_size=14,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True,
+            global_attn_indexes=(1, 3),
+        )  # fmt: skip
+        prompts = PromptEncoder(256, (grid, grid), (side, side), 16)
+        decoder = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
+        sam = Sam(encoder, prompts, decoder, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+        for name, parameter in sam.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                nn.init.normal_(parameter, std=0.3)
+            elif "norm" in name or name.endswith("bias"):
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return sam.eval()
+
+
+def photographs(count, size, seed=0):
+    """Smooth noise: (count, H, W, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.normal(size=(count, 3, 9, 9)))
+    fine = nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
+    return (128 + 60 * fine).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def questions(size, low):
+    """Prompts of every kind, as arguments of `SamPredictor.predict`, each with its frame."""
+    h, w = size
+    a, b, c = (0.3 * w, 0.4 * h), (0.8 * w, 0.7 * h), (0, h - 0.5)
+    box = np.array([0.1 * w, 0.2 * h, 0.7 * w, 0.9 * h])
+    return [
+        (0, {"point_coords": [a], "point_labels": [1]}),
+        (2, {"point_coords": [a, b, c], "point_labels": [1, 0, 1]}),
+        (1, {"box": box}),
+        (1, {"point_coords": [b], "point_labels": [0], "box": box}),
+        (0, {"mask_input": low}),
+        (2, {"point_coords": [a, c], "point_labels": [1, 1], "mask_input": low}),
+        (0, {"point_coords": [a], "point_labels": [1], "box": box, "mask_input": low}),
+    ]
+
+
+def predicted(predictor, frames, asked, multimask):
+    """What the package says to them, one by one: masks, scores and logits of each."""
+    found = []
+    for frame, arguments in asked:
+        predictor.set_image(frames[frame])
+        arrays = {name: np.array(value) for name, value in arguments.items()}
+        if "mask_input" in arrays:
+            arrays["mask_input"] = arrays["mask_input"][None]
+        found.append(predictor.predict(**arrays, multimask_output=multimask))
+    return found
+
+
+def prompts_of(size, asked):
+    """The same in one value."""
+    return Prompts.of(
+        size,
+        [arguments.get("point_coords", []) for _, arguments in asked],
+        [arguments.get("point_labels", []) for _, arguments in asked],
+        boxes=[arguments.get("box") for _, arguments in asked],
+        mask_input=[arguments.get("mask_input") for _, arguments in asked],
+        frames=[frame for frame, _ in asked],
+    )
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return small_sam()
+
+
+@pytest.fixture(scope="module")
+def segmenter(sam):
+    return Segmenter(Official(sam), CPU, "float32")
+
+
+def low_logits(seed=0, side=64):
+    return np.random.default_rng(seed).normal(scale=5, size=(side, side)).astype(np.float32)
+
+
+def same(found, expected, tolerance=1e-5):
+    """Equal to rounding, as seen from the size of the values (scores near 0 are sums near 1)."""
+    expected = torch.as_tensor(expected)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(scale, 1e-2))
+
+
+# Against the package
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_embeddings_equal_set_image(sam, segmenter, size):
+    frames = photographs(3, size)
+    embeddings = segmenter.encode(frames)
+    predictor = SamPredictor(sam)
+    assert len(embeddings) == 3
+    for frame, found in zip(frames, embeddings.features[0], strict=True):
+        predictor.set_image(frame)
+        same(found, predictor.features[0])
+
+
+@pytest.mark.parametrize("outputs", ["single", "three"])
+@pytest.mark.parametrize("size", SIZES)
+def test_one_call_equals_the_predictor_prompt_by_prompt(sam, segmenter, size, outputs):
+    frames, asked = photographs(3, size), questions(size, low_logits())
+    found = segmenter.decode(segmenter.encode(frames), prompts_of(size, asked), outputs)
+    answers = predicted(SamPredictor(sam), frames, asked, outputs == "three")
+    for row, (masks, scores, logits) in enumerate(answers):
+        same(found.low_res_logits[row], logits)
+        same(found.scores[row], scores)
+        differ = found.masks[row].numpy() != masks
+        assert differ.mean() < 1e-3  # places where the logit is 0 to rounding
+    assert found.masks.shape == (len(asked), 3 if outputs == "three" else 1, *size)
+
+
+def test_prompts_without_a_mask_share_the_frames_part(sam, segmenter):
+    """Without mask_input another way is taken: with more prompts than frames, and with fewer."""
+    size = (57, 101)
+    frames = photographs(3, size)
+    plain = [(f, a) for f, a in questions(size, None) if "mask_input" not in a]
+    for asked in (plain, plain[:2], plain[:1]):
+        logits = segmenter.decode(
+            segmenter.encode(frames), prompts_of(size, asked), "single"
+        ).low_res_logits
+        for row, answer in enumerate(predicted(SamPredictor(sam), frames, asked, False)):
+            same(logits[row], answer[2])
+
+
+def test_best_is_the_predictors_highest_score(sam, segmenter):
+    size = (90, 70)
+    frames, asked = photographs(3, size), questions(size, low_logits())
+    found = segmenter.decode(segmenter.encode(frames), prompts_of(size, asked))
+    for row, answer in enumerate(predicted(SamPredictor(sam), frames, asked, True)):
+        best = answer[1].argmax()
+        same(found.scores[row, 0], answer[1][best])
+        same(found.low_res_logits[row, 0], answer[2][best])
+        assert (found.masks[row, 0].numpy() != answer[0][best]).mean() < 1e-3
+
+
+def test_many_prompts_go_in_parts(segmenter, monkeypatch):
+    monkeypatch.setattr(ours, "DECODED", 2)
+    size = (57, 101)
+    embeddings = segmenter.encode(photographs(3, size))
+    prompts = prompts_of(size, questions(size, low_logits()))
+    found = segmenter.logits(embeddings, prompts)
+    monkeypatch.setattr(ours, "DECODED", 100)
+    for part, whole in zip(found, segmenter.logits(embeddings, prompts), strict=True):
+        same(part, whole)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (1, 1), (256, 256), (255, 256), (1000, 999)])
+def test_upsampling_equals_the_packages(sam, segmenter, size):
+    logits = torch.randn(2, 3, 64, 64)
+    resized = SamPredictor(sam).transform.get_preprocess_shape(*size, 256)
+    if 0 in resized:
+        pytest.skip("the package cannot resize this")
+    expected = sam.postprocess_masks(logits, resized, size)
+    same(segmenter.upsample(logits, size), expected, 1e-6)
+    same(segmenter.upsample(logits[0, 0], size), expected[0, 0], 1e-6)
+
+
+def test_at_sams_own_size():
+    """A canvas of 1024 pixels: windows are padded from 64 to 70, as in the real models."""
+    sam = small_sam(1024)
+    segmenter, predictor = Segmenter(Official(sam), CPU, "float32"), SamPredictor(sam)
+    frame = photographs(1, (180, 317))
+    embeddings = segmenter.encode(frame)
+    predictor.set_image(frame[0])
+    same(embeddings.features[0], predictor.features)
+    found = segmenter.decode(embeddings, Prompts.of((180, 317), [[(50, 60)]], [[1]]), "three")
+    _, scores, logits = predictor.predict(np.array([[50, 60]]), np.array([1]))
+    same(found.low_res_logits[0], logits)
+    same(found.scores[0], scores)
+    assert segmenter.mask_scale((180, 317)) == pytest.approx(1024 / 317 / 4)
+
+
+@pytest.mark.slow
+def test_vit_b(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sam = build_sam_vit_b().eval()
+        for name, parameter in sam.named_parameters():
+            if "rel_pos" in name or "pos_embed" in name:
+                nn.init.normal_(parameter, std=0.1)
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    segmenter = load(tmp_path / "sam.pth", CPU, "float32")
+    frame, predictor = photographs(1, (270, 480)), SamPredictor(sam)
+    predictor.set_image(frame[0])
+    exact = segmenter.encode(frame)
+    same(exact.features[0], predictor.features, 1e-4)
+    fast = load(tmp_path / "sam.pth", CPU, "bfloat16").encode(frame)
+    error = (fast.features[0] - exact.features[0]).norm() / exact.features[0].norm()
+    assert error < 0.03
+
+
+# The fast setting
+
+
+def test_bfloat16_is_close(sam, segmenter):
+    size = (57, 101)
+    frames = photographs(2, size)
+    fast = Segmenter(Official(small_sam()), CPU, "bfloat16")
+    fast.network.sam.image_encoder.bfloat16()
+    exact, found = segmenter.encode(frames).features[0], fast.encode(frames).features[0]
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() / exact.norm() < 0.02
+
+
+def test_encoding_is_one_graph(sam, segmenter):
+    """What torch.compile needs: no break, nothing read back. Its compiler is left out."""
+    frames = photographs(1, (57, 101))
+    encode = torch.compile(
+        segmenter.network.encode, dynamic=False, fullgraph=True, backend="aot_eager"
+    )
+    images = segmenter._canvas(frames, (57, 101), 1)
+    with torch.no_grad():
+        same(encode(images)[0], segmenter.encode(frames).features[0])
+
+
+def test_mini_goes_through_the_same_functions():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        segmenter = Segmenter(Mini(), CPU, "float32")
+    size = (57, 101)
+    embeddings = segmenter.encode(photographs(3, size))
+    h, w = segmenter.network.canvas(size)
+    low = np.resize(low_logits(), (h // 4, w // 4))
+    asked = questions(size, low)
+    prompts = prompts_of(size, asked)
+    found = segmenter.decode(embeddings, prompts, "three")
+    assert found.masks.shape == (len(asked), 3, *size)
+    assert segmenter.mask_scale(size) == pytest.approx(384 / 101 / 4)
+    for row, question in enumerate(asked):
+        alone = segmenter.decode(embeddings, prompts_of(size, [question, asked[1]]), "three")
+        same(found.low_res_logits[row], alone.low_res_logits[0])
+        same(found.scores[row], alone.scores[0])
+
+
+def test_a_click_lands_where_the_frame_shows_it():
+    """Frame to canvas to low-resolution logits: half the canvas is the frame's right half."""
+    segmenter = Segmenter(Mini(), CPU, "float32")
+    size = (50, 100)
+    low = torch.zeros(1, 1, *(side // 4 for side in segmenter.network.canvas(size))) - 1
+    scale = segmenter.mask_scale(size)
+    low[..., round(50 * scale) :] = 1
+    mask = segmenter.upsample(low, size)[0, 0] > 0
+    assert not mask[:, :50].any()
+    assert mask[:, 50:].all()
+
+
+# Values
+
+
+def test_embeddings_are_taken_apart_and_moved(segmenter):
+    embeddings = segmenter.encode(photographs(3, (20, 30)))
+    assert len(embeddings[1:]) == 2
+    picked = embeddings[torch.tensor([2, 0])]
+    assert torch.equal(picked.features[0][0], embeddings.features[0][2])
+    assert picked.frame_size == (20, 30)
+    half = embeddings.to(dtype=torch.bfloat16)
+    prompts = Prompts.of((20, 30), [[(3, 4)]], [[1]])
+    exact = segmenter.decode(embeddings, prompts).low_res_logits
+    assert half.features[0].dtype == torch.bfloat16
+    same(segmenter.decode(half, prompts).low_res_logits, exact, 0.05)
+
+
+def test_frames_may_be_a_tensor(segmenter):
+    frames = photographs(1, (20, 30))
+    found = segmenter.encode(torch.from_numpy(frames)).features[0]
+    assert torch.equal(found, segmenter.encode(frames).features[0])
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((20, 30, 3), np.uint8),
+        np.zeros((1, 20, 30, 4), np.uint8),
+        np.zeros((1, 20, 30, 3), np.float32),
+        np.zeros((0, 20, 30, 3), np.uint8),
+        np.zeros((1, 0, 30, 3), np.uint8),
+    ],
+)
+def test_frames_that_are_none(segmenter, frames):
+    with pytest.raises(ValueError, match=r"expected uint8 RGB of shape \(frames, height"):
+        segmenter.encode(frames)
+
+
+def test_ragged_prompts_are_padded():
+    prompts = Prompts.of(
+        (20, 30),
+        [[(1, 2)], [], [(3, 4), (5, 6)]],
+        [[1], [], [0, 1]],
+        boxes=[None, [1, 2, 3, 4], None],
+        mask_input=[None, None, np.ones((2, 2))],
+        frames=[0, 1, 1],
+    )
+    assert prompts.frames.tolist() == [0, 1, 1]
+    assert prompts.points.tolist() == [[[1, 2], [0, 0]], [[0, 0], [0, 0]], [[3, 4], [5, 6]]]
+    assert prompts.labels.tolist() == [[1, -1], [-1, -1], [0, 1]]
+    assert prompts.boxes.isnan().all(dim=1).tolist() == [True, False, True]
+    assert prompts.mask_input.isnan().all(dim=(1, 2)).tolist() == [True, True, False]
+    assert [t.dtype for t in (prompts.frames, prompts.points, prompts.labels, prompts.boxes)] == [
+        torch.int64, torch.float32, torch.int64, torch.float32,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "more", "message"),
+    [
+        ([(30, 5)], [1], {}, r"prompt 0: point 0 at \(30, 5\) is not in the frame of 30 x 20"),
+        ([(5, 5), (-0.1, 5)], [1, 1], {}, r"point 1 at \(-0.1, 5\) is not in"),
+        ([(NAN, 5)], [1], {}, r"point 0 at \(nan, 5\) is not in"),
+        ([(5, 5)], [0], {}, "only background points and neither box nor mask"),
+        ([], [], {}, "no points and neither box nor mask"),
+        ([(5, 5)], [2], {}, "point 0 has label 2; 1 is foreground, 0 background"),
+        ([(5, 5)], [1, 1], {}, r"points \(1, 2\) and labels \(2,\)"),
+        ([5, 5], [1, 1], {}, r"points \(2,\) and labels \(2,\)"),
+        ([], [], {"boxes": [[5, 5, 5, 9]]}, r"x1 < x2 and y1 < y2"),
+        ([], [], {"boxes": [[5, 5, NAN, 9]]}, r"x1 < x2 and y1 < y2"),
+        ([], [], {"boxes": [[31, 5, 40, 9]]}, r"box .* is not in the frame of 30 x 20"),
+        ([], [], {"boxes": [[5, 5, 9]]}, r"a box of shape \(3,\)"),
+        ([], [], {"mask_input": [np.ones(4)]}, r"mask_input of shape \(4,\)"),
+        ([], [], {"mask_input": [np.full((4, 4), NAN)]}, "finite logits"),
+        ([(5, 5)], [1], {"frames": [0, 1]}, "points of 1 objects, but 2 frames"),
+    ],
+)
+def test_prompts_that_cannot_be_meant(points, labels, more, message):
+    with pytest.raises(PromptError, match=message):
+        Prompts.of((20, 30), [points], [labels], **more)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(PromptError, match=r"prompt 0: .*\nprompt 2: point 1"):
+        Prompts.of((20, 30), [[], [(1, 1)], [(1, 1), (99, 1)]], [[], [1], [1, 1]])
+
+
+def test_a_frame_that_is_not_embedded(segmenter):
+    embeddings = segmenter.encode(photographs(2, (20, 30)))
+    with pytest.raises(PromptError, match="frames 0 to 2; 2 frames are embedded"):
+        segmenter.decode(embeddings, Prompts.of((20, 30), [[(1, 1)]] * 2, [[1]] * 2, frames=[0, 2]))
+
+
+# Checkpoints
+
+
+def test_the_architecture_is_found_by_shapes(sam, segmenter, tmp_path):
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    save_file(sam.state_dict(), tmp_path / "model.safetensors")
+    frames = photographs(1, (20, 30))
+    expected = segmenter.encode(frames).features[0]
+    for path in (tmp_path / "sam.pth", tmp_path / "model.safetensors", tmp_path):
+        assert torch.equal(load(path, CPU, "float32").encode(frames).features[0], expected)
+
+
+def test_auto_casts_the_encoder_alone(sam, tmp_path, monkeypatch):
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    segmenter = load(tmp_path / "sam.pth", CPU)
+    assert segmenter.precision == "bfloat16"
+    dtypes = {name.split(".")[1]: p.dtype for name, p in segmenter.network.named_parameters()}
+    assert dtypes == {
+        "image_encoder": torch.bfloat16,
+        "prompt_encoder": torch.float32,
+        "mask_decoder": torch.float32,
+    }
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert load(tmp_path / "sam.pth", CPU).precision == "float32"
+
+
+def without(state, part):
+    return {name: tensor for name, tensor in state.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {"conv1.weight": torch.ones(3)}, r"pos_embed|patch_embed.* is missing; it has"),
+        (lambda s: {}, "it is empty"),
+        (lambda s: without(s, "iou_token"), "1 missing: mask_decoder.iou_token.weight"),
+        (lambda s: s | {"extra": torch.ones(1)}, "1 unexpected: extra"),
+        (
+            lambda s: s | {"image_encoder.neck.2.weight": torch.ones(256, 256, 1, 1)},
+            r"1 of another shape: image_encoder.neck.2.weight is \(256, 256, 1, 1\), not \(256,",
+        ),
+        (lambda s: without(s, "image_encoder.blocks"), "shapes do not fit"),
+    ],
+)
+def test_another_architecture(sam, tmp_path, change, message):
+    torch.save(change(sam.state_dict()), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load(tmp_path / "x.pth", CPU)
+    assert str(caught.value).startswith(f"{tmp_path / 'x.pth'} is not a checkpoint of SAM")
+
+
+def test_files_that_are_no_checkpoints(sam, tmp_path):
+    torch.save(sam.state_dict(), tmp_path / "whole.pth")
+    save_file(sam.state_dict(), tmp_path / "whole.safetensors")
+    for suffix in ("pth", "safetensors"):
+        data = (tmp_path / f"whole.{suffix}").read_bytes()
+        for name, content in (("cut", data[: len(data) // 2]), ("text", b"hello"), ("empty", b"")):
+            file = tmp_path / f"{name}.{suffix}"
+            file.write_bytes(content)
+            with pytest.raises(CheckpointError, match=rf"{name}\.{suffix} is no whole"):
+                load(file, CPU)
+
+
+@pytest.mark.parametrize("found", [{"model": {}, "epoch": 3}, [1, 2]])
+def test_something_else_in_a_checkpoint(tmp_path, found):
+    torch.save(found, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth holds a (dict of 'model'|list)"):
+        load(tmp_path / "x.pth", CPU)
+
+
+def test_a_pickle_that_runs_code_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"a": Evil()}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"x\.pth is no whole checkpoint"):
+        load(tmp_path / "x.pth", CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_mini_that_is_not_one(tmp_path):
+    file = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(1)}, file, {"architecture": "mini"})
+    with pytest.raises(
+        CheckpointError, match=r"(?s)x\.safetensors is not .*`mini`:.*unexpected: a"
+    ):
+        load(file, CPU)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_nothing_there(tmp_path, folder):
+    path = tmp_path if folder else tmp_path / "x.pth"
+    with pytest.raises(CheckpointError, match="neither model.safetensors" if folder else "no such"):
+        load(path, CPU)
