@@ -98,9 +98,8 @@ def first_frames(pairs: Pairs) -> Pairs:
     """Of a DAVIS folder the first frame of every sequence; of all else, everything."""
     seen: dict[Path, int] = {}
     for row, entry in enumerate(pairs.entries):
-        seen.setdefault(
-            Path(entry.name).parent if entry.name.endswith(".png") else Path(str(row)), row
-        )
+        is_frame = Path(entry.name).suffix == ".png" and Path(entry.name).is_file()
+        seen.setdefault(Path(entry.name).parent if is_frame else Path(str(row)), row)
     return pairs.subset(seen.values())
 
 
@@ -135,13 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| --- | --- | --- | --- | --- |")
     for path in args.data:
         pairs = first_frames(survey([path], PairsConfig(longest=0, smallest=0, largest=1)))
-        ious[path.stem] = compare(segmenter, pairs, args.masks)
+        ious[path.name] = compare(segmenter, pairs, args.masks)
         cells = [
             " / ".join(f"{statistics.mean(column):.3f}" for column in zip(*rows, strict=True))
-            for rows in ious[path.stem].values()
+            for rows in ious[path.name].values()
         ]
         print(
-            f"| {path.stem} | {len(ious[path.stem]['grabcut'])} | {' | '.join(cells)} |", flush=True
+            f"| {path.name} | {len(ious[path.name]['grabcut'])} | {' | '.join(cells)} |", flush=True
         )
     facts = {
         "weights": args.weights,

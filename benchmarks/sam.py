@@ -42,6 +42,7 @@ FRAME = (480, 854)
 """(H, W) of the frames, in pixels."""
 SETS = 16
 """Prompt sets decoded in one call."""
+SINGLY = "ours, a call each"
 SIDE = 4096
 """Of the matrices that are multiplied."""
 Run = Callable[[], object]
@@ -112,7 +113,7 @@ class Bench:
         together = Prompts.of(FRAME, list(self.clicks), [label] * SETS)
         return {
             "predictor": lambda: [self.predictor.predict(c, label) for c in self.clicks],
-            "ours, a call each": lambda: [segmenter.decode(embeddings, p) for p in singly],
+            SINGLY: lambda: [segmenter.decode(embeddings, p) for p in singly],
             "ours, one call": lambda: segmenter.decode(embeddings, together),
         }
 
@@ -144,9 +145,9 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def ratios(times: dict[str, list[float]], name: str) -> list[float]:
-    """How many times as fast as the predictor, repeat by repeat."""
-    return [a / b for a, b in zip(times["predictor"], times[name], strict=True)]
+def ratios(times: dict[str, list[float]], name: str, base: str = "predictor") -> list[float]:
+    """How many times as fast as `base`, repeat by repeat."""
+    return [a / b for a, b in zip(times[base], times[name], strict=True)]
 
 
 def encode_table(times: dict[str, list[float]], flops: int) -> str:
@@ -167,11 +168,15 @@ def encode_table(times: dict[str, list[float]], flops: int) -> str:
 
 
 def decode_table(times: dict[str, list[float]]) -> str:
-    """Markdown: milliseconds of a prompt set, times the predictor."""
-    lines = [f"| a set of {SETS} | ms | predictor over it |", "| --- | --- | --- |"]
+    """Markdown: milliseconds of a prompt set, times the predictor and times calls one by one."""
+    lines = [
+        f"| a set of {SETS} | ms | predictor over it | our own calls over it |",
+        "| --- | --- | --- | --- |",
+    ]
     for name, values in times.items():
         each = [1000 * t / SETS for t in values]
-        lines.append(f"| {name} | {spread(each, 1)} | {spread(ratios(times, name))} |")
+        faster = [spread(ratios(times, name, base)) for base in ("predictor", SINGLY)]
+        lines.append(f"| {name} | {spread(each, 1)} | {' | '.join(faster)} |")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 
 from jobs import cluster, segmenters
 from jobs.config import ConfigError, parse
-from jobs.evaluate import beside, choose_device
+from jobs.evaluate import choose_device
 from jobs.storage import Location, StorageError, check_writable
 from masking.decode import PairError, Pixels, read_image
 from masking.overlay import draw_masks
@@ -63,13 +63,16 @@ def click(config: ClickConfig) -> None:
     paths = [path for path in (config.out, config.mask) if path is not None]
     for path in paths:
         cluster.refuse_relative(path)
-        check_writable(beside(Location.parse(path), ""))
+        check_writable(Location.parse(path).parent)
     image = read(config.image)
     segmenters.announce(config.weights)
     segmenter = segmenters.bring(config.weights, choose_device(config.device))
     embeddings = segmenter.encode(image[None])
     labels = config.labels or (1,) * len(config.points)
-    prompts = Prompts.of(embeddings.frame_size, [config.points], [labels])
+    try:
+        prompts = Prompts.of(embeddings.frame_size, [config.points], [labels])
+    except PromptError as error:
+        raise ConfigError(f"--image {config.image} with --points and --labels: {error}") from error
     # One click may mean several things: the best of three answers. More of them are clear.
     found = segmenter.decode(embeddings, prompts, "best" if len(labels) == 1 else "single")
     mask = found.masks[0].cpu().numpy()
@@ -106,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         click(parse(ClickConfig, argv, "jobs.click", __doc__))
     except (
-        ConfigError, CheckpointError, PromptError, StorageError, cluster.ClusterError,
+        ConfigError, CheckpointError, StorageError, cluster.ClusterError,
     ) as error:  # fmt: skip
         sys.stderr.write(f"jobs.click: {error}\n")
         return 2

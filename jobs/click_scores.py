@@ -16,8 +16,8 @@ import numpy as np
 
 from jobs import runs, segmenters
 from jobs.config import ConfigError, parse
-from jobs.evaluate import beside, choose_device
-from jobs.segment_task import CLICKS, local
+from jobs.evaluate import choose_device
+from jobs.segment_task import CLICKS, local, spread
 from jobs.storage import Location, StorageError, check_writable
 from masking.pairs import PairError, PairsConfig, survey
 from masking.sam import CheckpointError
@@ -49,19 +49,18 @@ def score(config: ScoreConfig) -> int:
     """The stages of the job, in order; returns its exit code."""
     target = None if config.json is None else Location.parse(config.json)
     if target is not None:
-        check_writable(beside(target, ""))
+        check_writable(target.parent)
     cv2.setNumThreads(0)
     pairs = survey(local(config.data), PairsConfig(longest=0, smallest=0, largest=1))
     segmenters.announce(config.weights)
     segmenter = segmenters.bring(config.weights, choose_device(config.device), config.precision)
-    count = min(config.images or len(pairs), len(pairs))
-    sums = np.zeros(5)
-    for row in np.linspace(0, len(pairs) - 1, count).round().astype(int).tolist():
+    rows, sums = spread(len(pairs), config.images or len(pairs)), np.zeros(5)
+    for row in rows.tolist():
         sums += summarize(measure(segmenter, pairs[row], CLICKS))
     names = ("miou_1", "miou_3", "miou_5", "clicks_to_85")
     found = {name: value / sums[-1] for name, value in zip(names, sums[:-1].tolist(), strict=True)}
     print(
-        f"{count:,} images, {int(sums[-1]):,} masks: mean IoU {found['miou_1']:.3f} /"
+        f"{len(rows):,} images, {int(sums[-1]):,} masks: mean IoU {found['miou_1']:.3f} /"
         f" {found['miou_3']:.3f} / {found['miou_5']:.3f} after 1 / 3 / 5 clicks;"
         f" {found['clicks_to_85']:.2f} clicks to 0.85 (at most {CLICKS})"
     )
@@ -71,7 +70,7 @@ def score(config: ScoreConfig) -> int:
             "weights": config.weights,
             "data": list(config.data),
             **found,
-            "images": count,
+            "images": len(rows),
             "masks": int(sums[-1]),
             "precision": segmenter.precision,
             "versions": runs.versions(),

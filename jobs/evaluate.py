@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> int:
     # 1. What can be known before an image is decoded.
     target = None if config.json is None else Location.parse(config.json)
     if target is not None:
-        check_writable(beside(target, ""))
+        check_writable(target.parent)
     device = choose_device(config.device)
     model = classifier.load(
         weights, config.model, config.dataset, _numerics(config, weights), device
@@ -99,7 +99,7 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> int:
             "versions": runs.versions(),
             "hardware": runs.hardware(),
         }
-        picture = beside(target, target.name.removesuffix(".json") + ".png")
+        picture = target.parent / (target.name.removesuffix(".json") + ".png")
         try:
             target.write_json(about)
             picture.write_bytes(runs.confusions(confusion.tolist(), classes, title=config.weights))
@@ -108,11 +108,6 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> int:
             return 1
         print(f"  figures     {target}\n  confusions  {picture}")
     return 0
-
-
-def beside(target: Location, name: str) -> Location:
-    """What is called `name` in the folder of a file."""
-    return replace(target, path=target.path.rpartition("/")[0] or "/") / name
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -18,17 +18,27 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save
 from torch import Tensor
 
 from jobs import click_scores, cluster, runs, segmenters
 from jobs.checkpoints import CheckpointError as StateError
 from jobs.checkpoints import Checkpoints
-from jobs.config import ConfigError, as_yaml, parse
+from jobs.config import ConfigError, as_settings, parse
 from jobs.launch import LaunchError
 from jobs.progress import clock
 from jobs.ranks import AgreedError, Ranks
-from jobs.segment_task import FinetuneConfig, SegmentTask, Sets, load, named, start
+from jobs.segment_task import (
+    FinetuneConfig,
+    SegmentTask,
+    Sets,
+    architecture,
+    bare,
+    load,
+    named,
+    start,
+)
 from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
 from jobs.task import Hooks
@@ -41,9 +51,15 @@ from masking.sam import CheckpointError
 def work(config: FinetuneConfig, device: torch.device, hooks: Hooks) -> dict[str, Any]:
     """What a worker does: find the pairs, then run the epoch loop. Called on every rank."""
     ranks = Ranks.here()
+
+    def prepare() -> SegmentTask:
+        sets = load(config)
+        if ranks.rank == 0 and remote(config) and not going_on(config):
+            check_pairs(config, sets)  # where all are local, the driver has done so
+        return SegmentTask(config, sets, device, ranks)
+
     try:
-        sets = ranks.each(lambda: load(config))
-        task = SegmentTask(config, sets, device, ranks)
+        task = ranks.each(prepare)
         return run(task, config, Location.parse(config.out) / "checkpoints", hooks)
     except AgreedError as error:
         return {"ended": "failed", "error": str(error)}
@@ -60,7 +76,8 @@ def finetune(config: FinetuneConfig) -> int:
     if done := finished(out, config.patience):
         print_result(out, done)
         return 0
-    check(config)
+    if not going_on(config):  # a checkpoint needs neither the start weights nor the check again
+        check(config)
     segmenters.announce(config.init_weights)
     runs.describe(out, config)
     # 2. Training.
@@ -71,6 +88,17 @@ def finetune(config: FinetuneConfig) -> int:
         return conclude(config, out, facts, stop)
     except (StateError, StorageError) as error:
         raise LaunchError(f"the training is over, but {error}") from error
+
+
+def going_on(config: FinetuneConfig) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    folder = Location.parse(config.out) / "checkpoints"
+    return Checkpoints(folder, token="").latest() is not None
+
+
+def remote(config: FinetuneConfig) -> bool:
+    """Whether any of the data lie in object storage."""
+    return not all(Location.parse(path).local_path for path in (*config.data, *config.val))
 
 
 def absolute(config: FinetuneConfig) -> FinetuneConfig:
@@ -92,23 +120,30 @@ def check(config: FinetuneConfig) -> None:
     missing = [str(place) for place in places if not place.exists()]
     if missing:
         raise ConfigError(f"--data, --val: no such file or folder: {', '.join(missing)}")
-    if all(place.local_path for place in places):
-        sets = load(config)
-        for note in {*sets.train.notes, *sets.val.notes}:
-            print(note)
-        check_pairs(config, sets)
-        if len(sets.train) < config.batch_size:
-            raise ConfigError(
-                f"--data has {len(sets.train)} images to train on, fewer than a batch of"
-                f" --batch-size {config.batch_size}"
-            )
+    if not remote(config):
+        check_pairs(config, load(config))
     start(config)
 
 
 def check_pairs(config: FinetuneConfig, sets: Sets) -> None:
     """Decode all images once; raises PairError if more are bad than the config allows."""
-    threads = os.cpu_count() or 1
-    errors = [e for part in (sets.train, sets.val) for e in faults(part, threads).values()]
+    for note in {*sets.train.notes, *sets.val.notes}:
+        print(note)
+    if len(sets.train) < config.batch_size:
+        raise ConfigError(
+            f"--data has {len(sets.train)} images to train on, fewer than a batch of"
+            f" --batch-size {config.batch_size}"
+        )
+    threads, errors = os.cpu_count() or 1, list[PairError]()
+    for what, part in (("to train on", sets.train), ("held back", sets.val)):
+        found = faults(part, threads)
+        errors += found.values()
+        if len(found) == len(part):
+            raise PairError(
+                f"--data, --val: none of the {len(part):,} images {what} can be used;"
+                " look at --pairs.smallest and --pairs.largest",
+                *map(str, found.values()),
+            )
     bad = [error for error in errors if not isinstance(error, NothingToLearnError)]
     if len(errors) > len(bad):
         print(
@@ -176,17 +211,8 @@ folder of this file.
 `unknown`: these weights are for whoever trained them to license. The licence of the images and of
 the weights they started from may bind them.
 """
-_PLACES = (
-    "out: ",
-    "config: ",
-    "data:",
-    "val:",
-    "init_weights: /",
-    "init_weights: s3:",
-    "- /",
-    "- s3:",
-)
-"""Lines of a config that name places on the machine that trained."""
+_PLACES = ("out", "config", "data", "val")
+"""Settings that name places on the machine that trained."""
 
 
 def export(config: FinetuneConfig, out: Location, summary: dict[str, Any]) -> None:
@@ -196,34 +222,32 @@ def export(config: FinetuneConfig, out: Location, summary: dict[str, Any]) -> No
     if name is None:
         return
     saved = checkpoints.read(name)
-    weights = {
-        key.removeprefix("network.").removeprefix("sam."): tensor
-        for key, tensor in (saved.average or saved.weights).items()
-    }
-    architecture = "mini" if "encoder.trunk.stem.weight" in weights else "sam"
-    if architecture == "mini":  # half the size; what is lost is far below what a step changes
+    weights = bare(saved.average or saved.weights)
+    kind = architecture(weights)
+    if kind == "mini":  # half the size; what is lost is far below what a step changes
         weights = {key: tensor.half() for key, tensor in weights.items()}
     folder = out / "export"
-    content = save(weights, {"format": "pt", "architecture": architecture})
+    content = save(weights, {"format": "pt", "architecture": kind})
     (folder / "model.safetensors").write_bytes(content)
-    (folder / "README.md").write_text(card(config, architecture, weights, summary))
+    (folder / "README.md").write_text(card(config, kind, weights, summary))
 
 
 def card(
-    config: FinetuneConfig, architecture: str, weights: dict[str, Tensor], summary: dict[str, Any]
+    config: FinetuneConfig, kind: str, weights: dict[str, Tensor], summary: dict[str, Any]
 ) -> str:
     """The model card, in Markdown; it names no path of the machine that trained."""
-    lines = as_yaml(config).splitlines(keepends=True)
+    places = {*_PLACES, *(() if named(config.init_weights) else ("init_weights",))}
+    recipe = {name: value for name, value in as_settings(config).items() if name not in places}
     machine, count = summary["hardware"], summary["workers"]
     return _CARD.format(
-        architecture=architecture,
+        architecture=kind,
         millions=sum(tensor.numel() for tensor in weights.values()) / 1e6,
         start=config.init_weights if named(config.init_weights) else "earlier weights",
         samples=summary["samples_seen"],
         time=clock(summary["train_s"]),
         workers=f"{count} worker{'s' * (count > 1)}",
         hardware=", ".join(machine["gpus"]) or machine["cpu"],
-        recipe="".join(line for line in lines if not line.lstrip().startswith(_PLACES)),
+        recipe=yaml.safe_dump(recipe, sort_keys=False),
         **{name: summary[name] for name in ("miou_1", "miou_3", "miou_5", "clicks_to_85")},
     )
 

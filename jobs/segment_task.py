@@ -1,7 +1,7 @@
 """Training a promptable segmenter as a task of the epoch loop: settings, data, steps."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,9 +11,11 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs import segmenters
+from jobs.checkpoints import Checkpoints
 from jobs.config import MAY_CHANGE, ConfigError
 from jobs.fetch import localize
 from jobs.ranks import Ranks
@@ -22,7 +24,7 @@ from jobs.task import TrainingConfig
 from masking.compose import ComposeConfig, Sample, sample
 from masking.mini import Mini, fold
 from masking.pairs import PairError, Pairs, PairsConfig, survey
-from masking.sam import Segmenter
+from masking.sam import Segmenter, build, resolve
 from masking.steps import Batch, PromptConfig, Trainee, gradients, measure, summarize
 from vit import data, rng
 from vit.optim import start_average, update_average
@@ -49,9 +51,12 @@ class FinetuneConfig(TrainingConfig):
     earlier run or of SAM; `lite0`: mini's shape, an ImageNet trunk, all else from scratch;
     `scratch`: nothing learnt."""
     encoder_lr: float = 0.2
-    """Learning rate of the pretrained encoder as a share of the decoder's; 0: frozen."""
+    """Learning rate of what of the encoder is pretrained, as a share of the decoder's; 0: frozen.
+    That is all of it, of `lite0` the trunk, of `scratch` nothing."""
     frozen_stages: int = 0
     """First stages of the encoder that stay as they are: of 8 (mini), of 13 (vit_b)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """float32, or bfloat16 autocast; auto: bfloat16 where the processor multiplies it."""
     lr: float = 1e-3
     """AdamW's learning rate; falls linearly to zero."""
     weight_decay: float = 0.01
@@ -75,6 +80,19 @@ class FinetuneConfig(TrainingConfig):
         TrainingConfig.__post_init__(self)
         if not 0 < self.val_fraction < 1:
             raise ConfigError(f"--val-fraction is {self.val_fraction}; 0 < share < 1 is needed")
+        for flag, value, least in (
+            ("val-images", self.val_images, 1),
+            ("frozen-stages", self.frozen_stages, 0),
+            ("ema-half-life", self.ema_half_life, 0),
+            ("warmup-epochs", self.warmup_epochs, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"--{flag} is {value}; at least {least} is needed")
+        if self.init_weights == "scratch" and (self.frozen_stages or not self.encoder_lr):
+            raise ConfigError(
+                "--init-weights scratch has learnt nothing that could stay as it is:"
+                " --frozen-stages 0, and an --encoder-lr above 0"
+            )
         if self.lr <= 0 or self.encoder_lr < 0:
             raise ConfigError(
                 f"--lr is {self.lr} and --encoder-lr {self.encoder_lr}; learning rates are above 0"
@@ -104,8 +122,17 @@ def load(config: FinetuneConfig) -> Sets:
 
 
 def local(paths: Sequence[str]) -> list[Path]:
-    """The same files on this node."""
-    return [localize(Location.parse(path)) for path in paths]
+    """The same files on this node; of a COCO file in S3 its folder with the images comes along."""
+    return [_local(Location.parse(path)) for path in paths]
+
+
+def _local(place: Location) -> Path:
+    if place.local_path is not None or not place.name.endswith(".json"):
+        return localize(place)
+    folder, name = place.parent, place.name
+    if folder.name == "annotations":  # COCO's own layout has the images beside this folder
+        folder, name = folder.parent, f"annotations/{name}"
+    return localize(folder) / name
 
 
 class SegmentTask:
@@ -124,14 +151,17 @@ class SegmentTask:
     def build(self) -> nn.Module:
         """The network to start from; raises AgreedError when it cannot be had."""
         torch.manual_seed(rng.fold(self.config.seed, "init"))
-        network = self.ranks.each(lambda: start(self.config))
+        checkpoints = Checkpoints(Location.parse(self.config.out) / "checkpoints", token="")
+        last = self.ranks.first(checkpoints.latest)
+        saved = None if last is None else self.ranks.each(lambda: checkpoints.read(last).weights)
+        network = self.ranks.each(lambda: start(self.config, saved))
         self.stride: int = network.mask_stride
         return Trainee(network).to(self.device).to(memory_format=torch.channels_last)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """AdamW: the encoder at its share of the rate, no decay of biases and norms."""
         assert isinstance(model, Trainee)
-        slow = {id(p) for p in pretrained(model.network)}
+        slow = {id(p) for p in pretrained(model.network, self.config)}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -152,9 +182,7 @@ class SegmentTask:
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
         """Choose the precision: bfloat16 wherever the processor multiplies it."""
-        precision = self.config.precision
-        if precision == "auto":
-            precision = "bfloat16" if multiplies_bfloat16(self.device) else "float32"
+        precision = resolve(self.config.precision, self.device)
         return {"precision": precision, "data": self._contents()}
 
     def settle(self, model: nn.Module, facts: dict[str, Any]) -> None:
@@ -180,7 +208,7 @@ class SegmentTask:
     def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
         """Gradient of this rank's part of batch `index` of `epoch`."""
         prompts = self.config.prompts
-        draw = np.random.default_rng((self.config.seed, step))
+        draw = np.random.default_rng((self.config.seed % _SEEDS, step))
         fewest, most = prompts.rounds
         rounds = int(draw.integers(fewest, most + 1))
         between = draw.permutation(np.arange(1, rounds - 1))[: max(0, prompts.graded - 2)]
@@ -200,7 +228,7 @@ class SegmentTask:
 
     def _compose(self, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """This rank's part of a batch: images, masks, ignore, seeds; a function of its place."""
-        n, seed = len(self.sets.train), self.config.seed
+        n, seed = len(self.sets.train), self.config.seed % _SEEDS
         rows = data.batch(n, self.config.batch_size, seed, epoch, index)
         rows = data.shard(rows, self.ranks.rank, self.ranks.world)
         made = [self._sample(epoch, row) for row in rows.tolist()]
@@ -217,7 +245,7 @@ class SegmentTask:
         pairs = self.sets.train
         for other in range(row, row + len(pairs)):
             try:
-                where = (self.config.seed, epoch, other % len(pairs))
+                where = (self.config.seed % _SEEDS, epoch, other % len(pairs))
                 return sample(pairs, self.config.compose, *where)
             except PairError as error:
                 reason = error
@@ -251,12 +279,15 @@ class SegmentTask:
         if split == "test":
             return None
         assert isinstance(model, Trainee)
-        count = min(self.config.val_images, len(self.sets.val))
-        rows = data.shard(torch.arange(count), self.ranks.rank, self.ranks.world)
+        rows = data.shard(
+            torch.from_numpy(spread(len(self.sets.val), self.config.val_images)),
+            self.ranks.rank,
+            self.ranks.world,
+        )
         segmenter = Segmenter(model.network, self.device, self.precision)
         total = np.zeros(5)
         for row in rows.tolist():
-            with suppress(PairError):  # said by the check before the training
+            with suppress(PairError):  # the check before the training spoke of it
                 total += summarize(measure(segmenter, self.sets.val[row], CLICKS))
         return torch.from_numpy(total).to(self.device)
 
@@ -271,7 +302,8 @@ class SegmentTask:
         training = ("loss", "iou_first", "iou_last", "score_error")
         names = training if prefix == "train" else ("miou_1", "miou_3", "miou_5", "clicks_to_85")
         return {
-            f"{prefix}_{name}": value / count for name, value in zip(names, values, strict=True)
+            f"{prefix}_{name}": value / max(count, 1)
+            for name, value in zip(names, values, strict=True)
         }
 
 
@@ -279,6 +311,15 @@ CLICKS = 10
 """Most simulated clicks on an object; one that is not masked well after them counts as all."""
 AHEAD = 2
 """Batches that are composed before they are asked for."""
+_SEEDS = 1 << 15
+"""A sample's own seed has room for so many of --seed beside epoch and row."""
+
+
+def spread(total: int, most: int) -> NDArray[np.int64]:
+    """Rows of up to `most` of `total` images, evenly spread: files come source by source."""
+    count = min(most, total)
+    rows: NDArray[np.int64] = np.linspace(0, total - 1, count).round().astype(np.int64)
+    return rows
 
 
 class Ahead:
@@ -307,25 +348,45 @@ def named(weights: str) -> bool:
     return weights in (*segmenters.NAMES, "scratch", "lite0")
 
 
-def start(config: FinetuneConfig) -> Any:
-    """The network that `init_weights` names, in float32, what stays as it is frozen.
+def start(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> Any:
+    """The network to train, in float32, what stays as it is frozen.
+
+    Args:
+        config: `init_weights` names where it starts.
+        saved: weights of a checkpoint; then its network is built, and nothing else is needed.
 
     Raises:
         ValueError, OSError: it cannot be had, or not trained as the config says.
     """
     network: Any
-    if config.init_weights in ("scratch", "lite0"):
+    if saved is not None:
+        tensors = bare(saved)
+        network = build(tensors, architecture(tensors), Path("the last checkpoint"))
+    elif config.init_weights in ("scratch", "lite0"):
         network = Mini()
         if config.init_weights == "lite0":
             network.encoder.trunk.load_state_dict(fold(imagenet()))
     else:
         network = segmenters.bring(config.init_weights, torch.device("cpu"), "float32").network
-        network.train()
+    network.train()
     size = config.compose.size
     if wanted := network.training_side(size):
         raise ConfigError(f"--compose.size is {size}; these weights need {wanted}")
     freeze(network, config)
     return network
+
+
+def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a checkpoint under the names that `masking.sam.load` reads."""
+    return {
+        name.removeprefix("network.").removeprefix("sam."): tensor
+        for name, tensor in weights.items()
+    }
+
+
+def architecture(tensors: Mapping[str, Tensor]) -> str:
+    """As the metadata of an export says: mini or sam."""
+    return "mini" if "encoder.trunk.stem.weight" in tensors else "sam"
 
 
 def imagenet() -> dict[str, Tensor]:
@@ -340,25 +401,22 @@ def imagenet() -> dict[str, Tensor]:
     return weights
 
 
-def pretrained(network: nn.Module) -> list[nn.Parameter]:
-    """Parameters of the pretrained encoder, which learn at their own rate."""
-    return [p for stage in network.stages() for p in stage.parameters()]  # type: ignore[operator]
+def pretrained(network: Any, config: FinetuneConfig) -> list[nn.Parameter]:
+    """Parameters of the encoder that have learnt before: they learn at their own rate."""
+    if config.init_weights == "scratch":
+        return []
+    if config.init_weights == "lite0":  # the pyramid on top of the trunk is new
+        return [p for stage in network.stages() for p in stage]
+    return list(network.encoder.parameters())
 
 
-def freeze(network: nn.Module, config: FinetuneConfig) -> None:
-    """Keep the encoder as it is, or its first stages."""
-    stages = network.stages()  # type: ignore[operator]
+def freeze(network: Any, config: FinetuneConfig) -> None:
+    """Keep what of the encoder is pretrained as it is, or its first stages."""
+    stages = network.stages()
     if config.frozen_stages > len(stages):
         raise ConfigError(
             f"--frozen-stages is {config.frozen_stages}; this encoder has {len(stages)}"
         )
-    kept = stages if config.encoder_lr == 0 else stages[: config.frozen_stages]
-    for stage in kept:
-        stage.requires_grad_(False)
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; to emulate them would be slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    kept = [p for stage in stages[: config.frozen_stages] for p in stage]
+    for parameter in pretrained(network, config) if config.encoder_lr == 0 else kept:
+        parameter.requires_grad_(False)

@@ -8,6 +8,7 @@ import torch
 import masking
 from jobs.fetch import fetch, localize
 from jobs.storage import Location
+from masking.checkpoint import FILE
 from masking.sam import CheckpointError, Precision, Segmenter, load
 
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -73,7 +74,7 @@ def locate(text: str) -> Path:
         raise CheckpointError(
             f"weights {text}: neither a name ({', '.join(NAMES)}) nor a file or folder that is here"
         )
-    return localize(place / "export" if _is_run(place) else place)
+    return localize(_smallest(place))
 
 
 def announce(weights: str) -> None:
@@ -85,9 +86,13 @@ def announce(weights: str) -> None:
         )
 
 
-def _is_run(place: Location) -> bool:
-    """Whether this is a run's folder in S3: only its export is worth copying."""
-    return place.local_path is None and (place / "export" / "model.safetensors").exists()
+def _smallest(place: Location) -> Location:
+    """Of a run's folder in S3 its export: checkpoints need not be copied."""
+    if place.local_path is not None or not (place / "checkpoints").list():
+        return place
+    if not (place / "export" / FILE).exists():
+        raise CheckpointError(f"{place} is a run without an export/: let it come to its end first")
+    return place / "export"
 
 
 def _mini() -> Path:

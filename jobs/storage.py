@@ -189,6 +189,11 @@ class Location:
         return self.path.rpartition("/")[2]
 
     @property
+    def parent(self) -> "Location":
+        """The folder it lies in."""
+        return Location(self.path.rpartition("/")[0] or "/", self.is_s3, self.query)
+
+    @property
     def local_path(self) -> Path | None:
         """The path of a local file or folder; None in S3."""
         return None if self.is_s3 else Path(self.path)

@@ -1,7 +1,5 @@
 """Weights by path or s3://: brought to this node, then read."""
 
-from dataclasses import replace
-
 from jobs.fetch import localize
 from jobs.storage import Location
 from vit.weights import ABOUT, FILE, Weights, WeightsError, read
@@ -27,5 +25,5 @@ def _smallest(place: Location) -> Location:
         return place / "export"
     if place.name != FILE and (place / "checkpoints").list() and not (place / FILE).exists():
         raise WeightsError(f"{place} is a run without an export/: let it come to its end first")
-    folder = replace(place, path=place.path.rpartition("/")[0])
+    folder = place.parent
     return folder if place.name == FILE and (folder / ABOUT).exists() else place

@@ -153,7 +153,7 @@ def _survey_image(
 def _wrong(segmentation: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with a segmentation, if anything is."""
     if isinstance(segmentation, dict):
-        if tuple(segmentation.get("size", ())) != size or "counts" not in segmentation:
+        if tuple(segmentation.get("size") or ()) != size or "counts" not in segmentation:
             return f"is an RLE of size {segmentation.get('size')}; expected {list(size)}"
     elif not segmentation:
         return "has no segmentation; expected polygons or RLE"

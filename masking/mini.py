@@ -165,8 +165,13 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) to the same."""
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if x.is_cuda:  # its kernels take one precision for all; a CPU's take float32 beside others
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            y = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps)
+        return y.permute(0, 3, 1, 2)
 
 
 class Residual(nn.Module):
@@ -327,7 +332,8 @@ def _likeness(
     the earlier mask held, and of what it left; 0 where there is nothing to be like."""
     n, _, h, w = keys.shape
     flat = _tokens(keys)
-    grid = (2 * places / places.new_tensor([w, h]) - 1)[:, None]
+    x, y = places.unbind(-1)
+    grid = torch.stack([2 * x / w - 1, 2 * y / h - 1], dim=-1)[:, None]
     clicked = F.grid_sample(keys.float(), grid, align_corners=False, padding_mode="border")[:, :, 0]
     shares = torch.stack([1 + mask, 1 - mask], dim=-1).view(n, h * w, 2)
     means = flat.transpose(1, 2) @ shares.to(flat.dtype)
@@ -410,6 +416,7 @@ class Mini(nn.Module):
     """The network behind `load("mini")`."""
 
     mask_stride = STRIDES[0]
+    fill: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     def __init__(self, config: MiniConfig = MiniConfig()) -> None:
         """Weights follow from torch's generator."""
@@ -418,9 +425,10 @@ class Mini(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
 
-    def stages(self) -> list[nn.Module]:
-        """The trunk in its 8 stages, first to last: what an ImageNet start brings along."""
-        return [self.encoder.trunk.stem, *self.encoder.trunk.stages]
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Parameters of the trunk's 8 stages, first to last: what an ImageNet start brings."""
+        trunk = self.encoder.trunk
+        return [list(stage.parameters()) for stage in (trunk.stem, *trunk.stages)]
 
     def training_side(self, side: int) -> str:
         """What square images must measure, if `side` does not do; of any size are whole cells."""

@@ -46,10 +46,22 @@ class Official(nn.Module):
         self.sam = sam
         self.side = int(sam.image_encoder.img_size)
         self.mask_stride = self.side // (4 * sam.prompt_encoder.image_embedding_size[0])
+        self.fill: tuple[float, ...] = tuple(sam.pixel_mean.flatten().tolist())
+        transformer = sam.mask_decoder.transformer
+        looks = [layer.cross_attn_token_to_image for layer in transformer.layers]
+        for look in (*looks, transformer.final_attn_token_to_image):
+            look.k_proj.bias.requires_grad_(False)  # softmax does not see it: `_look`
 
-    def stages(self) -> list[nn.Module]:
-        """The encoder in its stages, first to last: the patches, then the blocks."""
-        return [self.sam.image_encoder.patch_embed, *self.sam.image_encoder.blocks]
+    @property
+    def encoder(self) -> nn.Module:
+        """All that works on images alone."""
+        return self.sam.image_encoder
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Parameters of the encoder's stages, first to last: the patches, then the blocks."""
+        encoder = self.sam.image_encoder
+        first = [*encoder.patch_embed.parameters(), encoder.pos_embed]
+        return [first, *(list(block.parameters()) for block in encoder.blocks)]
 
     def training_side(self, side: int) -> str:
         """What square images must measure, if `side` does not do."""
@@ -60,18 +72,13 @@ class Official(nn.Module):
         return self.side / max(frame_size)
 
     def canvas(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) of a frame of (H, W) resized; `encode` pads it to the square itself."""
-        scale = self.scale(frame_size)
-        h, w = (max(1, int(side * scale + 0.5)) for side in frame_size)
-        return h, w
+        """(S, S), whatever the frame's shape."""
+        return self.side, self.side
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, h, w) RGB in [0, 255], h and w at most S, to one (B, 256, G, G) float32."""
+        """(B, 3, S, S) RGB in [0, 255] to one (B, 256, G, G) float32."""
         encoder = self.sam.image_encoder
         images = (images - self.sam.pixel_mean) / self.sam.pixel_std
-        h, w = images.shape[-2:]
-        # SAM pads after normalising: with the mean colour, not with black.
-        images = F.pad(images, (0, self.side - w, 0, self.side - h))
         x = encoder.patch_embed(images.to(encoder.patch_embed.proj.weight.dtype))
         if encoder.pos_embed is not None:
             x = x + encoder.pos_embed
@@ -82,7 +89,7 @@ class Official(nn.Module):
     def decode(
         self,
         features: tuple[Tensor, ...],
-        frames: Tensor,
+        frames: Tensor | None,
         points: Tensor,
         labels: Tensor,
         boxes: Tensor,
@@ -92,16 +99,18 @@ class Official(nn.Module):
 
         Args:
             features: of `encode`.
-            frames: (N,) int64, the image of each set.
+            frames: (N,) int64, the image of each set; None: the features are those of each set.
             points: (N, P, 2) float32 (x, y), pixels of the canvas.
             labels: (N, P) int64: 1 foreground, 0 background, -1 filler.
             boxes: (N, 4) float32 x1 y1 x2 y2, pixels of the canvas; NaN: none.
             mask_input: (N, 4G, 4G) float32 logits of an earlier call; a row of NaN: none.
         """
         tokens, real = self._tokens(points, labels, boxes)
-        chosen = features[0] if len(features[0]) == 1 else features[0][frames]
+        chosen = features[0]
+        if frames is not None and len(chosen) > 1:
+            chosen = chosen[frames]
         image = chosen.float().flatten(2).transpose(1, 2) + self._dense(mask_input)
-        image = image.expand(len(frames), -1, -1)  # one frame needs no copy for each
+        image = image.expand(len(points), -1, -1)  # one frame needs no copy for each
         positions = self.sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2).contiguous()
         tokens, image = self._transform(tokens, real, image, positions)
         scores = self.sam.mask_decoder.iou_prediction_head(tokens[:, 0])
@@ -250,7 +259,8 @@ def _parts(windows: int, heads: int, tokens: int, *, whole: bool) -> Iterator[tu
 def _linear(layer: nn.Linear, x: Tensor, *, gelu: bool = False) -> Tensor:
     """A linear layer, and the exact GELU behind it."""
     eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-    if eager and x.device.type == "cpu" and x.dtype == torch.bfloat16 and _onednn_bfloat16():
+    half = x.dtype == layer.weight.dtype == torch.bfloat16
+    if eager and half and x.device.type == "cpu" and _onednn_bfloat16():
         # oneDNN adds the bias and the GELU as it writes: F.linear takes a fifth longer for it.
         kind, form = ("gelu", "none") if gelu else ("none", "")
         pointwise = torch.ops.mkldnn._linear_pointwise

@@ -107,6 +107,9 @@ class Pairs:
         except PairError as error:
             named = (f"{entry.name}: {fault}" for fault in error.faults)
             raise type(error)(*named) from error
+        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+            reason = error or type(error).__name__
+            raise PairError(f"{entry.name}: cannot be read: {reason}") from error
         return replace(pair, masks=masks, ignore=pair.ignore & ~masks.any(axis=0))
 
     def subset(self, rows: Iterable[int]) -> "Pairs":

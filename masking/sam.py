@@ -13,6 +13,7 @@ Shapes: T frames of H x W pixels, N prompt sets of up to P points, K masks of ea
 low-resolution logits. The CUDA path has not been run yet.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, cast
@@ -38,6 +39,7 @@ __all__ = [
     "PromptError",
     "Prompts",
     "Segmenter",
+    "build",
     "load",
 ]
 
@@ -93,6 +95,8 @@ class Network(Protocol):
 
     mask_stride: int
     """Pixels of the canvas per pixel of low-resolution logits."""
+    fill: tuple[float, ...]
+    """RGB in [0, 255] of what of the canvas is not frame."""
 
     def scale(self, frame_size: tuple[int, int]) -> float:
         """Pixels of the canvas per pixel of a frame of (H, W)."""
@@ -100,7 +104,7 @@ class Network(Protocol):
     def canvas(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the images that `encode` takes of frames of (H, W), in pixels.
 
-        At least the resized frame, which lies at the top left; the rest is black.
+        At least the resized frame, which lies at the top left; the rest is `fill`.
         """
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -109,7 +113,7 @@ class Network(Protocol):
     def decode(
         self,
         features: tuple[Tensor, ...],
-        frames: Tensor,
+        frames: Tensor | None,
         points: Tensor,
         labels: Tensor,
         boxes: Tensor,
@@ -117,7 +121,8 @@ class Network(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, 4, h, w) and scores (N, 4): the single output, then the three.
 
-        Arguments as the fields of `Prompts`, points and boxes in pixels of the canvas.
+        Arguments as the fields of `Prompts`, points and boxes in pixels of the canvas; without
+        `frames` the features are those of each set.
         """
 
 
@@ -197,23 +202,35 @@ class Segmenter:
             best = scores.argmax(dim=1, keepdim=True)
             logits = logits.take_along_dim(best[..., None, None], dim=1)
             scores = scores.take_along_dim(best, dim=1)
-        masks = self.upsample(logits, embeddings.frame_size) > 0
+        size = embeddings.frame_size
+        masks = torch.empty(*scores.shape, *size, dtype=torch.bool, device=scores.device)
+        for some in self._parts(len(logits)):  # full-size logits of a few sets at a time
+            masks[some] = self.upsample(logits[some], size) > 0
         return Masks(masks, scores, logits)
+
+    def _parts(self, sets: int) -> list[slice]:
+        """Prompt sets that are decoded together."""
+        step = 4 * DECODED if self.device.type == "cuda" else DECODED
+        return [slice(start, start + step) for start in range(0, sets, step)]
 
     @torch.no_grad()
     def logits(self, embeddings: Embeddings, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """All outputs, nothing upsampled: (N, 4, h, w) and scores (N, 4), the single one first."""
         _check(prompts, embeddings)
         prompts = prompts.to(self.device)
-        step = DECODED if self.device.type == "cpu" else 4 * DECODED
         size = embeddings.frame_size
-        h, w = self._resized(size)
-        scale = torch.tensor([w / size[1], h / size[0]], dtype=torch.float64, device=self.device)
-        points = (prompts.points * scale).float()
-        boxes = (prompts.boxes * scale.repeat(2)).float()
+        canvas, (h, w) = self.network.canvas(size), self._resized(size)
+        if not len(prompts):
+            low = [edge // self.network.mask_stride for edge in canvas]
+            return torch.empty(0, 4, *low, device=self.device), torch.empty(
+                0, 4, device=self.device
+            )
+        x, y = prompts.points.double().unbind(-1)
+        points = torch.stack([x * (w / size[1]), y * (h / size[0])], dim=-1).float()
+        x, y = prompts.boxes.double().view(-1, 2, 2).unbind(-1)
+        boxes = torch.stack([x * (w / size[1]), y * (h / size[0])], dim=-1).flatten(1).float()
         parts = []
-        for start in range(0, max(1, len(prompts)), step):
-            some = slice(start, start + step)
+        for some in self._parts(len(prompts)):
             mask = None if prompts.mask_input is None else prompts.mask_input[some]
             asked = (prompts.frames[some], points[some], prompts.labels[some], boxes[some], mask)
             with self._autocast:
@@ -260,8 +277,12 @@ class Segmenter:
         canvas = torch.zeros(count, canvas_h, canvas_w, 3, dtype=torch.uint8, pin_memory=pinned)
         for target, frame in zip(canvas.numpy(), frames, strict=False):
             target[:h, :w] = Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR)
-        canvas = canvas.to(self.device, non_blocking=True)
-        return canvas.permute(0, 3, 1, 2).float().contiguous()
+        images = canvas.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().contiguous()
+        if any(self.network.fill):  # SAM pads what is normalised, so with its mean colour
+            for channel, value in enumerate(self.network.fill):
+                images[:, channel, h:] = value
+                images[:, channel, :, w:] = value
+        return images
 
 
 def _frames(frames: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
@@ -312,14 +333,20 @@ def load(
     """
     file = checkpoint.find(path)
     tensors, metadata = checkpoint.read(file)
-    network: Network
-    if metadata.get("architecture") == "mini":
-        mini = Mini()
-        checkpoint.fill(mini, tensors, file, "`mini`")
-        network = mini
-    else:
-        sam = checkpoint.build(tensors, file)
-        if resolve(precision, device) == "bfloat16":
-            sam.image_encoder.bfloat16()  # once; the decoder stays float32
-        network = Official(sam)
+    network = build(tensors, metadata.get("architecture", "sam"), file)
+    if isinstance(network, Official) and resolve(precision, device) == "bfloat16":
+        network.encoder.bfloat16()  # once; the decoder stays float32
     return Segmenter(network, device, precision, compile=compile)
+
+
+def build(tensors: Mapping[str, Tensor], architecture: str, file: Path) -> Mini | Official:
+    """A network with these weights, in float32; `file` is what messages name.
+
+    Raises:
+        CheckpointError: they are not of this architecture, "mini" or "sam".
+    """
+    if architecture != "mini":
+        return Official(checkpoint.build(tensors, file))
+    mini = Mini()
+    checkpoint.fill(mini, tensors, file, "`mini`")
+    return mini

@@ -1,11 +1,18 @@
-"""Training steps on a CUDA device: the same losses as on the CPU, and no wait for the host."""
+"""Training steps on a CUDA device: as on the CPU, and no wait for the host; a segmenter there."""
 
 import pytest
 import torch
 
 from jobs.ranks import Ranks
+from jobs.segment_task import SegmentTask
+from jobs.segment_task import load as load_pairs
 from jobs.vit_task import VitTask, load
+from masking.mini import Mini, MiniConfig
+from masking.official import Official
+from masking.sam import Prompts, Segmenter
 from tests.tasks import small_config
+from tests.test_finetune import small, write_squares
+from tests.test_sam import photographs, small_sam
 from vit.config import AugmentConfig, ModelConfig, OptimConfig
 
 pytestmark = [
@@ -54,3 +61,37 @@ def test_a_step_does_not_wait_for_the_device(tmp_path):
             task.update(model, optimizer, average, step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_segmenter_learns_in_bfloat16_and_does_not_wait(tmp_path):
+    config = small(tmp_path, write_squares(tmp_path / "a.parquet"), precision="bfloat16")
+    task = SegmentTask(config, load_pairs(config), torch.device("cuda"), Ranks(0, 1))
+    model = task.build()
+    optimizer, average = task.optimizer(model), task.average(model)
+    task.settle(model, task.decide(model, config.batch_size))
+    for step in range(4):
+        if step == 3:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            sums = task.gradients(model, 0, step, step)
+            task.update(model, optimizer, average, step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch.isfinite(sums).all()
+
+
+@pytest.mark.parametrize("kind", ["mini", "sam"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_masks_agree_with_the_cpu(kind, precision):
+    frames = photographs(3, (57, 101))
+    prompts = Prompts.of((57, 101), [[(20, 30)], [(60, 9), (5, 5)]], [[1], [1, 0]], frames=[0, 2])
+    logits = {}
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        network = Mini(MiniConfig(side=64)) if kind == "mini" else Official(small_sam())
+        used = precision if device == "cuda" else "float32"
+        segmenter = Segmenter(network, torch.device(device), used)
+        found = segmenter.decode(segmenter.encode(frames), prompts, "three")
+        logits[device] = found.low_res_logits.cpu()
+    error = (logits["cuda"] - logits["cpu"]).norm() / logits["cpu"].norm()
+    assert error < (1e-3 if precision == "float32" else 0.05)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from masking.mini import Mini, MiniConfig
+from masking.official import Official
 from masking.pairs import Pair
 from masking.sam import Masks, Segmenter
 from masking.steps import (
@@ -19,6 +20,7 @@ from masking.steps import (
     noise,
     summarize,
 )
+from tests.test_sam import small_sam
 
 
 def squares(images, objects, side, seed=0):
@@ -99,11 +101,22 @@ def test_it_learns(trainee):
 
 
 def test_a_frozen_trunk_gets_no_gradient(trainee):
-    for stage in trainee.network.stages():
-        stage.requires_grad_(False)
+    trainee.network.encoder.trunk.requires_grad_(False)
     step(trainee, squares(2, 1, 64))
     assert not any("trunk" in name for name in grads(trainee))
     assert any("decoder" in name for name in grads(trainee))
+
+
+def test_metas_sam_is_trained_too():
+    """Every weight that learns gets a gradient, which is what data parallelism asks for."""
+    model = Trainee(Official(small_sam(side=64)))
+    sums = step(model, squares(2, 2, 64))
+    assert torch.isfinite(sums).all()
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == grads(model).keys()
+    still = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert len(still) == 3  # biases that softmax does not see
+    assert all(name.endswith("token_to_image.k_proj.bias") for name in still)
 
 
 def test_loss_of_a_hand_made_mask():
