@@ -25,6 +25,7 @@ $(READY): requirements.lock
 
 demo: $(READY)
 	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2
+	$(BIN)/python -m jobs.click --image flower --points 310 220 --out runs/demo/click.png
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -50,6 +51,8 @@ imports: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.augment
 	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.sam
+	$(BIN)/python -m benchmarks.mini
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache

@@ -17,10 +17,12 @@ probable background, and iterates three times, all of it anew after every click.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +107,16 @@ def first_frames(pairs: Pairs) -> Pairs:
 
 def compare(segmenter: Recorder, pairs: Pairs, most: int) -> dict[str, Any]:
     """IoU of every object after 1, 3 and 5 clicks, on every side."""
-    sides: dict[str, list[list[float]]] = {"segmenter": [], "grabcut": [], "same": []}
-    for number, pair in enumerate(chosen(pairs, most)):
-        sides["segmenter"].append(measure(segmenter, pair, COUNTS[-1])[0].tolist())
+    objects, clicks, ious = list(chosen(pairs, most)), [], []
+    for pair in objects:
+        ious.append(measure(segmenter, pair, COUNTS[-1])[0].tolist())
         points, labels = segmenter.last.points[0], segmenter.last.labels[0]
         rows = torch.cat([points, labels[:, None]], dim=1).round().long().tolist()
-        sides["grabcut"].append(by_grabcut(pair))
-        sides["same"].append(by_grabcut(pair, [(x, y, label) for x, y, label in rows]))
-        if number % 20 == 0:
-            print(f"{number} {pair.name}", file=sys.stderr)
+        clicks.append([(x, y, label) for x, y, label in rows])
+    cv2.setNumThreads(0)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        own, same = pool.map(by_grabcut, objects), pool.map(by_grabcut, objects, clicks)
+        sides = {"segmenter": ious, "grabcut": list(own), "grabcut_same_clicks": list(same)}
     return {
         side: [[row[count - 1] for count in COUNTS] for row in rows] for side, rows in sides.items()
     }

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from masking.decode import Bools, Found, Pair, PairError, nearest, read_image, shown
+from masking.masks import decode_rle
 
 _FINE = 4
 """Polygons are drawn larger by this: fillPoly fills every pixel that an edge touches."""
@@ -68,43 +69,6 @@ def _draw(segmentation: Any, size: tuple[int, int], shape: tuple[int, int]) -> B
         share = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
         mask[top:bottom, left:right] = share > 127
     return mask
-
-
-def decode_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> Bools:
-    """Decode COCO's run lengths, plain or packed (`maskApi.c`, rleFrString).
-
-    Args:
-        counts: lengths of runs of 0, 1, 0, ... down the columns, from the left one.
-        size: (H, W).
-
-    Returns:
-        (H, W) bool.
-
-    Raises:
-        PairError: the runs do not add up to the size.
-    """
-    if isinstance(counts, bytes):
-        counts = counts.decode()
-    runs = _unpack(counts) if isinstance(counts, str) else list(counts)
-    if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-        raise PairError(f"an RLE has {sum(runs):,} pixels; expected {shown(size)}")
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(size[::-1]).T
-
-
-def _unpack(text: str) -> list[int]:
-    """Five bits a character, the lowest first, then a bit for more; differences to two before."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            value -= (bits & 16) << (shift - 4)
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    return runs
 
 
 def survey_coco(path: Path, found: Found) -> None:

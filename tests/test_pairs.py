@@ -15,7 +15,6 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from masking import pairs as pairs_module
-from masking.coco import decode_rle
 from masking.pairs import PairError, PairsConfig, faults, survey
 
 ALL = PairsConfig(longest=0, smallest=0, largest=1)
@@ -298,20 +297,6 @@ def test_coco_polygons_against_pycocotools(tmp_path, radius):
         expected = coco_masks.decode(codes).astype(bool)
         overlap.append((mask & expected).sum() / (mask | expected).sum())
     assert np.mean(overlap) > {6: 0.9, 25: 0.97, 80: 0.99}[radius]
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_rle_against_pycocotools(seed):
-    rng = np.random.default_rng(seed)
-    mask = rng.random(rng.integers(1, 60, 2)) < rng.choice([0.0, 0.02, 0.5, 1.0])
-    for packed in (False, True):
-        np.testing.assert_array_equal(decode_rle(rle(mask, packed)["counts"], mask.shape), mask)
-
-
-@pytest.mark.parametrize("counts", [[3, 2], "52", [-1, 7]])
-def test_rle_of_another_size(counts):
-    with pytest.raises(PairError, match="expected 3x2"):
-        decode_rle(counts, (2, 3))
 
 
 def test_coco_faults(tmp_path):
