@@ -116,7 +116,7 @@ def contour_accuracy(truth: Bools, found: Bools, bound: float = BOUNDARY) -> flo
     counts = [np.count_nonzero(line) for line in lines]
     if not all(counts):
         return float(not any(counts))
-    wide = [cv2.dilate(line, _disc(radius)) for line in lines]
+    wide = [cv2.dilate(line, _disc(radius)).astype(np.uint8, copy=False) for line in lines]
     recall = np.count_nonzero(lines[0] & wide[1]) / counts[0]
     precision = np.count_nonzero(lines[1] & wide[0]) / counts[1]
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
