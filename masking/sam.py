@@ -219,16 +219,13 @@ class Segmenter:
         _check(prompts, embeddings)
         prompts = prompts.to(self.device)
         size = embeddings.frame_size
-        canvas, (h, w) = self.network.canvas(size), self._resized(size)
         if not len(prompts):
-            low = [edge // self.network.mask_stride for edge in canvas]
+            low = [edge // self.network.mask_stride for edge in self.network.canvas(size)]
             return torch.empty(0, 4, *low, device=self.device), torch.empty(
                 0, 4, device=self.device
             )
-        x, y = prompts.points.double().unbind(-1)
-        points = torch.stack([x * (w / size[1]), y * (h / size[0])], dim=-1).float()
-        x, y = prompts.boxes.double().view(-1, 2, 2).unbind(-1)
-        boxes = torch.stack([x * (w / size[1]), y * (h / size[0])], dim=-1).flatten(1).float()
+        points = self._on_canvas(prompts.points, size)
+        boxes = self._on_canvas(prompts.boxes.view(-1, 2, 2), size).flatten(1)
         parts = []
         for some in self._parts(len(prompts)):
             mask = None if prompts.mask_input is None else prompts.mask_input[some]
@@ -258,6 +255,12 @@ class Segmenter:
     def mask_scale(self, frame_size: tuple[int, int]) -> float:
         """Pixels of low-resolution logits per pixel of a frame of (H, W), origin top left."""
         return float(self.network.scale(frame_size) / self.network.mask_stride)
+
+    def _on_canvas(self, points: Tensor, size: tuple[int, int]) -> Tensor:
+        """(..., 2) float32 (x, y) in pixels of a frame of (H, W) to pixels of the canvas."""
+        h, w = self._resized(size)
+        x, y = points.double().unbind(-1)
+        return torch.stack([x * (w / size[1]), y * (h / size[0])], dim=-1).float()
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of a resized frame on the canvas, rounded as SAM does."""
