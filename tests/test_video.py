@@ -1,0 +1,267 @@
+"""Frames of videos: equal to a plain full decode, forward and backward; broken files."""
+
+import csv
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from masking.film import Film
+from masking.video import Video, VideoError
+
+DATA = Path(os.environ.get("VISION_DATA", "absent")) / "videos"
+LONG = 3_000_000_000
+"""Bytes of decoded frames beyond which a file is not held in memory by a test."""
+
+
+def clip(path: Path, frames: int = 60, size: tuple[int, int] = (64, 96), gop: int = 12) -> Path:
+    """A moving pattern; no two frames are alike. Key frames every `gop`, B-frames between."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "15"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.gop_size, stream.max_b_frames = gop, 2
+        y, x = np.mgrid[: size[0], : size[1]]
+        for number in range(frames):
+            plane = (128 + 100 * np.sin((x + 3 * number) / 9) * np.cos((y - number) / 7)).astype(
+                "u1"
+            )
+            image = np.dstack([plane, np.roll(plane, number, 0), np.full_like(plane, 4 * number)])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def plain(path: Path) -> list[np.ndarray]:
+    """Every frame of a sound file, decoded as PyAV does without being asked for anything."""
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def forward(path: Path) -> list[np.ndarray]:
+    with Video.open(path) as video:
+        frames = list(video)
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    return [frame.image for frame in frames]
+
+
+def test_forward_is_a_plain_decode(tmp_path):
+    path = clip(tmp_path / "clip.mp4")
+    found = forward(path)
+    assert len(found) == 60
+    assert all(np.array_equal(a, b) for a, b in zip(found, plain(path), strict=True))
+
+
+def test_starts_where_it_is_told(tmp_path):
+    path = clip(tmp_path / "clip.mp4")
+    with Video.open(path) as video:
+        late = list(video.forward(37))
+    assert [frame.index for frame in late] == list(range(37, 60))
+    assert np.array_equal(late[0].image, plain(path)[37])
+    assert late[0].time_s == pytest.approx(37 / 25)
+
+
+@pytest.mark.parametrize("held", [1, 5, 1000], ids=["one frame", "less than a group", "all"])
+@pytest.mark.parametrize("last", [0, 11, 12, 59, 200])
+def test_backward_is_forward_turned_round(tmp_path, held, last):
+    path = clip(tmp_path / "clip.mp4")
+    frames = plain(path)
+    with Video.open(path) as video:
+        back = list(video.backward(last, ring_bytes=held * frames[0].nbytes))
+    last = min(last, 59)
+    assert [frame.index for frame in back] == list(range(last, -1, -1))
+    assert all(np.array_equal(frame.image, frames[frame.index]) for frame in back)
+
+
+def test_backward_holds_no_more_than_the_ring(tmp_path, monkeypatch):
+    path = clip(tmp_path / "clip.mp4", gop=60)
+    with Video.open(path) as video:
+        frame = next(iter(video))
+        converted = []
+        convert = video._source._convert
+        monkeypatch.setattr(
+            video._source, "_convert", lambda raw: converted.append(1) or convert(raw)
+        )
+        frames = video.backward(59, ring_bytes=6 * frame.image.nbytes)
+        next(frames)
+        assert len(converted) <= 7  # six are held, of the first the size had to be seen
+
+
+def test_odd_seeks_fall_back_to_the_start(tmp_path, monkeypatch):
+    """A container that seeks to the wrong place costs time, never order."""
+    path = clip(tmp_path / "clip.mp4")
+    real = av.container.InputContainer.seek
+    from masking import video as module
+
+    class Wrong:
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self._container.close()
+
+        def seek(self, pts, **more):
+            real(self._container, pts + 20_000, any_frame=True, **more)
+
+    opened = module._open
+
+    def wrong(path):
+        container, stream = opened(path)
+        return Wrong(container), stream
+
+    monkeypatch.setattr(module, "_open", wrong)
+    with Video.open(path) as video:
+        assert [frame.index for frame in video.backward(59)] == list(range(59, -1, -1))
+
+
+def test_images_of_a_folder_in_natural_order(tmp_path):
+    for number in (10, 9, 100):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"f{number}.png")
+    (tmp_path / "notes.txt").write_text("no frame")
+    assert [image[0, 0, 0] for image in forward(tmp_path)] == [9, 10, 100]
+    with Video.open(tmp_path) as video:
+        assert [frame.image[0, 0, 0] for frame in video.backward(5)] == [100, 10, 9]
+
+
+def test_an_image_that_does_not_decode_is_named(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with Video.open(tmp_path) as video, pytest.raises(VideoError, match=r"1\.png: frame 1: "):
+        list(video)
+
+
+def broken(tmp_path: Path) -> dict[str, Path]:
+    whole = clip(tmp_path / "whole.mkv").read_bytes()
+    made = {f"cut{n}.mkv": whole[: len(whole) * n // 10] for n in range(10)}
+    moov = clip(tmp_path / "whole.mp4").read_bytes()
+    made |= {f"cut{n}.mp4": moov[: len(moov) * n // 10] for n in range(10)}
+    made |= {"text.mp4": b"object_id,frame,x,y\n1,0,5,5\n" * 40, "empty.mp4": b""}
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+    return {name: tmp_path / name for name in made}
+
+
+def test_broken_files_give_frames_or_a_typed_error(tmp_path):
+    whole = forward(clip(tmp_path / "whole.mkv"))
+    counts, codes = {}, {}
+    for name, path in broken(tmp_path).items():
+        try:
+            images = forward(path)
+        except VideoError as error:
+            codes[name] = error.code if str(path) in str(error) else str(error)
+            continue
+        counts[name] = len(images)
+        for a, b in zip(images[:-3], whole, strict=False):  # the last may be damaged
+            assert np.array_equal(a, b), name
+    assert set(codes.values()) <= {"not_a_video", "no_video_stream", "no_frames"}
+    assert counts.get("cut9.mkv", 0) > 45
+    assert 0 < counts.get("cut5.mkv", 0) < counts["cut9.mkv"]
+    assert not [name for name in counts if name.endswith("mp4")]  # their index came last
+
+
+@pytest.mark.parametrize(("name", "code"), [("absent.mp4", "not_found"), ("folder", "not_a_video")])
+def test_nothing_to_read(tmp_path, name, code):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(VideoError) as error:
+        Video.open(tmp_path / name)
+    assert error.value.code == code
+    assert name in str(error.value)
+
+
+def test_untagged_video_is_read_as_players_do(tmp_path):
+    """Below 720 lines BT.601, from there on BT.709; FFmpeg's own default is always BT.601."""
+    for lines, matrix in ((240, "ITU601"), (720, "ITU709")):
+        path, colour = tmp_path / f"{lines}.mp4", (200, 30, 30)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"crf": "1"})
+            stream.height, stream.width, stream.pix_fmt = lines, 320, "yuv444p"
+            image = np.full((lines, 320, 3), colour, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(
+                format="yuv444p", dst_colorspace=matrix
+            )
+            frame.colorspace = 2  # nobody says which
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        assert np.abs(forward(path)[0][5, 5].astype(int) - colour).max() <= 2
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="VISION_DATA/videos is absent")
+def test_odd_and_broken_files_of_the_world():
+    """Counts as the table of the data has them, and backward the same frames as forward."""
+    for row in csv.DictReader((DATA / "videos.csv").open()):
+        wanted = int(row["decoded_frames"] or 0)
+        path, pixels = DATA / row["file"], int(row["width"] or 0) * int(row["height"] or 0)
+        if wanted * pixels * 3 > LONG or "hdr" in row["file"] or "HLG" in row["what"]:
+            continue  # tone mapping takes seconds a file
+        try:
+            with Video.open(path) as video:
+                images = [frame.image for frame in video]
+                rotation = video.rotation
+        except VideoError:
+            assert wanted == 0, row["file"]
+            continue
+        assert len(images) == wanted, row["file"]
+        if row["rotation"] and abs(int(row["rotation"])) <= 360:
+            assert rotation == int(row["rotation"]), row["file"]
+        if wanted * pixels < 30_000_000:
+            with Video.open(path) as video:
+                back = [frame.image for frame in video.backward(wanted)]
+            assert len(back) == wanted, row["file"]
+            assert all(np.array_equal(a, b) for a, b in zip(back, images[::-1], strict=True)), row[
+                "file"
+            ]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="VISION_DATA/videos is absent")
+def test_high_dynamic_range_is_mapped_and_said():
+    with Video.open(DATA / "hdr10_rotated.mkv") as video:
+        frame = next(iter(video))
+        assert frame.image.shape == (560, 320, 3)
+        assert video.report.notes == ["PQ (high dynamic range) mapped to BT.709"]
+
+
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_film_keeps_times_and_sound(tmp_path, kind):
+    source = tmp_path / "source.mkv"
+    times = [0, 0.04, 0.3, 0.34, 1.0]
+    with av.open(str(source), "w") as container:
+        video, audio = (
+            container.add_stream("libx264", rate=25),
+            container.add_stream("aac", rate=8000),
+        )
+        video.height, video.width, video.pix_fmt, audio.layout = 32, 48, "yuv420p", "mono"
+        sound = np.sin(np.arange(8000) / 9)[None].astype(np.float32)
+        for start in range(0, 8000, 1024):
+            part = av.AudioFrame.from_ndarray(sound[:, start : start + 1024], "fltp", "mono")
+            part.sample_rate, part.pts = 8000, start
+            container.mux(audio.encode(part))
+        container.mux(audio.encode(None))
+        for number in range(5):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 50 * number, np.uint8))
+            frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    target = tmp_path / ("film.mov" if kind == "cutout" else "film.mp4")
+    channels = 4 if kind == "cutout" else 3
+    with Film(target, kind, (33, 47), source) as film:
+        for number, time in enumerate(times):
+            film.write(np.full((33, 47, channels), 50 * number, np.uint8), time)
+    with Video.open(target) as video:
+        frames = list(video)
+    assert [frame.time_s for frame in frames] == pytest.approx(times, abs=1e-4)
+    size = (33, 47) if kind == "cutout" else (34, 48)
+    assert {frame.image.shape[:2] for frame in frames} == {size}
+    assert np.abs(frames[3].image.astype(int) - 150).max() < 6
+    with av.open(str(target)) as container:
+        assert [s.codec_context.name for s in container.streams.audio] == ["aac"]
+        samples = sum(f.samples for f in container.decode(audio=0))
+    assert samples >= 8000
