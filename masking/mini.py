@@ -449,6 +449,10 @@ class Mini(nn.Module):
         features: tuple[Tensor, ...] = self.encoder(images)
         return features
 
+    def keys(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Those of stride 8: on DAVIS they know things again better than the coarser ones."""
+        return features[4]
+
     def decode(
         self,
         features: tuple[Tensor, ...],

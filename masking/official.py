@@ -86,6 +86,10 @@ class Official(nn.Module):
             x = _block(block, x)
         return (_neck(encoder.neck, x),)
 
+    def keys(self, features: tuple[Tensor, ...]) -> Tensor:
+        """The embedding, less what all of the image has in common."""
+        return features[0] - features[0].mean(dim=(2, 3), keepdim=True)
+
     def decode(
         self,
         features: tuple[Tensor, ...],

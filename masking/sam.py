@@ -48,6 +48,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 CUDA_FRAMES = 8
 """Frames a GPU encodes at a time: more gain little (masking.md, 3.1). A CPU takes them singly: what
 one frame needs lies in its caches."""
+KEY_CELLS = 48
+"""Cells along the longer side of a map of keys, at most: every one is compared with every other."""
 DECODED = 16
 """Prompt sets decoded at a time; on a GPU four times as many."""
 
@@ -125,6 +127,9 @@ class Network(Protocol):
         `frames` the features are those of each set.
         """
 
+    def keys(self, features: tuple[Tensor, ...]) -> Tensor:
+        """(B, C, h, w): features by whose cosine the same thing is known again elsewhere."""
+
 
 class Segmenter:
     """A network on its device, at its precision; holds nothing of the frames it has seen."""
@@ -158,6 +163,11 @@ class Segmenter:
         encode = self.network.encode
         self._encode = torch.compile(encode, dynamic=False) if compile else encode
 
+    @property
+    def frames_at_once(self) -> int:
+        """Frames that `encode` takes through the network together."""
+        return CUDA_FRAMES if self.device.type == "cuda" else 1
+
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8] | Tensor) -> Embeddings:
         """Embed (T, H, W, 3) uint8 RGB frames.
@@ -170,7 +180,7 @@ class Segmenter:
         """
         images = _frames(frames)
         size = (images.shape[1], images.shape[2])
-        step = CUDA_FRAMES if self.device.type == "cuda" else 1
+        step = self.frames_at_once
         parts = []
         for start in range(0, len(images), step):
             canvas = self._canvas(images[start : start + step], size, step)
@@ -220,10 +230,8 @@ class Segmenter:
         prompts = prompts.to(self.device)
         size = embeddings.frame_size
         if not len(prompts):
-            low = [edge // self.network.mask_stride for edge in self.network.canvas(size)]
-            return torch.empty(0, 4, *low, device=self.device), torch.empty(
-                0, 4, device=self.device
-            )
+            none = torch.empty(0, 4, *self.low_res(size), device=self.device)
+            return none, none[..., 0, 0]
         points = self._on_canvas(prompts.points, size)
         boxes = self._on_canvas(prompts.boxes.view(-1, 2, 2), size).flatten(1)
         parts = []
@@ -251,6 +259,24 @@ class Segmenter:
         flat = flat[..., : resized[0], : resized[1]]
         flat = F.interpolate(flat, frame_size, mode="bilinear", align_corners=False)
         return flat.view(*low_res_logits.shape[:-2], *frame_size)
+
+    @torch.no_grad()
+    def keys(self, embeddings: Embeddings) -> Tensor:
+        """Maps by which the same thing is known again in another frame.
+
+        Returns:
+            (T, h, w, C) float32 unit vectors; they cover the canvas as the logits do, on at most
+            `KEY_CELLS` cells along the longer side.
+        """
+        found = self.network.keys(embeddings.features).float()
+        while max(found.shape[-2:]) > KEY_CELLS:
+            found = F.avg_pool2d(found, 2, ceil_mode=True)
+        return F.normalize(found, dim=1).permute(0, 2, 3, 1).contiguous()
+
+    def low_res(self, frame_size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the low-resolution logits of frames of (H, W)."""
+        h, w = (side // self.network.mask_stride for side in self.network.canvas(frame_size))
+        return h, w
 
     def mask_scale(self, frame_size: tuple[int, int]) -> float:
         """Pixels of low-resolution logits per pixel of a frame of (H, W), origin top left."""

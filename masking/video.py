@@ -169,6 +169,10 @@ class Video:
         """
         yield from self._source.forward(start)
 
+    def times(self) -> Iterator[float | None]:
+        """Seconds of each frame since the first, decoded but not converted."""
+        yield from self._source.times()
+
     def backward(self, last: int, ring_bytes: int = RING_BYTES) -> Iterator[Frame]:
         """Frames from `last` to the first, by groups of pictures, each decoded forward into a ring.
 
@@ -197,6 +201,7 @@ class _File:
     def forward(self, start: int) -> Iterator[Frame]:
         first: int | None = None
         last: int | None = None
+        self.report = self._convert.report = Report()
         container, stream = _open(self.path)
         with container:
             for raw in _decoded(container, stream, self.report):
@@ -217,11 +222,16 @@ class _File:
                 + "".join(f"; {note}" for note in self.report.notes[:1]),
             )
 
+    def times(self) -> Iterator[float | None]:
+        container, stream = _open(self.path)
+        with container:
+            first: int | None = None
+            for index, raw in enumerate(_decoded(container, stream, Report())):
+                first = raw.pts if index == 0 else first
+                yield _time(raw, first)
+
     def _frame(self, raw: VideoFrame, index: int, first: int | None) -> Frame:
-        time_s = None
-        if raw.pts is not None and raw.time_base is not None:
-            time_s = float((raw.pts - (first or 0)) * raw.time_base)
-        return Frame(index, raw.pts, time_s, self._convert(raw))
+        return Frame(index, raw.pts, _time(raw, first), self._convert(raw))
 
     def backward(self, last: int, ring_bytes: int) -> Iterator[Frame]:
         moments, sure = self._survey(last)
@@ -324,6 +334,9 @@ class _Folder:
             self.report.frames = index + 1
             yield frame
 
+    def times(self) -> Iterator[float | None]:
+        yield from [None] * len(self._files)
+
     def backward(self, last: int, ring_bytes: int) -> Iterator[Frame]:
         for index in range(min(last, len(self._files) - 1), -1, -1):
             yield self._read(self._files[index], index)
@@ -334,6 +347,13 @@ class _Folder:
             return Frame(index, None, None, read_image(file, 0)[0])
         except PairError as error:
             raise VideoError("not_a_video", f"{file}: frame {index}: {error}") from error
+
+
+def _time(raw: VideoFrame, first: int | None) -> float | None:
+    """Seconds since the frame whose time stamp is `first`."""
+    if raw.pts is None or raw.time_base is None:
+        return None
+    return float((raw.pts - (first or 0)) * raw.time_base)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -411,7 +431,7 @@ class _Converter:
     """Frames of any format to RGB in display orientation."""
 
     def __init__(self, report: Report) -> None:
-        self._report = report
+        self.report = report
         self._reformatter = VideoReformatter()
         self._mappers: dict[tuple[Any, ...], Graph | None] = {}
 
@@ -442,9 +462,9 @@ class _Converter:
             self._mappers[key] = _tone_mapper(raw)
         graph = self._mappers[key]
         if graph is None:
-            self._report.note(f"{transfer} (high dynamic range) shown as it is: colours are pale")
+            self.report.note(f"{transfer} (high dynamic range) shown as it is: colours are pale")
             return None
-        self._report.note(f"{transfer} (high dynamic range) mapped to BT.709")
+        self.report.note(f"{transfer} (high dynamic range) mapped to BT.709")
         graph.push(raw)
         return cast(Pixels, cast(VideoFrame, graph.pull()).to_ndarray())
 

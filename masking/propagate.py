@@ -1,0 +1,404 @@
+"""Clicks through a video: `mask_video`, frame by frame, forward and backward.
+
+    for frame in mask_video("clip.mp4", [{"object_id": 1, "frame": 0, "x": 320, "y": 200}]):
+        frame.masks, frame.states, frame.scores
+
+Frames before an object's first prompt, and between two prompts, are gone through backward first;
+what was found there waits as run lengths. Then the video is streamed forward, once. Between prompts
+both ways are merged: where they agree the better one is taken, else that of the nearer prompt.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from masking import manifest, snapshot, track, tracking
+from masking.ahead import scenes
+from masking.clicks import iou
+from masking.decode import Bools, Pixels
+from masking.manifest import ObjectPlan
+from masking.masks import decode_rle, encode_rle
+from masking.sam import Precision, Segmenter, load
+from masking.track import Asked, State, TrackConfig, Tracker
+from masking.video import Frame, Report, Video
+from masking.ways import Ways
+
+Direction = Literal["prompt", "forward", "backward", "both"]
+
+AGREED = 0.8
+"""IoU from which the forward and the backward mask are the same."""
+SHIPPED = Path(__file__).with_name("weights") / "mini.safetensors"
+_VISIBLE = ("prompted", "tracked", "uncertain", "recovered")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One object on one frame."""
+
+    state: State
+    mask: Bools
+    """(H, W)."""
+    score: float
+    """IoU that the segmenter predicts; 0 of an empty mask."""
+    quality: float
+    """Agreement with the mask that motion and memory expected, 0 to 1."""
+    direction: Direction
+    """Where the mask came from."""
+
+
+@dataclass(frozen=True)
+class FrameMasks:
+    """What was found on a frame."""
+
+    index: int
+    """From 0, in presentation order."""
+    time_s: float | None
+    """Seconds since the first frame; None: unknown."""
+    image: Pixels
+    """(H, W, 3) uint8 RGB."""
+    objects: tuple[int, ...]
+    """Their ids, in the order of everything below."""
+    found: tuple[Mask | None, ...]
+    """Of each object; None: it is not asked for on this frame."""
+    logits: NDArray[np.float32]
+    """(K, H, W) of each object's mask, for `label_map`."""
+
+    @property
+    def masks(self) -> Bools:
+        """(K, H, W), empty where an object is not to be seen or not asked for; they may overlap."""
+        empty = np.zeros(self.image.shape[:2], dtype=np.bool_)
+        return np.stack([empty if one is None else one.mask for one in self.found])
+
+    @property
+    def states(self) -> tuple[State | None, ...]:
+        """Of each object; None: it is not asked for."""
+        return tuple(None if one is None else one.state for one in self.found)
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """Predicted IoU of each mask."""
+        return tuple(0.0 if one is None else one.score for one in self.found)
+
+    def label_map(self) -> NDArray[np.uint16]:
+        """(H, W): the id of the object at each pixel, 0 for none; of several the surest one's."""
+        masks = self.masks
+        ids = np.array(self.objects, np.uint16)[
+            np.where(masks, self.logits, -np.inf).argmax(axis=0)
+        ]
+        return np.where(masks.any(axis=0), ids, 0).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A mask of the backward pass, as it waits for the forward pass."""
+
+    state: State
+    counts: bytes
+    size: tuple[int, int]
+    score: float
+    quality: float
+
+
+@dataclass(frozen=True)
+class MaskingState:
+    """All that is needed to go on with a video after a frame; a value."""
+
+    next_frame: int
+    """The frame to go on with."""
+    tracker: Tracker
+    """Of the forward pass."""
+    backward: Mapping[int, tuple[_Kept | None, ...]]
+    """What the backward pass found on frames to come."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a file of plain tensors and numbers, which runs no code when it is read."""
+        torch.save(snapshot.plain(self), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read it.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        found = snapshot.restored(torch.load(path, weights_only=True), _CLASSES)
+        if not isinstance(found, cls):
+            raise ValueError(f"{path}: not the state of a masked video")
+        return found
+
+
+_CLASSES = (MaskingState, _Kept, *snapshot.OF_TRACKING)
+
+
+class Masking:
+    """A video that is being masked: an iterator over its frames."""
+
+    def __init__(
+        self,
+        video: Video,
+        segmenter: Segmenter,
+        plans: Sequence[ObjectPlan],
+        size: tuple[int, int],
+        config: TrackConfig,
+        state: MaskingState | None = None,
+    ) -> None:
+        """Use `mask_video`, or this for prompts that are resolved already.
+
+        Args:
+            video: is closed at the end.
+            segmenter: on its device.
+            plans: of `manifest.resolve`.
+            size: (H, W) of the first frame, which the prompts are in pixels of. Frames of another
+                size, as some videos have, are scaled to it; their masks have their own.
+            config: how objects are followed.
+            state: of the same video and prompts, to go on from.
+        """
+        self.video, self.segmenter, self.size, self.config = video, segmenter, size, config
+        self._ways = [Ways(plan) for plan in plans]
+        self.objects = tuple(plan.object_id for plan in plans)
+        self._begun = self._reached = state
+        self._frames = self._run()
+
+    @property
+    def report(self) -> Report:
+        """What went wrong in reading the video, so far."""
+        return self.video.report
+
+    @property
+    def state(self) -> MaskingState:
+        """After the frame that came last."""
+        if self._reached is None:
+            raise ValueError("no frame has been masked yet: there is no state to go on from")
+        return replace(self._reached, backward=dict(self._reached.backward))
+
+    def __iter__(self) -> Iterator[FrameMasks]:
+        """Itself."""
+        return self
+
+    def __next__(self) -> FrameMasks:
+        """The next frame."""
+        return next(self._frames)
+
+    def close(self) -> None:
+        """Stop, and free the decoder; what was found so far stays valid."""
+        self._frames.close()
+        self.video.close()
+
+    def _run(self) -> Generator[FrameMasks]:
+        begun = self._begun
+        try:
+            if begun is None:
+                tracker, kept, start = track.begin(len(self.objects)), self._backward(), 0
+            else:
+                tracker, kept, start = begun.tracker, dict(begun.backward), begun.next_frame
+
+            def wanted(index: int) -> bool:
+                return any(ways.forward(index) for ways in self._ways)
+
+            frames = self.video.forward(start)
+            for frame, scene in scenes(self.segmenter, frames, self.size, wanted):
+                found: list[Mask | None] = [None] * len(self.objects)
+                logits = np.full((len(self.objects), *frame.image.shape[:2]), track.NOTHING, "f4")
+                if scene is not None:
+                    tracker, answer = tracking.advance(
+                        self.segmenter, self.config, tracker, scene, self._asked(frame.index)
+                    )
+                    logits = self._full(answer, frame)
+                    found = _forward_masks(answer, logits)
+                found, logits = self._merged(frame, found, logits, kept.pop(frame.index, None))
+                self._reached = MaskingState(frame.index + 1, tracker, kept)
+                yield FrameMasks(
+                    frame.index, frame.time_s, frame.image, self.objects, tuple(found), logits
+                )
+        finally:
+            self.video.close()
+
+    def _asked(self, index: int) -> dict[int, Asked]:
+        asked = {}
+        for row, ways in enumerate(self._ways):
+            here = ways.plan.asked.get(index)
+            if here is not None:
+                asked[row] = here
+            elif ways.plan.end is not None and index == ways.plan.end + 1:
+                asked[row] = Asked(role="end")
+        return asked
+
+    def _backward(self) -> dict[int, tuple[_Kept | None, ...]]:
+        """The backward pass, from the last prompt that something lies before."""
+        needed = self._ways
+        kept: dict[int, tuple[_Kept | None, ...]] = {}
+        stretches = [stretch for ways in needed if (stretch := ways.stretch()) is not None]
+        if not stretches:
+            return kept
+        first, last = min(s[0] for s in stretches), max(s[1] for s in stretches)
+        tracker = track.begin(len(self.objects))
+        frames = self.video.backward(last)
+
+        def wanted(index: int) -> bool:
+            return any(ways.backward(index) or ways.turns(index) for ways in needed)
+
+        for frame, scene in scenes(self.segmenter, frames, self.size, wanted):
+            if frame.index < first:
+                break
+            if scene is None:
+                continue
+            asked = {}
+            for row, ways in enumerate(needed):
+                if ways.turns(frame.index):
+                    here = ways.plan.asked[frame.index]
+                    asked[row] = replace(here, role="init" if here.role == "correct" else here.role)
+                elif not ways.backward(frame.index):
+                    asked[row] = Asked(role="end")
+            tracker, answer = tracking.advance(self.segmenter, self.config, tracker, scene, asked)
+            logits, size = self._full(answer, frame), frame.image.shape[:2]
+            kept[frame.index] = tuple(
+                _Kept(one.state, encode_rle(one.mask), size, one.score, one.quality)
+                if one is not None and ways.backward(frame.index)
+                else None
+                for one, ways in zip(_forward_masks(answer, logits), needed, strict=True)
+            )
+        return kept
+
+    def _full(self, answer: track.Found, frame: Frame) -> NDArray[np.float32]:
+        """Logits (K, H, W) at the size of a frame, which need not be the video's first one."""
+        logits: NDArray[np.float32] = (
+            self.segmenter.upsample(answer.logits, self.size).cpu().numpy()
+        )
+        h, w = frame.image.shape[:2]
+        if self.size == (h, w):
+            return logits
+        return np.stack([cv2.resize(one, (w, h)) for one in logits])
+
+    def _merged(
+        self,
+        frame: Frame,
+        found: list[Mask | None],
+        logits: NDArray[np.float32],
+        back: tuple[_Kept | None, ...] | None,
+    ) -> tuple[list[Mask | None], NDArray[np.float32]]:
+        """Both ways in one."""
+        for row, (ways, forward) in enumerate(zip(self._ways, found, strict=True)):
+            prompted = frame.index in ways.plan.asked
+            if forward is not None and prompted:
+                found[row] = replace(forward, direction="prompt")
+            if not ways.asked_for(frame.index):
+                found[row] = None
+                continue
+            if ways.absent(frame.index):
+                found[row] = _absent(frame)
+                continue
+            stored = None if back is None or prompted else back[row]
+            if stored is None:
+                continue
+            mask = decode_rle(stored.counts, stored.size)
+            other = Mask(stored.state, mask, stored.score, stored.quality, "backward")
+            found[row] = _better(forward, other, ways.nearer_backward(frame.index))
+            if found[row] is not None and found[row] is not forward:
+                logits[row] = np.where(mask, tracking.SURE, track.NOTHING)
+        return found, logits
+
+
+def _better(forward: Mask | None, backward: Mask, nearer_backward: bool) -> Mask:
+    """Of two ways, the one to believe."""
+    if forward is None:
+        return backward
+    visible = [one.state in _VISIBLE for one in (forward, backward)]
+    if visible[0] != visible[1]:
+        return forward if visible[0] else backward
+    pair = torch.from_numpy(np.stack([forward.mask, backward.mask]))
+    if float(iou(pair[0], pair[1])) >= AGREED or not any(visible):
+        better = forward if forward.score >= backward.score else backward
+        return replace(better, direction="both")
+    nearer = backward if nearer_backward else forward
+    return replace(nearer, state="uncertain")
+
+
+def _absent(frame: Frame) -> Mask:
+    return Mask("absent", np.zeros(frame.image.shape[:2], dtype=np.bool_), 0.0, 1.0, "prompt")
+
+
+def _forward_masks(answer: track.Found, logits: NDArray[np.float32]) -> list[Mask | None]:
+    return [
+        None if state is None else Mask(state, logits[i] > 0, score, quality, "forward")
+        for i, (state, score, quality) in enumerate(
+            zip(answer.states, answer.scores, answer.quality, strict=True)
+        )
+    ]
+
+
+def mask_video(
+    path: str | Path,
+    prompts: pd.DataFrame | Iterable[Mapping[str, Any]],
+    weights: str | Path | Segmenter = "mini",
+    *,
+    device: str | torch.device | None = None,
+    precision: Precision = "auto",
+    config: TrackConfig | None = None,
+    state: MaskingState | None = None,
+) -> Masking:
+    """Mask objects through a video.
+
+    Args:
+        path: a video file, or a folder of images.
+        prompts: one row a point, in the manifest's columns (`masking.manifest.COLUMNS`) without
+            `uri`: at least object_id, frame (or time_s), x, y; label is 1 where it is left out.
+        weights: "mini", a local file as `masking.sam.load` takes, or a segmenter.
+        device: where to compute; None: a GPU if there is one.
+        precision: as of `masking.sam.Segmenter`.
+        config: how objects are followed; None: as `TrackConfig` says.
+        state: of an earlier run over the same video and prompts; goes on with the frame after it.
+
+    Returns:
+        An iterator of `FrameMasks`, one a frame in presentation order; its `state` can be saved and
+        gone on with, its `report` says what did not decode.
+
+    Raises:
+        ManifestError: prompts that cannot be meant so: object, frame and what was expected.
+        VideoError: no video, or not one frame.
+        CheckpointError: no such weights.
+    """
+    rows = manifest.read_rows(prompts)
+    segmenter = weights if isinstance(weights, Segmenter) else _load(weights, device, precision)
+    video = Video.open(path)
+    try:
+        plans, size = plan(video, rows)
+    except BaseException:
+        video.close()
+        raise
+    return Masking(video, segmenter, plans, size, config or TrackConfig(), state)
+
+
+def plan(video: Video, rows: Sequence[manifest.Row]) -> tuple[list[ObjectPlan], tuple[int, int]]:
+    """Fit prompts to a video, looking at no more of it than that takes; its (H, W), too.
+
+    Raises:
+        ManifestError, VideoError: as `mask_video`.
+    """
+    first = next(video.forward())
+    last = max((row.frame for row in rows if row.frame is not None), default=0)
+    until = max((row.time_s for row in rows if row.frame is None and row.time_s), default=0.0)
+    times: list[float | None] = []
+    complete = True
+    for time in video.times():
+        times.append(time)
+        if len(times) > last + 1 and (time is None or time > until):
+            complete = False
+            break
+    size = first.image.shape[:2]
+    return manifest.resolve(rows, size, times, complete), size
+
+
+def _load(
+    weights: str | Path, device: str | torch.device | None, precision: Precision
+) -> Segmenter:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    path = SHIPPED if weights == "mini" else Path(weights)
+    return load(path, torch.device(device), precision)

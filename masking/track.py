@@ -1,0 +1,151 @@
+"""What a tracker knows, is asked and answers; `masking.tracking` goes on from frame to frame.
+
+Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: K objects, H x W
+pixels of the frame, h x w of low-resolution logits.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masking.decode import Pixels
+from masking.motion import Points
+from masking.recall import Memory
+from masking.sam import Embeddings
+
+State = Literal["prompted", "tracked", "uncertain", "lost", "recovered", "absent"]
+Role = Literal["init", "correct", "accept", "end", "absent"]
+
+FLOW_WIDTH = 640
+"""Pixels of the longer side that optical flow works on; frames are shrunk to it."""
+NOTHING = -8.0
+"""Logit of every place of an empty mask."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig:
+    """How objects are followed. The defaults were tuned on half of the sequences of DAVIS that
+    `benchmarks.tracking` reports on; its table says what each is worth."""
+
+    points: int = 1
+    """Carried points that a frame is prompted with."""
+    corners: int = 60
+    """Corner points of a good mask that are carried beside the clicks; 0: clicks only."""
+    every: int = 5
+    """Frames after which corner points are taken anew from a good mask."""
+    recent: int = 10
+    """Frames whose looks are remembered, beside those with prompts; -1: nothing is remembered."""
+    mask_prompt: bool = True
+    """Prompt with the mask that is expected, too; without it points are all."""
+    gate: bool = True
+    """Learn from masks that can be trusted alone; without it from all."""
+    predicted: float = 0.6
+    """Least IoU that the segmenter predicts of a mask that is trusted."""
+    agreement: float = 0.5
+    """Least IoU with the expected mask."""
+    inside: float = 0.6
+    """Least share of the carried points that lie in the mask."""
+    growth: float = 3.0
+    """Most that the area changes, up or down, from one trusted mask to the next."""
+    patience: int = 5
+    """Frames running that are not trusted, after which an object is lost."""
+    redetect: bool = True
+    """Look for lost objects."""
+    likeness: float = 0.5
+    """Least share of what was remembered that a mask must hold to be the object found again."""
+    rivals: bool = True
+    """Points of other objects that lie near are negatives."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person says of an object on a frame."""
+
+    points: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    """(P, 2)."""
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """(P,): 1 foreground, 0 background."""
+    box: NDArray[np.float32] | None = None
+    """x1 y1 x2 y2."""
+    role: Role = "init"
+    """init and correct: here it is; accept: what is drawn is right; end: not asked for from here
+    on; absent: not to be seen from here on."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """What is known of one object."""
+
+    state: State | None = None
+    """None: not asked for yet, or not any more."""
+    points: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    """(P, 2) on the object, the clicks first."""
+    negatives: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    """(P, 2) clicks on what is not the object."""
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    """(h, w) float32 of the last mask that was trusted, moved along with the object."""
+    area: float = 0.0
+    """Cells of that mask."""
+    misses: int = 0
+    """Frames since then."""
+    sighting: Tensor | None = None
+    """(h, w) logits of where a lost object was seen on the frame before."""
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """All that is needed to go on with the next frame."""
+
+    tracks: tuple[Track, ...]
+    """Of each object."""
+    grey: Pixels | None = None
+    """The last frame, as flow sees it."""
+    memory: Memory | None = None
+    """Its looks and those of frames before."""
+    age: int = 0
+    """Frames so far."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A frame, as a step needs it."""
+
+    embeddings: Embeddings
+    """Of this frame alone."""
+    keys: Tensor
+    """(h, w, C) unit vectors: `Segmenter.keys`."""
+    grey: Pixels
+    """Of `shrunk_grey`."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a step says of each object."""
+
+    states: tuple[State | None, ...]
+    """None: not asked for here."""
+    logits: Tensor
+    """(K, h, w) float32, low-resolution; all `NOTHING` of an empty mask."""
+    scores: tuple[float, ...]
+    """IoU that the segmenter predicts of each mask; 0 of an empty one."""
+    quality: tuple[float, ...]
+    """Agreement with the expected mask, 0 to 1; of a prompted one 1."""
+
+
+def shrunk_grey(image: Pixels) -> Pixels:
+    """(H, W, 3) uint8 RGB as optical flow sees it: grey, at most `FLOW_WIDTH` pixels long."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = FLOW_WIDTH / max(grey.shape)
+    if scale >= 1:
+        return grey
+    return cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def begin(objects: int) -> Tracker:
+    """Before the first frame."""
+    return Tracker((Track(),) * objects)

@@ -1,0 +1,478 @@
+"""Objects through time, one frame a step: points, masks and states, as one value in and one out.
+
+A step carries each object's points by optical flow (`masking.motion`), takes a soft mask from what
+earlier frames looked like (`masking.recall`), asks the segmenter for all objects at once, ranks its
+outputs, and learns from a mask only if it passes a gate. What cannot be trusted is said: an object
+that is lost has an empty mask and is looked for until it is found on two frames running.
+
+Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: K objects, H x W
+pixels of the frame, h x w of low-resolution logits, M cells of a key map.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masking import motion, recall
+from masking.clicks import deepest, iou
+from masking.decode import Bools
+from masking.motion import Points
+from masking.recall import Memory, Remembered
+from masking.sam import Prompts, Segmenter
+from masking.track import NOTHING, Asked, Found, Scene, State, Track, TrackConfig, Tracker
+
+SURE = 6.0
+"""Logit of a cell that certainly is, or is not, of an object."""
+_LARGEST = 0.8  # share of the frame above which a mask is the background's
+_DOUBTFUL = 0.3  # share expected below which a point is taken to have left its object
+_SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they are of the same thing
+
+
+@dataclass
+class _Query:
+    """What the segmenter is asked of one object, and how its answers are judged."""
+
+    row: int
+    points: Points
+    labels: NDArray[np.int64]
+    box: NDArray[np.float32] | None = None
+    mask: Tensor | None = None
+    expected: Tensor | None = None
+    """(h, w) probabilities."""
+    carried: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    asked: Asked | None = None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The output that was chosen."""
+
+    logits: Tensor
+    predicted: float
+    agreement: float
+    inside: float
+
+
+class Step:
+    """One step through time; `advance` makes and runs one."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        config: TrackConfig,
+        tracker: Tracker,
+        here: Scene,
+        asked: Mapping[int, Asked],
+    ) -> None:
+        """Take what is known."""
+        self.segmenter, self.config, self.tracker, self.here = segmenter, config, tracker, here
+        self.asked = asked
+        self.size = here.embeddings.frame_size
+        self.scale = segmenter.mask_scale(self.size)
+        self.shrunk = here.grey.shape[1] / self.size[1]
+        self.low = segmenter.low_res(self.size)
+        grid, flat = (here.keys.shape[0], here.keys.shape[1]), here.keys.flatten(0, 1)
+        self.grid, self.keys = grid, flat
+        self.memory = tracker.memory or Memory(grid)
+
+    def run(self) -> tuple[Tracker, Found]:
+        """Motion, expectation, queries, answers, and what is learnt."""
+        tracks = self._carried()
+        known = bool(self.memory.prompted)
+        near = self._shares(False) if known and self.config.recent >= 0 else None
+        lost = any(track.state == "lost" for track in tracks)
+        far = self._shares(True) if known and lost and self.config.redetect else None
+        queries = []
+        for row, track in enumerate(tracks):
+            query = self._query(row, track, tracks, near, far)
+            if query is not None:
+                queries.append(query)
+        answers = dict(zip([q.row for q in queries], self._ask(queries), strict=True))
+        by_row = {query.row: query for query in queries}
+        results = [
+            self._learn(row, track, by_row.get(row), answers.get(row), far)
+            for row, track in enumerate(tracks)
+        ]
+        return self._remember(results, near)
+
+    # What moves
+
+    def _carried(self) -> list[Track]:
+        """Tracks with their points and masks moved to this frame."""
+        tracks, before = list(self.tracker.tracks), self.tracker.grey
+        if before is None or before.shape != self.here.grey.shape:
+            return tracks
+        live = [
+            i
+            for i, t in enumerate(tracks)
+            if t.state in ("prompted", "tracked", "uncertain", "recovered")
+        ]
+        if not live:
+            return tracks
+        every = [np.concatenate([tracks[i].points, tracks[i].negatives]) for i in live]
+        start = np.concatenate(every)
+        there, believed = motion.follow(before, self.here.grey, start * self.shrunk)
+        there = there / np.float32(self.shrunk)
+        ends = np.cumsum([len(points) for points in every])[:-1]
+        for i, old, new, sure in zip(
+            live, every, np.split(there, ends), np.split(believed, ends), strict=True
+        ):
+            tracks[i] = self._moved(tracks[i], old, new, sure)
+        return tracks
+
+    def _moved(self, track: Track, old: Points, new: Points, sure: Bools) -> Track:
+        count = len(track.points)
+        matrix, agree = motion.common_motion(old[:count][sure[:count]], new[:count][sure[:count]])
+        kept = sure.copy()
+        kept[:count][sure[:count]] = agree
+        logits = track.logits
+        if matrix is not None:
+            moved = motion.warped(logits.cpu().numpy(), matrix, self.scale, NOTHING)
+            logits = torch.from_numpy(moved).to(logits.device)
+        return replace(
+            track,
+            points=new[:count][kept[:count]],
+            negatives=new[count:][kept[count:]],
+            logits=logits,
+        )
+
+    # What is expected
+
+    def _shares(self, anywhere: bool) -> Tensor:
+        """(K, h, w) probabilities from memory, at the size of the logits."""
+        shares = self.memory.read(self.keys, anywhere)
+        maps = shares.view(len(shares), 1, *self.grid)
+        return F.interpolate(maps, self.low, mode="bilinear", align_corners=False)[:, 0]
+
+    def _query(
+        self,
+        row: int,
+        track: Track,
+        tracks: Sequence[Track],
+        near: Tensor | None,
+        far: Tensor | None,
+    ) -> _Query | None:
+        asked = self.asked.get(row)
+        if asked is not None and asked.role in ("init", "correct", "accept"):
+            return self._prompted(row, track, asked, near)
+        if asked is not None or track.state in (None, "absent"):
+            return None
+        if track.state == "lost":
+            return self._sought(row, far)
+        expected = near[row] if near is not None else torch.sigmoid(track.logits)
+        points = track.points
+        if near is not None:
+            points = points[self._at(expected, points) > _DOUBTFUL]
+        chosen = motion.spread(self._deepest_first(points, expected), self.config.points)
+        if not len(chosen):
+            chosen = self._middle(expected)
+        if not len(chosen):
+            return None
+        query = _Query(
+            row, chosen, np.ones(len(chosen), np.int64), expected=expected, carried=points
+        )
+        self._add_negatives(query, track, tracks)
+        if self.config.mask_prompt:
+            query.mask = SURE * (2 * expected - 1)
+        return query
+
+    def _deepest_first(self, points: Points, expected: Tensor) -> Points:
+        """Points with the one in front that lies deepest in what is expected: a click in the
+        middle says most, and one at the edge may have left its object."""
+        if len(points) < 2:
+            return points
+        inside = np.pad((expected > 0.5).cpu().numpy().astype(np.uint8), 1)
+        depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        first = int(self._at(torch.from_numpy(depth), points).argmax())
+        return np.concatenate([points[first : first + 1], np.delete(points, first, axis=0)])
+
+    def _add_negatives(self, query: _Query, track: Track, tracks: Sequence[Track]) -> None:
+        """Negative clicks, and other objects' points where this one is not expected."""
+        negatives = [track.negatives]
+        if self.config.rivals and query.expected is not None:
+            for other in tracks:
+                if other is not track and len(other.points):
+                    theirs = motion.spread(other.points, 1)
+                    negatives.append(theirs[self._at(query.expected, theirs) < _DOUBTFUL])
+        wrong = np.concatenate(negatives)
+        query.points = np.concatenate([query.points, wrong])
+        query.labels = np.concatenate([query.labels, np.zeros(len(wrong), np.int64)])
+
+    def _prompted(self, row: int, track: Track, asked: Asked, near: Tensor | None) -> _Query:
+        """A person's clicks; a correction goes on from the mask that is expected."""
+        known = track.state not in (None, "lost", "absent") and near is not None
+        mask = None
+        if asked.role != "init" and known and near is not None:
+            mask = SURE * (2 * near[row] - 1)
+        points, labels = asked.points, asked.labels
+        if not (labels == 1).any() and asked.box is None and mask is not None:
+            more = self._middle(torch.sigmoid(mask))
+            points = np.concatenate([points, more])
+            labels = np.concatenate([labels, np.ones(len(more), np.int64)])
+        return _Query(row, points, labels, asked.box, mask, asked=asked)
+
+    def _sought(self, row: int, far: Tensor | None) -> _Query | None:
+        """Where a lost object may be."""
+        if far is None:
+            return None
+        place = self._middle(far[row])
+        if not len(place):
+            return None
+        return _Query(
+            row, place, np.ones(1, np.int64), mask=SURE * (2 * far[row] - 1), expected=far[row]
+        )
+
+    def _middle(self, expected: Tensor) -> Points:
+        """(1, 2): the deepest point of where an object is expected; (0, 2) if it is nowhere."""
+        found = deepest((expected > 0.5).cpu().numpy())
+        if found is None:
+            return np.zeros((0, 2), np.float32)
+        h, w = self.size
+        at = (np.array([found[:2]], np.float32) + 0.5) / np.float32(self.scale) - 0.5
+        return np.clip(at, 0, [w - 1, h - 1]).astype(np.float32)
+
+    def _at(self, maps: Tensor, points: Points) -> NDArray[np.float32]:
+        """(P,) values of an (h, w) map at points."""
+        h, w = maps.shape
+        cells = np.clip((points + 0.5) * self.scale, 0, [w - 1, h - 1]).astype(np.int64)
+        values: NDArray[np.float32] = maps.cpu().numpy()[cells[:, 1], cells[:, 0]]
+        return values
+
+    # What the segmenter says
+
+    def _ask(self, queries: list[_Query]) -> list[_Answer]:
+        if not queries:
+            return []
+        logits, scores = self._decode(queries)
+        answers = [self._choose(q, logits[i], scores[i]) for i, q in enumerate(queries)]
+        # A person's click gets a second pass with its own mask, SAM's way of refining.
+        again = [i for i, query in enumerate(queries) if query.asked is not None]
+        if again:
+            second = [replace(queries[i], mask=answers[i].logits) for i in again]
+            logits, scores = self._decode(second)
+            for place, i in enumerate(again):
+                answer = _Answer(logits[place, 0], float(scores[place, 0]), 1.0, 1.0)
+                if self._obeys(answer, queries[i]):
+                    answers[i] = answer
+        return answers
+
+    def _decode(self, queries: list[_Query]) -> tuple[Tensor, Tensor]:
+        def mask(query: _Query) -> NDArray[np.float32] | None:
+            return None if query.mask is None else query.mask.cpu().numpy()
+
+        prompts = Prompts.of(
+            self.size,
+            [q.points for q in queries],
+            [q.labels for q in queries],
+            boxes=[q.box for q in queries],
+            mask_input=[mask(q) for q in queries],
+        )
+        return self.segmenter.logits(self.here.embeddings, prompts)
+
+    def _choose(self, query: _Query, logits: Tensor, scores: Tensor) -> _Answer:
+        """Of four outputs the one that is predicted best and agrees best with what is expected."""
+        if query.expected is None:
+            ambiguous = (
+                (query.labels == 1).sum() == 1 and len(query.labels) == 1 and query.box is None
+            )
+            best = 1 + int(scores[1:].argmax()) if ambiguous and query.mask is None else 0
+            return _Answer(logits[best], float(scores[best]), 1.0, 1.0)
+        p = torch.sigmoid(logits)
+        both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)
+        agreement = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
+        inside = torch.ones(len(logits))
+        if len(query.carried):
+            inside = torch.tensor([float((self._at(x, query.carried) > 0).mean()) for x in logits])
+        value = scores.cpu() + agreement.cpu() + 0.5 * inside
+        best = int(value.argmax())
+        return _Answer(
+            logits[best], float(scores[best]), float(agreement[best]), float(inside[best])
+        )
+
+    def _obeys(self, answer: _Answer, query: _Query) -> bool:
+        """Whether a mask holds the positives, leaves out the negatives, and is not everything."""
+        hit = self._at(answer.logits, query.points) > 0
+        h, w = (round(side * self.scale) for side in self.size)
+        share = float((answer.logits[:h, :w] > 0).float().mean())
+        return bool((hit == (query.labels == 1)).all()) and 0 < share <= _LARGEST
+
+    # What is learnt
+
+    def _learn(
+        self,
+        row: int,
+        track: Track,
+        query: _Query | None,
+        answer: _Answer | None,
+        far: Tensor | None,
+    ) -> tuple[Track, Tensor, float, float]:
+        """The new track of an object, its logits, score and quality."""
+        nothing = torch.full(self.low, NOTHING, device=self.keys.device)
+        asked = self.asked.get(row)
+        if asked is not None and asked.role == "end":
+            return Track(), nothing, 0.0, 0.0
+        if asked is not None and asked.role == "absent":
+            return replace(track, state="absent", points=track.points[:0]), nothing, 0.0, 0.0
+        if track.state in (None, "absent") and query is None:
+            return track, nothing, 0.0, 0.0
+        if query is None or answer is None:
+            return self._missed(track, None), nothing, 0.0, 0.0
+        area = float((answer.logits > 0).sum())
+        if query.asked is not None:
+            return self._started(track, query.asked, answer, area)
+        if track.state == "lost":
+            return self._seen(track, query, answer, area, nothing)
+        trusted = self._trusted(track, answer, area)
+        if trusted or not self.config.gate:
+            return self._followed(track, "tracked", answer, area)
+        if area == 0:
+            return self._missed(track, None), nothing, 0.0, 0.0
+        missed = self._missed(track, answer)
+        if missed.state == "lost":
+            return missed, nothing, 0.0, 0.0
+        return missed, answer.logits, answer.predicted, answer.agreement
+
+    def _trusted(self, track: Track, answer: _Answer, area: float) -> bool:
+        config = self.config
+        grown = max(area, 1.0) / max(track.area, 1.0)
+        return (
+            answer.predicted >= config.predicted
+            and answer.agreement >= config.agreement
+            and answer.inside >= config.inside
+            and 1 / config.growth <= grown <= config.growth
+        )
+
+    def _started(
+        self, track: Track, asked: Asked, answer: _Answer, area: float
+    ) -> tuple[Track, Tensor, float, float]:
+        positive = asked.labels == 1
+        fresh = Track(
+            "prompted",
+            np.concatenate([asked.points[positive], self._corners(answer.logits)]),
+            asked.points[~positive],
+            answer.logits,
+            area,
+        )
+        return fresh, answer.logits, answer.predicted, 1.0
+
+    def _followed(
+        self, track: Track, state: State, answer: _Answer, area: float
+    ) -> tuple[Track, Tensor, float, float]:
+        points = track.points
+        few = len(points) < self.config.corners // 3
+        if self.config.corners and (few or self.tracker.age % self.config.every == 0):
+            inside = self._at(answer.logits, points) > 0
+            points = np.concatenate([points[inside][:1], self._corners(answer.logits)])
+        track = replace(
+            track,
+            state=state,
+            points=points,
+            logits=answer.logits,
+            area=area,
+            misses=0,
+            sighting=None,
+        )
+        return track, answer.logits, answer.predicted, answer.agreement
+
+    def _missed(self, track: Track, answer: _Answer | None) -> Track:
+        misses = track.misses + 1
+        if track.state == "lost":
+            return replace(track, misses=misses, sighting=None)
+        if answer is None or misses > self.config.patience:
+            return replace(
+                track, state="lost", points=track.points[:0], misses=misses, sighting=None
+            )
+        return replace(track, state="uncertain", misses=misses)
+
+    def _seen(
+        self, track: Track, query: _Query, answer: _Answer, area: float, nothing: Tensor
+    ) -> tuple[Track, Tensor, float, float]:
+        """A lost object is found if it is seen on two frames running, in much the same place."""
+        grown = max(area, 1.0) / max(track.area, 1.0)
+        mask = answer.logits > 0
+        likeness = float(cast(Tensor, query.expected)[mask].mean()) if area else 0.0
+        if (
+            answer.predicted < self.config.predicted
+            or likeness < self.config.likeness
+            or not 1 / self.config.growth <= grown <= self.config.growth
+        ):
+            return self._missed(track, None), nothing, 0.0, 0.0
+        if track.sighting is None or float(iou(mask, track.sighting > 0)) < _SAME_PLACE:
+            return replace(self._missed(track, None), sighting=answer.logits), nothing, 0.0, 0.0
+        track = replace(track, points=query.points)
+        return self._followed(track, "recovered", answer, area)
+
+    def _corners(self, logits: Tensor) -> Points:
+        if not self.config.corners:
+            return np.zeros((0, 2), np.float32)
+        grey = self.here.grey
+        full = self.segmenter.upsample(logits, (grey.shape[0], grey.shape[1])) > 0
+        found = motion.corners(grey, full.cpu().numpy(), self.config.corners)
+        return found / np.float32(self.shrunk)
+
+    def _other(self, logits: Tensor, near: Tensor | None, row: int) -> bool:
+        """Whether a prompted mask is of something else than what was followed."""
+        return near is not None and float(iou(logits > 0, near[row] > 0.5)) < self.config.agreement
+
+    def _remember(
+        self, results: list[tuple[Track, Tensor, float, float]], near: Tensor | None
+    ) -> tuple[Tracker, Found]:
+        tracks = tuple(result[0] for result in results)
+        logits = torch.stack([result[1] for result in results])
+        memory = self.memory
+        if self.config.recent >= 0:
+            shares = recall.shares(logits, self.grid)
+            if near is not None:
+                # Of what is not trusted, what was expected is remembered.
+                doubtful = torch.tensor([t.state == "uncertain" for t in tracks])
+                expected = F.adaptive_avg_pool2d(near[:, None], self.grid)[:, 0].flatten(1)
+                shares = torch.where(doubtful[:, None].to(shares.device), expected, shares)
+            known = torch.tensor([float(t.state not in (None, "lost")) for t in tracks])
+            told = torch.tensor([float(t.state == "prompted") for t in tracks])
+            trusted = tuple(t.state in ("prompted", "tracked", "recovered") for t in tracks)
+            frame = Remembered(self.keys, shares, known.to(shares.device), trusted)
+            if told.any():
+                memory = memory.keep(replace(frame, known=told.to(shares.device)))
+            for row, (old, new) in enumerate(zip(self.tracker.tracks, tracks, strict=True)):
+                if new.state == "lost" and old.state != "lost":
+                    memory = memory.lose(row)
+                elif new.state == "prompted" and self._other(logits[row], near, row):
+                    memory = memory.forget(row)
+            if known.any():
+                memory = memory.add(frame, self.config.recent)
+        found = Found(
+            tuple(track.state for track in tracks),
+            logits,
+            tuple(result[2] for result in results),
+            tuple(result[3] for result in results),
+        )
+        return Tracker(tracks, self.here.grey, memory, self.tracker.age + 1), found
+
+
+def advance(
+    segmenter: Segmenter,
+    config: TrackConfig,
+    tracker: Tracker,
+    here: Scene,
+    asked: Mapping[int, Asked],
+) -> tuple[Tracker, Found]:
+    """Go on by one frame.
+
+    Args:
+        segmenter: that the embeddings are of.
+        config: how.
+        tracker: of the frame before; `begin` before the first.
+        here: the frame.
+        asked: what a person says on this frame, by object, 0 to K - 1.
+
+    Returns:
+        The tracker after this frame, and what was found on it. Nothing that was given is changed.
+    """
+    return Step(segmenter, config, tracker, here, asked).run()

@@ -1,0 +1,172 @@
+"""`mask_video` over made clips with a segmenter that sees right: both ways, merged, resumed."""
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+import masking
+from masking.manifest import ManifestError
+from masking.propagate import MaskingState
+from masking.video import VideoError
+from tests.moving import SIZE, picture, segmenter
+
+
+def film(path, clip):
+    """Write a clip so that colours come back as they were, nearly."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "5"})
+        stream.height, stream.width, stream.pix_fmt = *SIZE, "yuv444p"
+        stream.gop_size = 6
+        for image, _ in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return [picture({1: (30 + 2 * t, 40, 13), 2: (130 - 2 * t, 70, 13)}) for t in range(24)]
+
+
+@pytest.fixture(scope="module")
+def path(clip, tmp_path_factory):
+    return film(tmp_path_factory.mktemp("film") / "clip.mp4", clip)
+
+
+def row(frame, x, y, object_id=1, **more):
+    return {"object_id": object_id, "frame": frame, "x": x, "y": y} | more
+
+
+def right(clip, found, number=1, place=0, least=0.8):
+    """On which frames an object is drawn where it is."""
+    hits = []
+    for (_, labels), frame in zip(clip, found, strict=True):
+        truth, mask = labels == number, frame.masks[place]
+        hits.append((truth & mask).sum() >= least * (truth | mask).sum())
+    return hits
+
+
+def test_from_the_first_frame(clip, path):
+    found = list(masking.mask_video(path, [row(0, 30, 40), row(0, 130, 70, 2)], segmenter()))
+    assert [frame.index for frame in found] == list(range(24))
+    assert found[5].time_s == pytest.approx(0.5)
+    assert all(right(clip, found, 1, 0))
+    assert all(right(clip, found, 2, 1))
+    assert found[0].states == ("prompted", "prompted")
+    assert found[9].states == ("tracked", "tracked")
+    assert {one.direction for frame in found[1:] for one in frame.found} == {"forward"}
+    assert found[3].scores == pytest.approx((0.95, 0.95))
+
+
+def test_from_the_middle_goes_both_ways(clip, path):
+    found = list(masking.mask_video(path, pd.DataFrame([row(12, 54, 40)]), segmenter()))
+    assert all(right(clip, found))
+    assert [frame.found[0].direction for frame in found[11:14]] == ["backward", "prompt", "forward"]
+    assert found[12].states == ("prompted",)
+    assert found[0].states == ("tracked",)
+
+
+def test_between_prompts_both_ways_are_merged(clip, path):
+    found = list(masking.mask_video(path, [row(0, 30, 40), row(20, 70, 40)], segmenter()))
+    assert all(right(clip, found))
+    assert {frame.found[0].direction for frame in found[1:20]} == {"both"}
+    assert {frame.found[0].direction for frame in found[21:]} == {"forward"}
+
+
+def test_prompts_that_disagree_are_told_where_they_meet(clip, path):
+    """The second prompt is on the other object: the nearer one wins, and it is said."""
+    found = list(masking.mask_video(path, [row(0, 30, 40), row(20, 90, 70)], segmenter()))
+    assert all(right(clip[:9], found[:9], 1))
+    assert all(right(clip[12:], found[12:], 2))
+    assert {frame.states for frame in found[4:18]} == {("uncertain",)}
+
+
+def test_spans_ends_and_absence(clip, path):
+    rows = [
+        row(5, 40, 40, start_frame=3, end_frame=18),
+        {"object_id": 1, "frame": 9, "role": "absent"},
+        row(14, 58, 40),
+        {"object_id": 1, "frame": 16, "role": "end"},
+    ]
+    found = list(masking.mask_video(path, rows, segmenter()))
+    states = [frame.states[0] for frame in found]
+    assert states[:3] == [None] * 3
+    assert states[3:6] == ["tracked", "tracked", "prompted"]
+    assert states[9:14] == ["absent"] * 5
+    assert states[14:16] == ["prompted", "tracked"]
+    assert states[16:] == [None] * 8
+    assert not any(frame.masks.any() for frame in [*found[:3], *found[9:14], *found[16:]])
+
+
+@pytest.mark.parametrize("stop", [1, 7, 13, 23])
+def test_goes_on_after_any_frame(path, tmp_path, stop):
+    rows = [row(0, 30, 40), row(16, 98, 70, 2)]
+    whole = list(masking.mask_video(path, rows, segmenter()))
+    first = masking.mask_video(path, rows, segmenter())
+    for _ in range(stop):
+        next(first)
+    first.state.save(tmp_path / "state")
+    first.close()
+    state = MaskingState.load(tmp_path / "state")
+    rest = list(masking.mask_video(path, rows, segmenter(), state=state))
+    assert [frame.index for frame in rest] == list(range(stop, 24))
+    for a, b in zip(rest, whole[stop:], strict=True):
+        assert np.array_equal(a.masks, b.masks)
+        assert (a.states, a.scores) == (b.states, b.scores)
+
+
+def test_label_map_gives_overlaps_to_the_surer_one(path):
+    found = next(masking.mask_video(path, [row(0, 30, 40), row(0, 130, 70, 7)], segmenter()))
+    labels = found.label_map()
+    assert labels[40, 30] == 1
+    assert labels[70, 130] == 7
+    assert labels[0, 0] == 0
+    found.logits[:] = np.array([3, 5])[:, None, None]
+    found.found[0].mask[:] = True
+    found.found[1].mask[:] = True
+    assert (found.label_map() == 7).all()
+
+
+def test_frames_of_another_size_get_masks_of_their_own(tmp_path):
+    from PIL import Image
+
+    for index in range(4):
+        image = Image.fromarray(picture({1: (40 + index, 40, 14)})[0])
+        image.resize((80, 48) if index == 2 else (160, 96)).save(tmp_path / f"{index}.png")
+    found = list(masking.mask_video(tmp_path, [row(0, 40, 40)], segmenter()))
+    assert [frame.masks.shape for frame in found] == [(1, 96, 160)] * 2 + [
+        (1, 48, 80),
+        (1, 96, 160),
+    ]
+    assert found[2].masks[0, 20, 21]
+    assert 100 < found[2].masks.sum() < 200
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [row(0, 160, 40)],
+            r"row 1: x, y is \(160, 40\); expected a place in the frame of 160 x 96",
+        ),
+        ([row(24, 30, 40)], "row 1: frame is 24; expected 0 to 23, the last frame"),
+        ([row(0, 30, 40, label=0)], "object 1 is only negative points"),
+    ],
+)
+def test_prompts_that_cannot_be_meant_are_refused_before_the_pass(path, rows, message):
+    with pytest.raises(ManifestError, match=message):
+        masking.mask_video(path, rows, segmenter())
+
+
+def test_a_file_that_is_no_video(tmp_path):
+    (tmp_path / "notes.mp4").write_text("no video")
+    with pytest.raises(VideoError, match=r"notes\.mp4: not a video that can be opened"):
+        masking.mask_video(tmp_path / "notes.mp4", [row(0, 1, 1)], segmenter())
+
+
+def test_a_state_of_nothing(path, tmp_path):
+    run = masking.mask_video(path, [row(0, 30, 40)], segmenter())
+    with pytest.raises(ValueError, match="no frame has been masked yet"):
+        _ = run.state
+    run.close()

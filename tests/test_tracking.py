@@ -1,0 +1,174 @@
+"""Objects through made clips with a segmenter that sees right: states, points, and one value."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from masking import motion, recall, snapshot, track, tracking
+from masking.track import Asked, Scene, TrackConfig
+from tests.moving import SIZE, picture, segmenter
+
+
+def follow(clip, asked, config=None, tracker=None, start=0):
+    """States and masks (K, H, W) of every frame of [(image, labels)], and the last tracker."""
+    seeing = segmenter()
+    count = 1 + max((row for words in asked.values() for row in words), default=0)
+    tracker = tracker or track.begin(count)
+    states, masks = [], []
+    for index, (image, _) in enumerate(clip[start:], start):
+        embeddings = seeing.encode(image[None])
+        scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
+        tracker, found = tracking.advance(
+            seeing, config or TrackConfig(), tracker, scene, asked.get(index, {})
+        )
+        states.append(found.states)
+        masks.append((seeing.upsample(found.logits, SIZE) > 0).numpy())
+    return states, np.stack(masks), tracker
+
+
+def click(x, y, label=1):
+    return Asked(np.array([[x, y]], np.float32), np.array([label]))
+
+
+def agreement(clip, masks, number, row=0):
+    truth = np.stack([labels == number for _, labels in clip])
+    both, either = (truth & masks[:, row]).sum((1, 2)), (truth | masks[:, row]).sum((1, 2))
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+
+
+def test_a_moving_object_is_followed():
+    clip = [picture({1: (30 + 2 * t, 40 + t, 14)}) for t in range(20)]
+    states, masks, _ = follow(clip, {0: {0: click(30, 40)}})
+    assert states[0] == ("prompted",)
+    assert {state for (state,) in states[1:]} == {"tracked"}
+    assert agreement(clip, masks, 1).min() > 0.8
+
+
+def test_objects_that_cross_keep_their_names():
+    clip = [picture({1: (20 + 5 * t, 40, 12), 2: (140 - 5 * t, 56, 12)}) for t in range(25)]
+    _, masks, _ = follow(clip, {0: {0: click(20, 40), 1: click(140, 56)}})
+    assert agreement(clip, masks, 1, 0)[-1] > 0.8
+    assert agreement(clip, masks, 2, 1)[-1] > 0.8
+
+
+def test_what_goes_is_lost_and_found_again_on_the_second_frame():
+    places = [(30 + 4 * t, 40, 12) for t in range(8)] + [None] * 10
+    places += [(100, 60, 12)] * 6
+    clip = [picture({1: place}) for place in places]
+    states, masks, _ = follow(clip, {0: {0: click(30, 40)}})
+    flat = [state for (state,) in states]
+    assert "lost" in flat[8:14]
+    assert flat[17] == "lost"
+    assert flat[18:21] == ["lost", "recovered", "tracked"]
+    assert not masks[14:18].any()
+    assert agreement(clip, masks, 1)[20:].min() > 0.8
+
+
+def test_without_redetection_it_stays_lost():
+    clip = [picture({1: place}) for place in [(30, 40, 12)] * 3 + [None] * 8 + [(90, 60, 12)] * 5]
+    states, masks, _ = follow(clip, {0: {0: click(30, 40)}}, TrackConfig(redetect=False))
+    assert states[-1] == ("lost",)
+    assert not masks[-1].any()
+
+
+def test_absent_and_end_are_a_persons_word():
+    clip = [picture({1: (40, 40, 12)})] * 9
+    words = {0: {0: click(40, 40)}, 3: {0: Asked(role="absent")}, 5: {0: click(40, 40)}}
+    words[7] = {0: Asked(role="end")}
+    states, masks, _ = follow(clip, words)
+    flat = [state for (state,) in states]
+    assert flat[3:5] == ["absent", "absent"]
+    assert flat[5:7] == ["prompted", "tracked"]
+    assert flat[7:] == [None, None]
+    assert not masks[3:5].any()
+
+
+def test_a_correction_takes_hold():
+    """The first click is on the wrong thing; from the correction on the right one is followed."""
+    clip = [picture({1: (30 + t, 40, 12), 2: (110 - t, 60, 12)}) for t in range(12)]
+    wrong = {0: {0: click(110, 60)}}
+    right = Asked(np.array([[36, 40]], np.float32), np.array([1]), role="correct")
+    states, masks, _ = follow(clip, wrong | {6: {0: right}})
+    assert agreement(clip, masks, 2)[:6].min() > 0.8
+    assert agreement(clip, masks, 1)[6:].min() > 0.8
+    assert states[6] == ("prompted",)
+
+
+def test_all_objects_of_a_frame_are_decoded_in_one_call():
+    clip = [picture({1: (30, 40, 12), 2: (110, 60, 12), 3: (70, 20, 10)})] * 4
+    seeing = segmenter()
+    tracker = track.begin(3)
+    for index, (image, _) in enumerate(clip):
+        embeddings = seeing.encode(image[None])
+        scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
+        words = {0: click(30, 40), 1: click(110, 60), 2: click(70, 20)} if index == 0 else {}
+        seeing.network.calls.clear()
+        tracker, _ = tracking.advance(seeing, TrackConfig(), tracker, scene, words)
+        assert seeing.network.calls == ([3, 3] if index == 0 else [3])  # a click has two passes
+
+
+def test_a_step_changes_nothing_that_it_was_given_and_goes_on_from_a_file(tmp_path):
+    clip = [picture({1: (30 + 2 * t, 40 + t, 14)}) for t in range(14)]
+    asked = {0: {0: click(30, 40)}}
+    _, whole, _ = follow(clip, asked)
+    _, _, half = follow(clip[:7], asked)
+    torch.save(snapshot.plain(half), tmp_path / "state")
+    loaded = torch.load(tmp_path / "state", weights_only=True)
+    restored = snapshot.restored(loaded, snapshot.OF_TRACKING)
+    for tracker in (half, half, restored):
+        _, rest, _ = follow(clip, asked, tracker=tracker, start=7)
+        assert np.array_equal(rest, whole[7:])
+
+
+def test_a_state_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="not a state of this version"):
+        snapshot.restored({"class": "Tracker", "wheels": 4}, snapshot.OF_TRACKING)
+
+
+def test_points_are_followed_and_strays_are_not_believed():
+    noise = np.random.default_rng(0).integers(0, 255, SIZE, np.uint8)
+    before = cv2.GaussianBlur(noise, (0, 0), 2)
+    after = np.roll(before, (3, 6), axis=(0, 1))
+    after[60:, 100:] = 128  # something comes in front
+    grey = [before, after]
+    points = np.array([[40, 40], [36, 44], [45, 36], [44, 46], [120, 75]], np.float32)
+    there, believed = motion.follow(*grey, points)
+    assert believed.tolist() == [True] * 4 + [False]
+    assert (there - points)[:4] == pytest.approx(np.tile([6, 3], (4, 1)), abs=0.1)
+    there[2] += 20  # a point that goes its own way
+    matrix, agree = motion.common_motion(np.tile(points[:4], (3, 1)), np.tile(there[:4], (3, 1)))
+    assert agree.tolist() == [True, True, False, True] * 3
+    assert matrix == pytest.approx(np.array([[1, 0, 6], [0, 1, 3]]), abs=0.1)
+    nothing, none = motion.follow(*grey, points[:0])
+    assert nothing.shape == (0, 2)
+    assert none.shape == (0,)
+
+
+def test_warped_logits_move_as_the_frame_does():
+    logits = np.full((24, 40), -8, np.float32)
+    logits[10:14, 10:14] = 8
+    moved = motion.warped(logits, np.array([[1.0, 0, 8], [0, 1, 4]]), 0.25, -8)
+    assert np.array_equal(moved[11:15, 12:16] > 0, np.ones((4, 4), bool))
+    assert (moved > 0).sum() == 16
+
+
+def test_memory_knows_again_and_says_nothing_of_what_it_does_not_know():
+    keys = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])]
+    shares = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0], [0] * 8])
+    frame = recall.Remembered(keys, shares, torch.tensor([1.0, 0]), (True, False))
+    memory = recall.Memory((2, 4)).keep(frame)
+    read = memory.read(keys.flip(0), anywhere=True)
+    assert read[0] == pytest.approx([0, 0, 0, 0, 0, 0, 1, 1], abs=1e-5)
+    assert not read[1].any()
+
+
+def test_memory_keeps_the_last_frames_only():
+    frame = recall.Remembered(torch.eye(4), torch.zeros(1, 4), torch.ones(1), (True,))
+    memory = recall.Memory((2, 2))
+    for _ in range(5):
+        memory = memory.add(frame, 3)
+    assert len(memory.recent) == 3
+    assert len(memory.add(frame, 0).recent) == 0
+    lost = memory.lose(0)
+    assert list(lost.last_seen) == [0]
