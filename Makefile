@@ -26,6 +26,7 @@ $(READY): requirements.lock
 demo: $(READY)
 	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2
 	$(BIN)/python -m jobs.click --image flower --points 310 220 --out runs/demo/click.png
+	$(BIN)/python -m jobs.demo --out runs/demo/video
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

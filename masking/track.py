@@ -44,10 +44,11 @@ class TrackConfig:
     """Prompt with the mask that is expected, too; without it points are all."""
     gate: bool = True
     """Learn from masks that can be trusted alone; without it from all."""
-    predicted: float = 0.6
-    """Least IoU that the segmenter predicts of a mask that is trusted."""
-    agreement: float = 0.5
-    """Least IoU with the expected mask."""
+    predicted: float = 0.75
+    """Least IoU that the segmenter predicts of a mask that is trusted, as a share of what it
+    usually predicts for the object: some are hard all through, and are followed all the same."""
+    agreement: float = 0.6
+    """Least IoU with the expected mask, as a share of the usual one."""
     inside: float = 0.6
     """Least share of the carried points that lie in the mask."""
     growth: float = 3.0
@@ -56,8 +57,9 @@ class TrackConfig:
     """Frames running that are not trusted, after which an object is lost."""
     redetect: bool = True
     """Look for lost objects."""
-    likeness: float = 0.5
-    """Least share of what was remembered that a mask must hold to be the object found again."""
+    likeness: float = 0.75
+    """Least share of what was remembered that a mask must hold to be the object found again, as a
+    share of the usual one."""
     rivals: bool = True
     """Points of other objects that lie near are negatives."""
 
@@ -93,6 +95,9 @@ class Track:
     """Cells of that mask."""
     misses: int = 0
     """Frames since then."""
+    usual: tuple[float, float, float] = (0.0, 0.5, 0.5)
+    """Running means over trusted masks: the IoU that is predicted, the agreement with what was
+    expected, and the share of the mask that was expected."""
     sighting: Tensor | None = None
     """(h, w) logits of where a lost object was seen on the frame before."""
 

@@ -11,7 +11,6 @@ pixels of the frame, h x w of low-resolution logits, M cells of a key map.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import cv2
 import numpy as np
@@ -31,7 +30,10 @@ from masking.track import NOTHING, Asked, Found, Scene, State, Track, TrackConfi
 SURE = 6.0
 """Logit of a cell that certainly is, or is not, of an object."""
 _LARGEST = 0.8  # share of the frame above which a mask is the background's
+_FORGETS = 0.9  # what stays of the usual figures of an object from one trusted mask to the next
+_OTHER = 0.5  # IoU with what was expected below which a prompted mask is of something else
 _DOUBTFUL = 0.3  # share expected below which a point is taken to have left its object
+_INNER = 2.0  # cells of the logits from the edge, from which a point lies well inside
 _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they are of the same thing
 
 
@@ -58,6 +60,12 @@ class _Answer:
     predicted: float
     agreement: float
     inside: float
+    likeness: float
+
+    @property
+    def area(self) -> float:
+        """Cells of the mask."""
+        return float((self.logits > 0).sum())
 
 
 class Step:
@@ -84,7 +92,7 @@ class Step:
 
     def run(self) -> tuple[Tracker, Found]:
         """Motion, expectation, queries, answers, and what is learnt."""
-        tracks = self._carried()
+        tracks = self.carried()
         known = bool(self.memory.prompted)
         near = self._shares(False) if known and self.config.recent >= 0 else None
         lost = any(track.state == "lost" for track in tracks)
@@ -94,17 +102,18 @@ class Step:
             query = self._query(row, track, tracks, near, far)
             if query is not None:
                 queries.append(query)
-        answers = dict(zip([q.row for q in queries], self._ask(queries), strict=True))
-        by_row = {query.row: query for query in queries}
+        answers = self._ask(queries)
+        self._ask_again(tracks, queries, answers)
+        told = {q.row: (q, answer) for q, answer in zip(queries, answers, strict=True)}
         results = [
-            self._learn(row, track, by_row.get(row), answers.get(row), far)
+            self._learn(row, track, *told.get(row, (None, None)))
             for row, track in enumerate(tracks)
         ]
         return self._remember(results, near)
 
     # What moves
 
-    def _carried(self) -> list[Track]:
+    def carried(self) -> list[Track]:
         """Tracks with their points and masks moved to this frame."""
         tracks, before = list(self.tracker.tracks), self.tracker.grey
         if before is None or before.shape != self.here.grey.shape:
@@ -170,7 +179,7 @@ class Step:
         points = track.points
         if near is not None:
             points = points[self._at(expected, points) > _DOUBTFUL]
-        chosen = motion.spread(self._deepest_first(points, expected), self.config.points)
+        chosen = motion.spread(self._inner_first(points, expected), self.config.points)
         if not len(chosen):
             chosen = self._middle(expected)
         if not len(chosen):
@@ -183,14 +192,15 @@ class Step:
             query.mask = SURE * (2 * expected - 1)
         return query
 
-    def _deepest_first(self, points: Points, expected: Tensor) -> Points:
-        """Points with the one in front that lies deepest in what is expected: a click in the
-        middle says most, and one at the edge may have left its object."""
+    def _inner_first(self, points: Points, expected: Tensor) -> Points:
+        """Points with the first one that lies well inside what is expected in front: a click at
+        the edge may have left its object. If none does, the deepest."""
         if len(points) < 2:
             return points
         inside = np.pad((expected > 0.5).cpu().numpy().astype(np.uint8), 1)
-        depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-        first = int(self._at(torch.from_numpy(depth), points).argmax())
+        depths = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        depth = self._at(torch.from_numpy(depths), points)
+        first = int((depth >= min(_INNER, depth.max())).argmax())
         return np.concatenate([points[first : first + 1], np.delete(points, first, axis=0)])
 
     def _add_negatives(self, query: _Query, track: Track, tracks: Sequence[Track]) -> None:
@@ -258,10 +268,35 @@ class Step:
             second = [replace(queries[i], mask=answers[i].logits) for i in again]
             logits, scores = self._decode(second)
             for place, i in enumerate(again):
-                answer = _Answer(logits[place, 0], float(scores[place, 0]), 1.0, 1.0)
+                answer = _Answer(logits[place, 0], float(scores[place, 0]), 1.0, 1.0, 1.0)
                 if self._obeys(answer, queries[i]):
                     answers[i] = answer
         return answers
+
+    def _ask_again(
+        self, tracks: Sequence[Track], queries: list[_Query], answers: list[_Answer]
+    ) -> None:
+        """Where a carried point led to nothing good, ask with the middle of what is expected."""
+        doubtful, changed = [], []
+        for i, (query, answer) in enumerate(zip(queries, answers, strict=True)):
+            track = tracks[query.row]
+            followed = query.asked is None and track.state != "lost"
+            if not followed or query.expected is None or self._trusted(track, answer):
+                continue
+            middle = self._middle(query.expected)
+            if len(middle):
+                negative = query.labels == 0
+                points = np.concatenate([middle, query.points[negative]])
+                labels = np.concatenate([np.ones(1, np.int64), query.labels[negative]])
+                doubtful.append(i)
+                changed.append(replace(query, points=points, labels=labels))
+        if not changed:
+            return
+        logits, scores = self._decode(changed)
+        for place, (i, query) in enumerate(zip(doubtful, changed, strict=True)):
+            answer = self._choose(query, logits[place], scores[place])
+            if self._trusted(tracks[query.row], answer):
+                queries[i], answers[i] = query, answer
 
     def _decode(self, queries: list[_Query]) -> tuple[Tensor, Tensor]:
         def mask(query: _Query) -> NDArray[np.float32] | None:
@@ -283,7 +318,7 @@ class Step:
                 (query.labels == 1).sum() == 1 and len(query.labels) == 1 and query.box is None
             )
             best = 1 + int(scores[1:].argmax()) if ambiguous and query.mask is None else 0
-            return _Answer(logits[best], float(scores[best]), 1.0, 1.0)
+            return _Answer(logits[best], float(scores[best]), 1.0, 1.0, 1.0)
         p = torch.sigmoid(logits)
         both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)
         agreement = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
@@ -292,9 +327,10 @@ class Step:
             inside = torch.tensor([float((self._at(x, query.carried) > 0).mean()) for x in logits])
         value = scores.cpu() + agreement.cpu() + 0.5 * inside
         best = int(value.argmax())
-        return _Answer(
-            logits[best], float(scores[best]), float(agreement[best]), float(inside[best])
-        )
+        mask = logits[best] > 0
+        held = float(query.expected[mask].mean()) if mask.any() else 0.0
+        predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
+        return _Answer(logits[best], predicted, agreed, hit, held)
 
     def _obeys(self, answer: _Answer, query: _Query) -> bool:
         """Whether a mask holds the positives, leaves out the negatives, and is not everything."""
@@ -311,7 +347,6 @@ class Step:
         track: Track,
         query: _Query | None,
         answer: _Answer | None,
-        far: Tensor | None,
     ) -> tuple[Track, Tensor, float, float]:
         """The new track of an object, its logits, score and quality."""
         nothing = torch.full(self.low, NOTHING, device=self.keys.device)
@@ -324,33 +359,29 @@ class Step:
             return track, nothing, 0.0, 0.0
         if query is None or answer is None:
             return self._missed(track, None), nothing, 0.0, 0.0
-        area = float((answer.logits > 0).sum())
         if query.asked is not None:
-            return self._started(track, query.asked, answer, area)
+            return self._started(track, query.asked, answer)
         if track.state == "lost":
-            return self._seen(track, query, answer, area, nothing)
-        trusted = self._trusted(track, answer, area)
-        if trusted or not self.config.gate:
-            return self._followed(track, "tracked", answer, area)
-        if area == 0:
-            return self._missed(track, None), nothing, 0.0, 0.0
+            return self._seen(track, query, answer, nothing)
+        if answer.area and (self._trusted(track, answer) or not self.config.gate):
+            return self._followed(track, "tracked", answer)
         missed = self._missed(track, answer)
         if missed.state == "lost":
             return missed, nothing, 0.0, 0.0
         return missed, answer.logits, answer.predicted, answer.agreement
 
-    def _trusted(self, track: Track, answer: _Answer, area: float) -> bool:
+    def _trusted(self, track: Track, answer: _Answer) -> bool:
         config = self.config
-        grown = max(area, 1.0) / max(track.area, 1.0)
+        grown = max(answer.area, 1.0) / max(track.area, 1.0)
         return (
-            answer.predicted >= config.predicted
-            and answer.agreement >= config.agreement
+            answer.predicted >= config.predicted * track.usual[0]
+            and answer.agreement >= config.agreement * track.usual[1]
             and answer.inside >= config.inside
             and 1 / config.growth <= grown <= config.growth
         )
 
     def _started(
-        self, track: Track, asked: Asked, answer: _Answer, area: float
+        self, track: Track, asked: Asked, answer: _Answer
     ) -> tuple[Track, Tensor, float, float]:
         positive = asked.labels == 1
         fresh = Track(
@@ -358,12 +389,13 @@ class Step:
             np.concatenate([asked.points[positive], self._corners(answer.logits)]),
             asked.points[~positive],
             answer.logits,
-            area,
+            answer.area,
+            usual=(answer.predicted, *track.usual[1:]),
         )
         return fresh, answer.logits, answer.predicted, 1.0
 
     def _followed(
-        self, track: Track, state: State, answer: _Answer, area: float
+        self, track: Track, state: State, answer: _Answer
     ) -> tuple[Track, Tensor, float, float]:
         points = track.points
         few = len(points) < self.config.corners // 3
@@ -375,11 +407,20 @@ class Step:
             state=state,
             points=points,
             logits=answer.logits,
-            area=area,
+            area=answer.area,
+            usual=self._usual(track, answer),
             misses=0,
             sighting=None,
         )
         return track, answer.logits, answer.predicted, answer.agreement
+
+    def _usual(self, track: Track, answer: _Answer) -> tuple[float, float, float]:
+        now = (answer.predicted, answer.agreement, answer.likeness)
+        first, second, third = (
+            _FORGETS * usual + (1 - _FORGETS) * new
+            for usual, new in zip(track.usual, now, strict=True)
+        )
+        return first, second, third
 
     def _missed(self, track: Track, answer: _Answer | None) -> Track:
         misses = track.misses + 1
@@ -392,22 +433,21 @@ class Step:
         return replace(track, state="uncertain", misses=misses)
 
     def _seen(
-        self, track: Track, query: _Query, answer: _Answer, area: float, nothing: Tensor
+        self, track: Track, query: _Query, answer: _Answer, nothing: Tensor
     ) -> tuple[Track, Tensor, float, float]:
         """A lost object is found if it is seen on two frames running, in much the same place."""
-        grown = max(area, 1.0) / max(track.area, 1.0)
+        grown = max(answer.area, 1.0) / max(track.area, 1.0)
         mask = answer.logits > 0
-        likeness = float(cast(Tensor, query.expected)[mask].mean()) if area else 0.0
         if (
-            answer.predicted < self.config.predicted
-            or likeness < self.config.likeness
+            answer.predicted < self.config.predicted * track.usual[0]
+            or answer.likeness < self.config.likeness * track.usual[2]
             or not 1 / self.config.growth <= grown <= self.config.growth
         ):
             return self._missed(track, None), nothing, 0.0, 0.0
         if track.sighting is None or float(iou(mask, track.sighting > 0)) < _SAME_PLACE:
             return replace(self._missed(track, None), sighting=answer.logits), nothing, 0.0, 0.0
         track = replace(track, points=query.points)
-        return self._followed(track, "recovered", answer, area)
+        return self._followed(track, "recovered", answer)
 
     def _corners(self, logits: Tensor) -> Points:
         if not self.config.corners:
@@ -419,7 +459,7 @@ class Step:
 
     def _other(self, logits: Tensor, near: Tensor | None, row: int) -> bool:
         """Whether a prompted mask is of something else than what was followed."""
-        return near is not None and float(iou(logits > 0, near[row] > 0.5)) < self.config.agreement
+        return near is not None and float(iou(logits > 0, near[row] > 0.5)) < _OTHER
 
     def _remember(
         self, results: list[tuple[Track, Tensor, float, float]], near: Tensor | None
