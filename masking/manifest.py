@@ -1,372 +1,142 @@
-"""The table of clicks: its columns, and what they mean, with every fault by row.
+"""A manifest: the clicks of many videos in one table, as CSV, JSON lines or Parquet.
 
-One row is a point, a box, or a word about an object (accept, end, absent):
+One row is one of `masking.rows`, with the video that it is of:
 
-    object_id  frame | time_s  x  y  label  [x2 y2 prompt_type role coords ...]
-
-`COLUMNS` says what each holds. Points are (x, y) in pixels of the frame as displayed, origin top
-left. What hangs on the video (its size, its times, its length) is checked by `resolve`.
+    uri  object_id  frame | time_s  x  y  label  [video_id ...]
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import io
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 
-from masking.track import Asked, Role
-
-Coords = Literal["pixel", "normalized"]
-
-COLUMNS = {
-    "object_id": "whole number from 1: which object",
-    "object_name": "what a person calls it",
-    "frame": "whole number from 0, in presentation order; or else time_s",
-    "time_s": "seconds since the first frame; the frame that is shown then is meant",
-    "x": "pixels from the left; of a box its left edge",
-    "y": "pixels from the top; of a box its top edge",
-    "label": "1 or positive: on the object; 0 or negative: not on it",
-    "prompt_type": "point (also if empty) or box",
-    "x2": "right edge of a box",
-    "y2": "bottom edge of a box",
-    "role": "init (also if empty), correct, accept, end or absent; the last three need no x and y",
-    "start_frame": "first frame on which the object is asked for; empty: the video's first",
-    "end_frame": "last frame on which it is asked for; empty: the video's last",
-    "coords": "pixel (also if empty) or normalized: shares of the frame's width and height",
-    "ref_width": "width of the frame that x belongs to, if it was shown at another size",
-    "ref_height": "height of that frame",
-}
-"""Columns of a manifest that have a meaning, and what they hold."""
-_LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
-_WORDS: tuple[Role, ...] = ("accept", "end", "absent")
-LISTED = 20
-"""Faults that a message lists before it only counts them; `ManifestError.faults` has them all."""
+from masking.rows import COLUMNS, Fault, ManifestError, Row, given, read_rows
 
 
 @dataclass(frozen=True)
-class Fault:
-    """What is wrong with a row."""
+class VideoPrompts:
+    """What a manifest asks of one video."""
 
-    row: int
-    """From 1, as a spreadsheet counts rows below its header; 0: the table as a whole."""
-    column: str
-    value: str
-    expected: str
-
-    def __str__(self) -> str:
-        where = f"row {self.row}: " if self.row else ""
-        return f"{where}{self.column} is {self.value}; expected {self.expected}"
+    video_id: str
+    """Names its results: parts of a path, with `/` between them."""
+    uri: str
+    """As the manifest has it."""
+    rows: tuple[Row, ...]
+    extra: Mapping[str, str]
+    """Columns that have no meaning here, from the video's first row."""
 
 
-class ManifestError(ValueError):
-    """Prompts that cannot be meant so; `faults` has all of them."""
-
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        """Take at least one fault."""
-        super().__init__(*faults)
-        self.faults = tuple(faults)
-
-    def __str__(self) -> str:
-        lines = [str(fault) for fault in self.faults[:LISTED]]
-        rest = len(self.faults) - LISTED
-        return "\n".join([*lines, f"... and {rest:,} more"] if rest > 0 else lines)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row that was read."""
-
-    number: int
-    """From 1."""
-    object_id: int
-    name: str
-    frame: int | None
-    time_s: float | None
-    role: Role
-    xy: tuple[float, float] | None
-    corner: tuple[float, float] | None
-    """Right and bottom edge of a box."""
-    label: int
-    normalized: bool
-    reference: tuple[float, float] | None
-    """Width and height of the frame that the coordinates belong to."""
-    span: tuple[int | None, int | None]
-    """First and last frame on which the object is asked for."""
-
-
-@dataclass(frozen=True)
-class ObjectPlan:
-    """What is asked of one object of a video."""
-
-    object_id: int
-    name: str
-    start: int
-    """First frame on which it is asked for."""
-    end: int | None
-    """Last one; None: the video's last."""
-    asked: Mapping[int, Asked]
-    """By frame."""
-
-
-def read_rows(table: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Read the rows of one video.
+def parse_table(name: str, content: bytes) -> pd.DataFrame:
+    """A manifest's bytes to a table.
 
     Args:
-        table: in the manifest's columns; columns that are not known are left alone.
+        name: says by its ending what it is: .csv, .jsonl (.ndjson) or .parquet. A line of JSON is a
+            row, or a video with its rows in a list `prompts`.
+        content: of the file.
 
     Raises:
-        ManifestError: every fault that shows without the video.
+        ManifestError: it does not read as that.
     """
-    records = table.to_dict("records") if isinstance(table, pd.DataFrame) else [*table]
-    rows, faults = [], []
-    for number, record in enumerate(records, 1):
-        reader = _Reader(number, cast(Mapping[str, Any], record))
-        row = reader.row()
-        faults += reader.faults
-        if not reader.faults:
-            rows.append(row)
-    if not records:
-        faults.append(Fault(0, "the table", "empty", "a row for each click"))
-    if not faults:
-        faults += _object_faults(rows)
-    if faults:
-        raise ManifestError(faults)
-    return rows
+    try:
+        if name.endswith(".csv"):
+            # As text: a frame of 1.0 and an empty one are told apart row by row.
+            return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        if name.endswith((".jsonl", ".ndjson")):
+            return pd.DataFrame(list(_json_rows(content.decode())))
+        if name.endswith(".parquet"):
+            return pd.read_parquet(io.BytesIO(content))
+    except Exception as error:  # pandas' readers raise all kinds
+        raise ManifestError([Fault(0, name, f"unreadable: {error}", "a table")]) from error
+    raise ManifestError([Fault(0, name, "of no known kind", ".csv, .jsonl, .ndjson or .parquet")])
 
 
-class _Reader:
-    """One row, value by value; notes faults and goes on."""
-
-    def __init__(self, number: int, record: Mapping[str, Any]) -> None:
-        self.number, self.record = number, record
-        self.faults: list[Fault] = []
-
-    def row(self) -> Row:
-        object_id = self._whole("object_id", 1, needed=True)
-        frame, time_s = self._whole("frame", 0), self._number("time_s", 0)
-        if frame is None and time_s is None and not self.faults:
-            self._fault("frame", "empty", "a frame from 0, or time_s in seconds")
-        role = cast(Role, self._choice("role", get_args(Role), "init"))
-        boxed = self._choice("prompt_type", ("point", "box"), "point") == "box"
-        placed = role not in _WORDS or self._given("x")
-        xy = self._pair("x", "y") if placed else None
-        corner = self._pair("x2", "y2") if boxed and placed else None
-        if xy and corner and not (xy[0] < corner[0] and xy[1] < corner[1]):
-            self._fault("x2, y2", f"({corner[0]:g}, {corner[1]:g})", "below and right of x, y")
-        reference = None
-        if self._given("ref_width") or self._given("ref_height"):
-            reference = self._pair("ref_width", "ref_height", least=1)
-        normalized = self._choice("coords", get_args(Coords), "pixel") == "normalized"
-        if normalized and xy and max(*xy, *(corner or ())) > 1:
-            self._fault("x, y", f"({xy[0]:g}, {xy[1]:g})", "0 to 1 with normalized coords")
-        span = self._whole("start_frame", 0), self._whole("end_frame", 0)
-        name = str(self.record["object_name"]) if self._given("object_name") else ""
-        return Row(
-            self.number, object_id or 0, name, frame, time_s, role, xy, corner,
-            self._label(needed=placed and not boxed), normalized, reference, span,
-        )  # fmt: skip
-
-    def _given(self, column: str) -> bool:
-        value = self.record.get(column)
-        return value is not None and value is not pd.NA and value == value and str(value) != ""
-
-    def _fault(self, column: str, value: Any, expected: str) -> None:
-        self.faults.append(Fault(self.number, column, str(value), expected))
-
-    def _number(self, column: str, least: float, needed: bool = False) -> float | None:
-        if not self._given(column):
-            if needed:
-                self._fault(column, "empty", f"a number from {least:g}")
-            return None
-        value = self.record[column]
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not (math.isfinite(number) and number >= least) or isinstance(value, bool):
-            self._fault(column, repr(value), f"a number from {least:g}")
-            return None
-        return number
-
-    def _whole(self, column: str, least: int, needed: bool = False) -> int | None:
-        number = self._number(column, least, needed)
-        if number is not None and number != int(number):
-            self._fault(column, number, f"a whole number from {least}")
-            return None
-        return None if number is None else int(number)
-
-    def _pair(self, first: str, second: str, least: float = 0) -> tuple[float, float] | None:
-        x, y = (self._number(column, least, needed=True) for column in (first, second))
-        return None if x is None or y is None else (x, y)
-
-    def _choice(self, column: str, options: Sequence[str], default: str) -> str:
-        if not self._given(column):
-            return default
-        value = str(self.record[column]).strip().lower()
-        if value not in options:
-            self._fault(column, repr(self.record[column]), " or ".join(options))
-            return default
-        return value
-
-    def _label(self, needed: bool) -> int:
-        if not self._given("label"):
-            return 1
-        value = str(self.record["label"]).strip().lower()
-        if needed and value not in _LABELS:
-            self._fault("label", repr(self.record["label"]), "1 or positive, 0 or negative")
-        return _LABELS.get(value, 1)
-
-
-def _by_object(rows: Sequence[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.object_id, []).append(row)
-    return dict(sorted(found.items()))
-
-
-def _object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
-    """Faults of objects as a whole: nothing that is part of them, spans that do not fit."""
-    for object_id, mine in _by_object(rows).items():
-        first, where = mine[0].number, f"of object {object_id}"
-        if not any(row.corner or (row.xy and row.label) for row in mine):
-            kind = "only negative points" if any(row.xy for row in mine) else "no points"
-            yield Fault(first, f"label {where}", kind, "at least a positive point or a box")
-        for place, name in ((0, "start_frame"), (1, "end_frame")):
-            values = {value for row in mine if (value := row.span[place]) is not None}
-            if len(values) > 1:
-                yield Fault(first, f"{name} {where}", str(sorted(values)), "one value an object")
-        start, end = span(mine)
-        if end is not None and end < start:
-            yield Fault(first, f"end_frame {where}", str(end), f"start_frame, {start}, or later")
-        for row in mine:
-            if row.frame is not None and not start <= row.frame <= (end or math.inf):
-                shown = f"{start} to {'the end' if end is None else end}"
-                yield Fault(row.number, "frame", str(row.frame), f"{shown}, where it is asked for")
-
-
-def span(rows: Sequence[Row]) -> tuple[int, int | None]:
-    """First and last frame on which the object of these rows is asked for; None: the last one."""
-    starts = [row.span[0] for row in rows if row.span[0] is not None]
-    ends = [row.span[1] for row in rows if row.span[1] is not None]
-    return (starts[0] if starts else 0), (ends[0] if ends else None)
-
-
-def resolve(
-    rows: Sequence[Row], size: tuple[int, int], times: Sequence[float | None], complete: bool
-) -> list[ObjectPlan]:
-    """Fit prompts to their video.
-
-    Args:
-        rows: of `read_rows`.
-        size: (H, W) of its frames.
-        times: seconds of its frames, as many as have been looked at.
-        complete: whether these are all frames there are.
-
-    Raises:
-        ManifestError: prompts outside the frame, beyond the last frame, or without time stamps to
-            find them by; a frame on which an object has neither mask nor positive point.
-    """
-    faults: list[Fault] = []
-    plans = []
-    for object_id, mine in _by_object(rows).items():
-        by_frame: dict[int, list[Row]] = {}
-        for row in mine:
-            frame = _frame(row, times, complete, faults)
-            if frame is not None:
-                by_frame.setdefault(frame, []).append(row)
-        asked = {frame: _asked(found, size, faults) for frame, found in sorted(by_frame.items())}
-        first = next(iter(asked.values()), None)
-        if first is not None and first.role not in ("end", "absent") and not _begins(first):
-            faults.append(
-                Fault(
-                    next(iter(by_frame.values()))[0].number,
-                    f"label of object {object_id}",
-                    "no positive point on its first frame",
-                    "a positive point or a box",
-                )
-            )
-        start, end = span(mine)
-        name = next((row.name for row in mine if row.name), "")
-        plans.append(ObjectPlan(object_id, name, start, end, asked))
-    if faults:
-        raise ManifestError(faults)
-    return plans
-
-
-def _begins(asked: Asked) -> bool:
-    return asked.box is not None or bool((asked.labels == 1).any())
-
-
-def _frame(
-    row: Row, times: Sequence[float | None], complete: bool, faults: list[Fault]
-) -> int | None:
-    """The frame that a row means."""
-    if row.frame is not None:
-        if complete and row.frame >= len(times):
-            faults.append(
-                Fault(row.number, "frame", str(row.frame), f"0 to {len(times) - 1}, the last frame")
-            )
-            return None
-        return row.frame
-    known = [time for time in times if time is not None]
-    if len(known) < len(times) or not known:
-        faults.append(
-            Fault(row.number, "time_s", f"{row.time_s:g}", "frame: this video has no time stamps")
-        )
-        return None
-    last = known[-1] + (known[-1] - known[-2] if len(known) > 1 else 0)
-    wanted = cast(float, row.time_s)
-    if complete and wanted > last:
-        faults.append(
-            Fault(row.number, "time_s", f"{wanted:g}", f"0 to {last:g}, the end of the video")
-        )
-        return None
-    return max(0, int(np.searchsorted(known, wanted + 1e-6, side="right")) - 1)
-
-
-def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> Asked:
-    """The rows of an object on one frame, in pixels."""
-    points, labels, box = [], [], None
-    for row in rows:
-        if row.xy is None:
+def _json_rows(text: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
             continue
-        place = _pixels(row, row.xy, size)
-        if row.corner is not None:
-            if box is not None:
-                faults.append(
-                    Fault(row.number, "prompt_type", "box", "one box an object and frame")
-                )
-            box = np.array([*place, *_pixels(row, row.corner, size)], np.float32)
-            place = (min(place[0], size[1] - 1), min(place[1], size[0] - 1))
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if not isinstance(value, dict):
+            raise TypeError(f"line {number}: {line[:40]!r} is no object")
+        nested = value.pop("prompts", None)
+        if nested is None:
+            yield value
         else:
-            points.append(place)
-            labels.append(row.label)
-        if not (0 <= place[0] < size[1] and 0 <= place[1] < size[0]):
-            faults.append(
-                Fault(
-                    row.number,
-                    "x, y",
-                    f"({place[0]:g}, {place[1]:g})",
-                    f"a place in the frame of {size[1]} x {size[0]} pixels",
-                )
-            )
-    roles = {row.role for row in rows}
-    if len(roles) > 1:
-        faults.append(
-            Fault(rows[0].number, "role", ", ".join(sorted(roles)), "one role an object and frame")
+            yield from ({**value, **prompt} for prompt in nested)
+
+
+def read_manifest(
+    table: pd.DataFrame,
+) -> tuple[list[VideoPrompts], dict[str, tuple[Fault, ...]], list[Fault]]:
+    """Read the rows of many videos.
+
+    Returns:
+        Sound videos, in the order of their first rows; of each other video, by its id, its faults;
+        and faults that belong to no video. Rows count from 1 below the header.
+    """
+    missing = [column for column in ("uri", "object_id") if column not in table.columns]
+    if missing or not len(table):
+        what = f"without {' and '.join(missing)}" if missing else "empty"
+        return (
+            [],
+            {},
+            [Fault(0, "the table", what, "a row for each click, at least uri, object_id")],
         )
-    return Asked(
-        np.array(points, np.float32).reshape(-1, 2), np.array(labels, np.int64), box, rows[0].role
-    )
+    loose: list[Fault] = []
+    groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
+    for number, record in enumerate(table.to_dict("records"), 1):
+        named = cast(Mapping[str, Any], record)
+        fault, video_id = _identity(number, named)
+        if fault is None:
+            groups.setdefault(video_id, []).append((number, named))
+        else:
+            loose.append(fault)
+    sound, faulty = [], {}
+    for video_id, records in groups.items():
+        first = records[0][1]
+        others = {str(record["uri"]): number for number, record in reversed(records)}
+        others.pop(str(first["uri"]))
+        faults = [
+            Fault(number, "uri", repr(uri), f"one uri for video_id {video_id}")
+            for uri, number in sorted(others.items(), key=lambda item: item[1])
+        ]
+        rows: list[Row] = []
+        try:
+            rows = read_rows([record for _, record in records], [number for number, _ in records])
+        except ManifestError as error:
+            faults += error.faults
+        if faults:
+            faulty[video_id] = tuple(faults)
+            continue
+        extra = {str(k): str(v) for k, v in first.items() if k not in COLUMNS and given(v)}
+        sound.append(VideoPrompts(video_id, str(first["uri"]), tuple(rows), extra))
+    return sound, faulty, loose
 
 
-def _pixels(row: Row, place: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-    """A place in pixels of the frame; a share of 1 is its last pixel."""
-    h, w = size
-    if row.normalized:
-        return min(place[0] * w, w - 1), min(place[1] * h, h - 1)
-    if row.reference is not None:
-        return place[0] * w / row.reference[0], place[1] * h / row.reference[1]
-    return place
+def _identity(number: int, record: Mapping[str, Any]) -> tuple[Fault | None, str]:
+    """The video that a row belongs to."""
+    if not given(record["uri"]):
+        return Fault(number, "uri", "empty", "a video file or a folder of frames"), ""
+    uri = str(record["uri"])
+    chosen = given(record.get("video_id"))
+    video_id = str(record["video_id"]) if chosen else default_id(uri)
+    parts = video_id.split("/")
+    if not all(parts) or {".", ".."} & set(parts) or "\\" in video_id:
+        return (
+            Fault(number, "video_id", repr(video_id), "a name, or names with / between them"),
+            video_id,
+        )
+    return None, video_id
+
+
+def default_id(uri: str) -> str:
+    """A uri without scheme, ending, and what leads out of a folder."""
+    path = uri.split("://", 1)[-1].rstrip("/")
+    stem, dot, ending = path.rpartition(".")
+    path = stem if dot and "/" not in ending and stem else path
+    return "/".join(part for part in path.split("/") if part not in ("", ".", ".."))

@@ -19,12 +19,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from masking import manifest, snapshot, track, tracking
+from masking import rows as prompt_rows
+from masking import snapshot, track, tracking
 from masking.ahead import scenes
 from masking.clicks import iou
 from masking.decode import Bools, Pixels
-from masking.manifest import ObjectPlan
 from masking.masks import decode_rle, encode_rle
+from masking.rows import ObjectPlan
 from masking.sam import Precision, Segmenter, load
 from masking.track import Asked, State, TrackConfig, Tracker
 from masking.video import Frame, Report, Video
@@ -154,7 +155,7 @@ class Masking:
         Args:
             video: is closed at the end.
             segmenter: on its device.
-            plans: of `manifest.resolve`.
+            plans: of `rows.resolve`.
             size: (H, W) of the first frame, which the prompts are in pixels of. Frames of another
                 size, as some videos have, are scaled to it; their masks have their own.
             config: how objects are followed.
@@ -347,7 +348,7 @@ def mask_video(
 
     Args:
         path: a video file, or a folder of images.
-        prompts: one row a point, in the manifest's columns (`masking.manifest.COLUMNS`) without
+        prompts: one row a point, in the manifest's columns (`masking.rows.COLUMNS`) without
             `uri`: at least object_id, frame (or time_s), x, y; label is 1 where it is left out.
         weights: "mini", a local file as `masking.sam.load` takes, or a segmenter.
         device: where to compute; None: a GPU if there is one.
@@ -364,7 +365,7 @@ def mask_video(
         VideoError: no video, or not one frame.
         CheckpointError: no such weights.
     """
-    rows = manifest.read_rows(prompts)
+    rows = prompt_rows.read_rows(prompts)
     segmenter = weights if isinstance(weights, Segmenter) else _load(weights, device, precision)
     video = Video.open(path)
     try:
@@ -375,7 +376,7 @@ def mask_video(
     return Masking(video, segmenter, plans, size, config or TrackConfig(), state)
 
 
-def plan(video: Video, rows: Sequence[manifest.Row]) -> tuple[list[ObjectPlan], tuple[int, int]]:
+def plan(video: Video, rows: Sequence[prompt_rows.Row]) -> tuple[list[ObjectPlan], tuple[int, int]]:
     """Fit prompts to a video, looking at no more of it than that takes; its (H, W), too.
 
     Raises:
@@ -392,7 +393,7 @@ def plan(video: Video, rows: Sequence[manifest.Row]) -> tuple[list[ObjectPlan], 
             complete = False
             break
     size = first.image.shape[:2]
-    return manifest.resolve(rows, size, times, complete), size
+    return prompt_rows.resolve(rows, size, times, complete), size
 
 
 def _load(

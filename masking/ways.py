@@ -1,6 +1,6 @@
 """Which way an object is followed on a frame: from an earlier prompt, from a later one, or both."""
 
-from masking.manifest import ObjectPlan
+from masking.rows import ObjectPlan
 
 _POSITIVE = ("init", "correct", "accept")
 

@@ -1,124 +1,106 @@
-"""The table of clicks: what rows mean, and every fault by row."""
+"""Tables of many videos: formats, names of videos, faults by row."""
 
-import numpy as np
+import io
+import json
+
 import pandas as pd
 import pytest
 
-from masking.manifest import ManifestError, read_rows, resolve
+from masking.manifest import default_id, parse_table, read_manifest
+from masking.rows import ManifestError
 
-SIZE = (100, 200)
-TIMES = [0.0, 0.04, 0.3, 0.34]
-
-
-def plans(*rows, size=SIZE, times=TIMES, complete=True):
-    return resolve(read_rows(rows), size, times, complete)
-
-
-def point(**changes):
-    return {"object_id": 1, "frame": 0, "x": 20, "y": 30, "label": 1} | changes
+ROWS = [
+    {"uri": "a.mp4", "object_id": 1, "frame": 0, "x": 20, "y": 30.5, "label": 1, "camera": "north"},
+    {"uri": "a.mp4", "object_id": 1, "frame": 0, "x": 25, "y": 31, "label": 0, "camera": "north"},
+    {"uri": "s3://bucket/b/c.mov", "object_id": 2, "frame": 4, "x": 1, "y": 2, "label": 1},
+]
 
 
-def faults(*rows, **more):
-    with pytest.raises(ManifestError) as error:
-        plans(*rows, **more)
-    return [str(fault) for fault in error.value.faults]
+def written(kind):
+    table, file = pd.DataFrame(ROWS), io.BytesIO()
+    if kind == "csv":
+        table.to_csv(file, index=False)
+    elif kind == "parquet":
+        table.to_parquet(file)
+    elif kind == "jsonl":
+        return "\n".join(json.dumps(row) for row in ROWS).encode()
+    else:
+        clicks = [{k: v for k, v in row.items() if k != "uri"} for row in ROWS]
+        lines = [
+            {"uri": "a.mp4", "prompts": clicks[:2]},
+            {"uri": ROWS[2]["uri"], "prompts": clicks[2:]},
+        ]
+        return "\n\n".join(json.dumps(line) for line in lines).encode()
+    return file.getvalue()
 
 
-def test_points_of_objects_by_frame():
-    two = plans(point(), point(x=40, label="negative"), point(object_id=2, frame=3, label="1"))
-    assert [plan.object_id for plan in two] == [1, 2]
-    assert two[0].asked[0].points.tolist() == [[20, 30], [40, 30]]
-    assert two[0].asked[0].labels.tolist() == [1, 0]
-    assert list(two[1].asked) == [3]
-    assert two[0].asked[0].role == "init"
-
-
-def test_a_table_with_empty_cells_reads_as_one_without():
-    table = pd.DataFrame([point(object_name="dog", role=None, end_frame=np.nan), point(x=50)])
-    (plan,) = resolve(read_rows(table), SIZE, TIMES, True)
-    assert (plan.name, plan.start, plan.end) == ("dog", 0, None)
-    assert plan.asked[0].points.tolist() == [[20, 30], [50, 30]]
-
-
-def test_boxes_spans_and_words():
-    box = point(prompt_type="box", x2=60, y2=80, label=None, start_frame=0, end_frame=2)
-    (plan,) = plans(box, {"object_id": 1, "frame": 2, "role": "absent"})
-    assert plan.asked[0].box.tolist() == [20, 30, 60, 80]
-    assert plan.asked[0].points.shape == (0, 2)
-    assert plan.asked[2].role == "absent"
-    assert (plan.start, plan.end) == (0, 2)
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "nested"])
+def test_every_format_says_the_same(kind):
+    name = {"csv": "m.csv", "parquet": "m.parquet"}.get(kind, "m.jsonl")
+    sound, faulty, loose = read_manifest(parse_table(name, written(kind)))
+    assert (faulty, loose) == ({}, [])
+    assert [video.video_id for video in sound] == ["a", "bucket/b/c"]
+    assert [row.xy for row in sound[0].rows] == [(20, 30.5), (25, 31)]
+    assert [row.label for row in sound[0].rows] == [1, 0]
+    assert sound[1].rows[0].frame == 4
+    assert sound[0].extra == {"camera": "north"}
+    assert sound[1].extra == {}
 
 
 @pytest.mark.parametrize(
-    ("time_s", "frame"), [(0, 0), (0.039, 0), (0.04, 1), (0.29, 1), (0.3, 2), (0.35, 3)]
-)
-def test_a_time_means_the_frame_that_is_shown_then(time_s, frame):
-    (plan,) = plans({"object_id": 1, "time_s": time_s, "x": 1, "y": 1})
-    assert list(plan.asked) == [frame]
-
-
-def test_coordinates_of_other_sizes():
-    share = point(coords="normalized", x=0.5, y=1)
-    small = point(frame=1, x=10, y=10, ref_width=100, ref_height=50)
-    (plan,) = plans(share, small)
-    assert plan.asked[0].points.tolist() == [[100, 99]]
-    assert plan.asked[1].points.tolist() == [[20, 20]]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
+    ("uri", "name"),
     [
-        ({"object_id": 0}, "row 1: object_id is 0; expected a number from 1"),
-        ({"object_id": 1.5}, "row 1: object_id is 1.5; expected a whole number from 1"),
-        ({"object_id": None}, "row 1: object_id is empty; expected a number from 1"),
-        ({"frame": -1}, "row 1: frame is -1; expected a number from 0"),
-        ({"frame": None}, "row 1: frame is empty; expected a frame from 0, or time_s in seconds"),
-        ({"x": "left"}, "row 1: x is 'left'; expected a number from 0"),
-        ({"y": float("nan")}, "row 1: y is empty; expected a number from 0"),
-        ({"label": 2}, "row 1: label is 2; expected 1 or positive, 0 or negative"),
-        ({"role": "start"}, "row 1: role is 'start'; expected init or correct or accept or end"),
-        ({"coords": "normalized"}, "row 1: x, y is (20, 30); expected 0 to 1 with normalized"),
-        ({"prompt_type": "box", "x2": 10, "y2": 40}, "row 1: x2, y2 is (10, 40); expected below"),
-        ({"prompt_type": "box"}, "row 1: x2 is empty; expected a number from 0"),
-        ({"label": 0}, "row 1: label of object 1 is only negative points; expected at least a"),
-        ({"x": 200}, "row 1: x, y is (200, 30); expected a place in the frame of 200 x 100 pix"),
-        ({"frame": 4}, "row 1: frame is 4; expected 0 to 3, the last frame"),
-        ({"frame": None, "time_s": 9}, "row 1: time_s is 9; expected 0 to 0.38, the end of the v"),
-        ({"start_frame": 2}, "row 1: frame is 0; expected 2 to the end, where it is asked for"),
-        ({"start_frame": 3, "end_frame": 2, "frame": 3}, "row 1: end_frame of object 1 is 2; exp"),
+        ("clips/a.mp4", "clips/a"), ("/data/a.b.mp4", "data/a.b"), ("s3://b/x/y.mov", "b/x/y"),
+        ("../up/frames/", "up/frames"), ("no_ending", "no_ending"), ("v1.2/frames", "v1.2/frames"),
     ],
 )  # fmt: skip
-def test_faults_name_row_value_and_what_was_expected(row, message):
-    assert faults(point(**row))[0].startswith(message)
+def test_a_video_is_called_after_its_uri(uri, name):
+    assert default_id(uri) == name
 
 
-def test_every_fault_is_listed():
-    rows = [point(x=-1, y="high"), point(), point(label="maybe"), point(object_id=2, label=0)]
-    assert [fault.split(" is ")[0] for fault in faults(*rows)] == [
-        "row 1: x",
-        "row 1: y",
-        "row 3: label",
+def test_faults_of_a_video_leave_the_others_alone():
+    rows = [*ROWS, {"uri": "d.mp4", "object_id": 1, "frame": 0, "x": -4, "y": 2}]
+    rows += [{"uri": "d.mp4", "object_id": 0, "frame": 0, "x": 4, "y": 2}]
+    sound, faulty, loose = read_manifest(pd.DataFrame(rows))
+    assert [video.video_id for video in sound] == ["a", "bucket/b/c"]
+    assert [str(fault) for fault in faulty["d"]] == [
+        "row 4: x is -4; expected a number from 0",
+        "row 5: object_id is 0; expected a number from 1",
     ]
-    many = faults(*[point(x=-1)] * 30)
-    assert len(many) == 30
-    with pytest.raises(ManifestError, match=r"\.\.\. and 10 more"):
-        plans(*[point(x=-1)] * 30)
+    assert loose == []
 
 
-def test_an_empty_table_and_a_negative_first():
-    assert faults() == ["the table is empty; expected a row for each click"]
-    only = faults(point(label=0), point(frame=2))
-    assert only == [
-        "row 1: label of object 1 is no positive point on its first frame; expected a positive"
-        " point or a box"
+def test_names_that_collide_or_lead_out():
+    rows = [
+        {"uri": "a.mp4", "object_id": 1, "frame": 0, "x": 1, "y": 1},
+        {"uri": "a.mov", "object_id": 1, "frame": 0, "x": 1, "y": 1},
+        {"uri": "a.mp4", "object_id": 1, "frame": 0, "x": 2, "y": 1},
+        {"uri": "b.mp4", "object_id": 1, "frame": 0, "x": 1, "y": 1, "video_id": "../b"},
+        {"uri": "", "object_id": 1, "frame": 0, "x": 1, "y": 1},
     ]
+    sound, faulty, loose = read_manifest(pd.DataFrame(rows))
+    assert sound == []
+    assert [str(fault) for fault in faulty["a"]] == [
+        "row 2: uri is 'a.mov'; expected one uri for video_id a"
+    ]
+    assert [fault.row for fault in loose] == [4, 5]
 
 
-def test_times_need_time_stamps():
-    row = {"object_id": 1, "time_s": 1, "x": 1, "y": 1}
-    assert faults(row, times=[None] * 4)[0].endswith("this video has no time stamps")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.jsonl", b'{"uri": "a"}\n{broken', "m.jsonl is unreadable: line 2"),
+        ("m.jsonl", b"[1, 2]", "line 1: '.1, 2.' is no object"),
+        ("m.parquet", b"PAR1", "m.parquet is unreadable"),
+        ("m.csv", b"", "m.csv is unreadable"),
+        ("m.xlsx", b"", "m.xlsx is of no known kind"),
+    ],
+)
+def test_a_table_that_does_not_read(name, content, message):
+    with pytest.raises(ManifestError, match=message):
+        parse_table(name, content)
 
 
-def test_what_lies_beyond_the_frames_that_were_looked_at_is_left_alone():
-    (plan,) = plans(point(frame=2), times=TIMES[:3], complete=False)
-    assert list(plan.asked) == [2]
+def test_a_table_without_its_columns():
+    _, _, loose = read_manifest(pd.DataFrame({"x": [1]}))
+    assert str(loose[0]).startswith("the table is without uri and object_id; expected a row for")

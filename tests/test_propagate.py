@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 import masking
-from masking.manifest import ManifestError
 from masking.propagate import MaskingState
+from masking.rows import ManifestError
 from masking.video import VideoError
 from tests.moving import SIZE, picture, segmenter
 
