@@ -1,0 +1,130 @@
+"""Rows of masks and other tools' formats, read back by those tools."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from masking.outputs import (
+    SCHEMA,
+    MaskFile,
+    coco,
+    davis_png,
+    frames_of,
+    label_map,
+    mask_of,
+    mask_png,
+    rows_of,
+    spans,
+    youtube_vos,
+)
+from masking.propagate import FrameMasks, Mask
+
+SIZE = (24, 32)
+
+
+def square(left, top=4, side=10):
+    mask = np.zeros(SIZE, bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
+def frame(index, *masks, logits=(4.0, 2.0)):
+    found = tuple(None if m is None else Mask("tracked", m, 0.9, 0.8, "forward") for m in masks)
+    full = np.stack([np.full(SIZE, value, np.float32) for value in logits[: len(masks)]])
+    image = np.zeros((*SIZE, 3), np.uint8)
+    return FrameMasks(index, index / 25, image, tuple(range(1, len(masks) + 1)), found, full)
+
+
+def table(*frames):
+    target = io.BytesIO()
+    file = MaskFile(target)
+    for each in frames:
+        file.add(each)
+    file.close()
+    return pq.read_table(io.BytesIO(target.getvalue()))
+
+
+def test_rows_come_back_as_they_were_written():
+    written = [frame(0, square(2), None), frame(1, square(3), np.zeros(SIZE, bool))]
+    found = table(*written)
+    assert found.schema.equals(SCHEMA, check_metadata=True)
+    frames = dict(frames_of(found))
+    assert list(frames) == [0, 1]
+    first, unasked = frames[0]
+    assert np.array_equal(mask_of(first), square(2))
+    assert (first["area"], first["box"], first["state"]) == (100, [2, 4, 10, 10], "tracked")
+    assert first["time_s"] == 0
+    assert unasked["rle"] is None
+    assert unasked["state"] is None
+    empty = frames[1][1]
+    assert (empty["area"], empty["box"]) == (0, None)
+    assert empty["rle"] is not None
+    assert not mask_of(empty).any()
+
+
+def test_rows_of_one_frame_stay_together(monkeypatch):
+    monkeypatch.setattr("masking.outputs.GROUP", 3)
+    found = table(*[frame(i, square(2), square(15)) for i in range(5)])
+    assert [len(rows) for _, rows in frames_of(found)] == [2] * 5
+
+
+def test_overlaps_are_kept_and_a_label_map_takes_the_surer_one():
+    rows = rows_of(frame(0, square(2), square(8)))
+    assert np.array_equal(mask_of(rows[1]), square(8))
+    assert np.array_equal(label_map(rows) == 1, square(2))
+    assert np.array_equal(label_map(rows) == 2, square(8) & ~square(2))
+    apart = rows_of(frame(0, square(2), square(20)))
+    assert [row["owned"] for row in apart] == [None, None]
+
+
+def test_davis_has_indices_and_its_colours():
+    picture = Image.open(io.BytesIO(davis_png(label_map(rows_of(frame(0, square(2), square(18)))))))
+    assert picture.mode == "P"
+    assert np.array_equal(np.asarray(picture) == 2, square(18))
+    assert picture.getpalette()[:12] == [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0]
+    with pytest.raises(ValueError, match="object 300: an indexed PNG holds ids up to 255"):
+        davis_png(np.full(SIZE, 300, np.uint16))
+    grey = np.asarray(Image.open(io.BytesIO(mask_png(square(2)))))
+    assert np.array_equal(grey, square(2) * np.uint8(255))
+
+
+def test_coco_reads_it(tmp_path):
+    one = table(frame(0, square(2), None), frame(1, square(5), square(18)))
+    (tmp_path / "coco.json").write_text(json.dumps(coco([("a", one), ("b/c", one)], {1: "dog"})))
+    read = COCO(str(tmp_path / "coco.json"))
+    assert [image["file_name"] for image in read.dataset["images"]][2:] == [
+        "b/c/00000.jpg",
+        "b/c/00001.jpg",
+    ]
+    assert [c["name"] for c in read.dataset["categories"]] == ["dog", "object 2"]
+    (first,) = read.loadAnns(read.getAnnIds(imgIds=1))
+    assert np.array_equal(read.annToMask(first) > 0, square(2))
+    assert first["bbox"] == [2, 4, 10, 10]
+    assert len(read.getAnnIds(imgIds=4)) == 2
+
+
+def test_youtube_vos_lists_the_frames_of_objects():
+    one = table(frame(0, square(2), None), frame(1, square(5), square(18)))
+    meta = youtube_vos([("a", one)], {"a": {1: "dog"}})
+    assert meta["videos"]["a"]["objects"] == {
+        "1": {"category": "dog", "frames": ["00000", "00001"]},
+        "2": {"category": "object", "frames": ["00001"]},
+    }
+
+
+def test_spans_to_look_at_worst_first():
+    states = ["tracked", "uncertain", "uncertain", "tracked", "lost", "lost", "lost", "recovered"]
+    rows = [
+        {"frame": i, "object_id": 3, "state": state, "quality": 0.5 - 0.1 * i}
+        for i, state in enumerate(states)
+    ]
+    lost, doubtful = spans("v", rows)
+    assert (lost.first_frame, lost.last_frame, lost.reason, lost.click_frame) == (4, 6, "lost", 4)
+    assert (doubtful.first_frame, doubtful.last_frame, doubtful.click_frame) == (1, 2, 2)
+    assert lost.severity == 3
+    assert doubtful.severity == pytest.approx(0.6 + 0.7)
