@@ -276,6 +276,16 @@ class Location:
             return (Entry("", info.size, info.mtime_ns),)
         return tuple(entry for entry in self._entries(recursive=True) if not entry.is_folder)
 
+    def move(self, target: "Location") -> None:
+        """Give a file another name in the same storage, in place of one that has it.
+
+        Atomic on a local disk; in S3 a copy on the server, then a deletion.
+        """
+        with explained("move", self):
+            if not target.is_s3:
+                Path(target.path).parent.mkdir(parents=True, exist_ok=True)
+            self.filesystem.move(self.path, target.path)
+
     def delete(self) -> None:
         """Delete a file, or a folder with all below it; it may be absent."""
         with explained("delete", self), suppress(FileNotFoundError):

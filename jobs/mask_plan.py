@@ -1,0 +1,174 @@
+"""What a mask job has to do: manifests read, videos found, keys that say what is done already."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import torch
+
+from jobs.storage import Location, StorageError
+from masking import checkpoint, outputs
+from masking.manifest import VideoPrompts, parse_table, read_manifest
+from masking.rows import Fault, ManifestError, Row
+from masking.track import TrackConfig
+
+ATTEMPTS_PER_VIDEO = 2
+"""Times that a video may end its worker before it is let alone."""
+_THREADS = 16  # that look at files at a time
+
+
+@dataclass(frozen=True)
+class Work:
+    """A video to mask; a unit of work and of retry."""
+
+    video_id: str
+    uri: str
+    """Absolute."""
+    rows: tuple[Row, ...]
+    extra: Mapping[str, str]
+    size: int
+    """Bytes: the longest go first."""
+    key: str
+    """Of all that its masks hang on: state of the file, prompts, weights, settings, format."""
+
+    def to_json(self) -> str:
+        """For a row of Ray Data."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Work":
+        """Undo `to_json`."""
+        fields = json.loads(text)
+        rows = tuple(_row(row) for row in fields["rows"])
+        return cls(**(fields | {"rows": rows}))
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    pairs = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+    return Row(**(fields | pairs))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that manifests ask for."""
+
+    work: tuple[Work, ...]
+    """Sound videos, the largest first."""
+    invalid: Mapping[str, tuple[str, ...]]
+    """Of each other video its faults, with manifest and row."""
+    loose: tuple[str, ...]
+    """Faults that belong to no video."""
+
+    @property
+    def faults(self) -> list[str]:
+        """All of them."""
+        return [*self.loose, *(fault for faults in self.invalid.values() for fault in faults)]
+
+
+def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
+    """Read manifests and look at their videos.
+
+    Args:
+        manifests: files, local or s3://.
+        root: what relative uris are relative to; None: the manifest's folder.
+        settings: of the job, as text that keys hang on.
+    """
+    asked: dict[str, tuple[str, VideoPrompts]] = {}
+    invalid: dict[str, list[str]] = {}
+    loose: list[str] = []
+    for manifest in manifests:
+        place = Location.parse(manifest)
+        try:
+            table = parse_table(place.name, place.read_bytes())
+        except ManifestError as error:
+            loose += [str(fault) for fault in error.faults]
+            continue
+        sound, faulty, others = read_manifest(table)
+        loose += [f"{manifest}: {fault}" for fault in others]
+        for video_id, faults in faulty.items():
+            invalid.setdefault(video_id, []).extend(f"{manifest}: {fault}" for fault in faults)
+        for video in sound:
+            uri = _absolute(video.uri, root, place)
+            if video.video_id in asked:
+                earlier = asked[video.video_id][0]
+                fault = Fault(
+                    video.rows[0].number, "video_id", repr(video.video_id), f"not that of {earlier}"
+                )
+                invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
+            asked.setdefault(video.video_id, (manifest, replace(video, uri=uri)))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        states = list(pool.map(lambda pair: _state(pair[1].uri), asked.values()))
+    work = []
+    for (manifest, video), state in zip(asked.values(), states, strict=True):
+        if isinstance(state, str):
+            fault = Fault(
+                video.rows[0].number, "uri", repr(video.uri), "a file or folder: " + state
+            )
+            invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
+        elif video.video_id not in invalid:
+            key = _key(settings, state, video.rows)
+            size = sum(part[1] for part in state)
+            work.append(Work(video.video_id, video.uri, video.rows, video.extra, size, key))
+    work.sort(key=lambda one: (-one.size, one.video_id))
+    return Plan(tuple(work), {k: tuple(v) for k, v in invalid.items()}, tuple(loose))
+
+
+def _absolute(uri: str, root: str | None, manifest: Location) -> str:
+    if "://" in uri or uri.startswith(("/", "~")):
+        return str(Location.parse(uri))
+    base = Location.parse(root) if root is not None else manifest.parent
+    if not base.is_s3:  # ../videos is a usual thing to write
+        return str(Path(base.path, uri).resolve())
+    return str(base / uri)
+
+
+def _state(uri: str) -> list[tuple[str, int, int]] | str:
+    """Names, sizes and times of a video's files; or why there are none."""
+    try:
+        files = Location.parse(uri).walk()
+    except StorageError as error:
+        return str(error)
+    return [(file.path, file.size, file.mtime_ns) for file in files] or "there is none"
+
+
+def _key(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:
+    prompts = [asdict(replace(row, number=0)) for row in rows]
+    text = json.dumps([outputs.FORMAT, settings, state, prompts])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_of(weights: Path, precision: str, config: TrackConfig) -> str:
+    """What all masks of a job hang on beside their video and prompts.
+
+    Raises:
+        CheckpointError: weights that cannot be read.
+    """
+    tensors, metadata = checkpoint.read(checkpoint.find(weights))
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return json.dumps([digest.hexdigest(), precision, asdict(config)])
+
+
+def commit_place(out: Location, video_id: str) -> Location:
+    """The marker of a video: written last, and all that says that it is done."""
+    return out / "commits" / f"{quote(video_id, safe='')}.json"
+
+
+def masks_place(out: Location, video_id: str) -> Location:
+    """Its masks."""
+    return out / "masks" / f"{video_id}.parquet"
+
+
+def commits(out: Location) -> dict[str, dict[str, Any]]:
+    """All markers, by video."""
+    folder = out / "commits"
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = list(pool.map(lambda entry: (folder / entry.name).read_json(), folder.list()))
+    return {marker["video_id"]: marker for marker in found}

@@ -1,0 +1,252 @@
+"""Masking one video on a worker: attempts written down, a time limit, a record of what came out.
+
+A worker writes under a name that only this start of the job reads; the driver publishes. So a
+worker that a killed job left behind harms nothing, however late it writes.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from jobs import segmenters
+from jobs.fetch import localize
+from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, settings_of
+from jobs.storage import Location, StorageError
+from masking.outputs import MaskFile, spans
+from masking.propagate import Masking, plan
+from masking.rows import ManifestError
+from masking.sam import Precision, Segmenter
+from masking.track import TrackConfig
+from masking.video import Video, VideoError
+
+TIME_LIMIT = "time_limit"
+RETRIED = ("storage", "out_of_memory")
+"""Codes of failures that a rerun tries again unasked: they need not be the video's fault."""
+
+
+class WorkerError(RuntimeError):
+    """A worker that cannot do any work; the message is what a person needs of it."""
+
+
+def node_here() -> str:
+    """The name of the node that this process runs on."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def node_alive(name: str) -> bool:
+    """Whether a node is still there."""
+    return any(each["NodeID"] == name and each["Alive"] for each in ray.nodes())
+
+
+class Attempts:
+    """What was begun on a video, and what ended its worker."""
+
+    def __init__(self, folder: Location, alive: Callable[[str], bool]) -> None:
+        """In a folder of this start of the job; `alive` says whether a node still is."""
+        self.folder, self.alive = folder, alive
+
+    def begin(self, video_id: str, node: str) -> str | None:
+        """Write an attempt down; or say why there must not be another one.
+
+        An attempt that is still there ended its worker: it counts, unless its node went too.
+        """
+        place = self.folder / quote(video_id, safe="")
+        earlier = [(place / entry.name).read_json() for entry in place.list()]
+        if any(attempt.get("code") == TIME_LIMIT for attempt in earlier):
+            return TIME_LIMIT
+        ended = [attempt for attempt in earlier if self.alive(attempt["node"])]
+        if len(ended) >= ATTEMPTS_PER_VIDEO:
+            return "quarantined"
+        self._mine = place / f"{time.time_ns()}.json"
+        self._about = {"node": node, "pid": os.getpid(), "begun": time.time()}
+        self._mine.write_json(self._about)
+        return None
+
+    def fail(self, code: str) -> None:
+        """Say why the worker is about to end."""
+        self._mine.write_json(self._about | {"code": code})
+
+    def done(self) -> None:
+        """It did not end the worker."""
+        self._mine.delete()
+
+
+def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) -> dict[str, Any]:
+    """Mask a video into a local file.
+
+    Returns:
+        Its record: status ok, partial (something did not decode) or failed, with a code.
+    """
+    started = time.perf_counter()
+    record: dict[str, Any] = {
+        "video_id": work.video_id, "uri": work.uri, "key": work.key, "status": "failed",
+        "code": None, "error": None, "frames": 0, "extra": dict(work.extra),
+    }  # fmt: skip
+    try:
+        path = localize(Location.parse(work.uri))
+        record["content_sha256"] = _hash(path)
+        with Video.open(path) as video:
+            plans, size = plan(video, work.rows)
+            run = Masking(video, segmenter, plans, size, config)
+            _write(run, target, record)
+            record |= _about(video, size)
+    except VideoError as error:
+        record |= {"code": error.code, "error": str(error)}
+    except ManifestError as error:
+        record |= {"code": "prompts", "error": str(error)}
+    except StorageError as error:
+        record |= {"code": "storage", "error": str(error)}
+    except MemoryError as error:
+        record |= {"code": "out_of_memory", "error": str(error) or "no memory left"}
+    except torch.OutOfMemoryError as error:
+        record |= {"code": "out_of_memory", "error": str(error).splitlines()[0]}
+    except Exception as error:  # one video's trouble, whatever it is, is not the batch's
+        record |= {"code": "unexpected", "error": f"{type(error).__name__}: {error}"}
+    record["seconds"] = time.perf_counter() - started
+    return record
+
+
+def _write(run: Masking, target: Path, record: dict[str, Any]) -> None:
+    file = MaskFile(str(target))
+    states: dict[int, Counter[str]] = {number: Counter() for number in run.objects}
+    try:
+        for frame in run:
+            file.add(frame)
+            record["frames"] += 1
+            for number, state in zip(frame.objects, frame.states, strict=True):
+                states[number][state or "not_asked"] += 1
+    finally:
+        file.close()
+    report = run.report
+    lost = report.corrupt_packets > 0 or report.cut_off
+    rows = pq.read_table(target, columns=["frame", "object_id", "state", "quality"]).to_pylist()
+    record |= {
+        "status": "partial" if lost else "ok",
+        "code": "damaged" if lost else None,
+        "corrupt_packets": report.corrupt_packets,
+        "cut_off": report.cut_off,
+        "unsorted": report.unsorted,
+        "notes": report.notes,
+        "objects": {number: dict(counts) for number, counts in states.items()},
+        "review": [vars(span) for span in spans(record["video_id"], rows)],
+        "masks_sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+    }
+
+
+def _about(video: Video, size: tuple[int, int]) -> dict[str, Any]:
+    rate = None if video.rate is None else float(video.rate)
+    return {
+        "height": size[0],
+        "width": size[1],
+        "rotation": video.rotation,
+        "rate": rate,
+        "codec": video.codec,
+    }
+
+
+def _hash(path: Path) -> str:
+    """Of a file, or of a folder's files and their names."""
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(file.relative_to(path).as_posix().encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+class Masker:
+    """What an actor of Ray Data holds: the segmenter; called with a video, it masks that one."""
+
+    def __init__(
+        self,
+        out: str,
+        token: str,
+        weights: str,
+        wanted: str,
+        precision: Precision,
+        config: TrackConfig,
+        threads: int,
+        device: torch.device,
+        time_limit: float,
+        node: Callable[[], str] = node_here,
+        alive: Callable[[str], bool] = node_alive,
+    ) -> None:
+        """Load the segmenter.
+
+        Args:
+            out: folder of the run.
+            token: of this start of the job.
+            weights: a name or a path.
+            wanted: `settings_of` the weights that the driver saw.
+            precision: as of `masking.sam.load`.
+            config: how objects are followed.
+            threads: of this process.
+            device: where it computes.
+            time_limit: seconds that a video may take.
+            node: name of the node that this is.
+            alive: whether a node of a name is still there.
+        """
+        torch.set_num_threads(threads)
+        self.segmenter = segmenters.bring(weights, device, precision)
+        if settings_of(segmenters.locate(weights), precision, config) != wanted:
+            raise WorkerError(
+                f"--weights {weights} are others on node {node()} than where the job was started;"
+                " put them where all nodes see the same"
+            )
+        self.config, self.time_limit, self.node = config, time_limit, node
+        self.parts = Location.parse(out) / ".parts" / token
+        self.attempts = Attempts(self.parts / "attempts", alive)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Mask a video: {"work": JSON} to {"record": JSON}, its masks under `.parts`."""
+        work = Work.from_json(row["work"])
+        stopped = self.attempts.begin(work.video_id, self.node())
+        if stopped is not None:
+            return {"record": json.dumps(_given_up(work, stopped, self.time_limit))}
+        timer = threading.Timer(self.time_limit, self._give_up)
+        timer.daemon = True
+        timer.start()
+        folder = Path(tempfile.mkdtemp(prefix="patchray-mask-"))
+        try:
+            record = mask(work, self.segmenter, self.config, folder / "masks")
+            if record["status"] != "failed":
+                part = self.parts / "masks" / quote(work.video_id, safe="")
+                part.write_bytes((folder / "masks").read_bytes())
+        except StorageError as error:
+            record |= {"status": "failed", "code": "storage", "error": str(error)}
+        finally:
+            timer.cancel()
+            shutil.rmtree(folder, ignore_errors=True)
+        self.attempts.done()
+        return {"record": json.dumps(record)}
+
+    def _give_up(self) -> None:
+        """A decoder that hangs cannot be interrupted: the process goes; Ray starts another one."""
+        self.attempts.fail(TIME_LIMIT)
+        os._exit(1)
+
+
+def _given_up(work: Work, code: str, time_limit: float) -> dict[str, Any]:
+    reasons = {
+        TIME_LIMIT: f"not done after {time_limit:g} s (--time-limit)",
+        "quarantined": f"ended its worker {ATTEMPTS_PER_VIDEO} times",
+    }
+    return {
+        "video_id": work.video_id, "uri": work.uri, "key": work.key, "status": "failed",
+        "code": code, "error": reasons[code], "frames": 0, "extra": dict(work.extra),
+        "seconds": 0.0,
+    }  # fmt: skip
