@@ -13,7 +13,8 @@ label (`masking.rows.COLUMNS` has all). `--out` then holds
 
 A video is done when its marker under `commits/` says so, under a key of the file, its prompts, the
 weights and the settings; the same command does what is missing or changed. A video that fails is a
-row with its code, and costs the others nothing.
+row with its code, and costs the others nothing. What has no sound marker is no result, whatever
+else lies in the folder.
 """
 
 import csv
@@ -36,7 +37,7 @@ import torch
 from jobs import cluster, mask_plan, runs, segmenters
 from jobs.config import MAY_CHANGE, ConfigError, JobConfig, parse
 from jobs.mask_exports import KINDS, export_all, export_video
-from jobs.mask_plan import Plan, Work, commit_place, commits, masks_place
+from jobs.mask_plan import Plan, Work, commit_place, commits, masks_place, part_place
 from jobs.mask_work import RETRIED, Masker
 from jobs.progress import clock
 from jobs.signals import Stop, background
@@ -68,7 +69,8 @@ class MaskConfig(JobConfig):
     check: bool = field(default=False, metadata=MAY_CHANGE)
     """Only check the manifests and print what there is to do."""
     skip_invalid: bool = field(default=False, metadata=MAY_CHANGE)
-    """Go on without videos whose rows have faults; they are failed in the ledger."""
+    """Go on without what has faults: such videos are failed in the ledger, rows without a video are
+    named in summary.json and count as failed too."""
     retry_failed: bool = field(default=False, metadata=MAY_CHANGE)
     """Try videos again that failed for a reason of their own."""
     max_failed: int = field(default=0, metadata=MAY_CHANGE)
@@ -125,7 +127,7 @@ def run(config: MaskConfig) -> int:
     if todo:
         with Stop() as stop, cluster.connect():
             records = execute(config, out, todo, wanted, stop)
-            if stop.requested.is_set():
+            if stop.requested.is_set() and len(records) < len(todo):
                 print("stopped; the same command goes on")
                 return stop.exit_code
     # 3. What it leaves.
@@ -257,9 +259,10 @@ def publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
     marker = commit_place(out, video_id)
     if record["status"] != "failed":
         marker.delete()  # of other settings: between the two acts there is no video
-        name = commit_place(parts, video_id).name.removesuffix(".json")
-        (parts / "masks" / name).move(masks_place(out, video_id))
+        part_place(parts, video_id).move(masks_place(out, video_id))
     marker.write_json(record)
+    if record["status"] == "failed":
+        masks_place(out, video_id).delete()  # of other prompts, if there are any
 
 
 def conclude(
@@ -269,7 +272,7 @@ def conclude(
     records: Sequence[Mapping[str, Any]],
     seconds: float,
 ) -> int:
-    """Exports, the ledger, the review and the summary; says what came out; the exit code."""
+    """The ledger, the review, the summary, exports; says what came out; the exit code."""
     markers = commits(out)
     mine = [markers[work.video_id] for work in plan.work if work.video_id in markers]
     good = [record for record in mine if record["status"] != "failed"]
@@ -278,10 +281,6 @@ def conclude(
         {"video_id": video_id, "status": "failed", "code": "manifest", "error": "; ".join(faults)}
         for video_id, faults in plan.invalid.items()
     ]
-    if config.export:
-        for record in good:
-            export_video(out, record, config.export)
-        export_all(out, good, config.export)
     (out / "videos.parquet").write_bytes(ledger([*good, *failed]))
     (out / "review.csv").write_text(review(good))
     frames = sum(record["frames"] for record in records)
@@ -292,6 +291,7 @@ def conclude(
         "partial": sum(record["status"] == "partial" for record in good),
         "failed": len(failed),
         "codes": codes,
+        "loose_faults": plan.loose,
         "frames": sum(record["frames"] for record in good),
         "made_videos": len(records),
         "made_frames": frames,
@@ -311,7 +311,27 @@ def conclude(
     )
     for record in failed[:5]:
         print(f"  failed: {record['video_id']}: {record['code']}: {record['error']}")
-    return 1 if len(failed) > config.max_failed else 0
+    for fault in plan.loose:
+        print(f"  left out: {fault}")
+    lost = export(config, out, good) + len(plan.loose)
+    return 1 if lost + len(failed) > config.max_failed else 0
+
+
+def export(config: MaskConfig, out: Location, records: Sequence[Mapping[str, Any]]) -> int:
+    """Other tools' formats of all videos done; returns how many could not be exported."""
+    lost = 0
+    for record in records if config.export else ():
+        try:
+            export_video(out, record, config.export)
+        except StorageError:
+            raise
+        except Exception as error:  # one video's trouble is not the batch's
+            lost += 1
+            print(f"  not exported: {record['video_id']}: {type(error).__name__}: {error}")
+    if config.export:
+        export_all(out, records, config.export)
+        print(f"  export  {out / 'export'}")
+    return lost
 
 
 def ledger(records: Sequence[Mapping[str, Any]]) -> bytes:

@@ -32,7 +32,7 @@ class Work:
     rows: tuple[Row, ...]
     extra: Mapping[str, str]
     size: int
-    """Bytes: the longest go first."""
+    """Bytes: the largest go first."""
     key: str
     """Of all that its masks hang on: state of the file, prompts, weights, settings, format."""
 
@@ -93,7 +93,12 @@ def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
         for video_id, faults in faulty.items():
             invalid.setdefault(video_id, []).extend(f"{manifest}: {fault}" for fault in faults)
         for video in sound:
-            uri = _absolute(video.uri, root, place)
+            try:
+                uri = _absolute(video.uri, root, place)
+            except StorageError as error:
+                fault = Fault(video.rows[0].number, "uri", repr(video.uri), f"a file: {error}")
+                invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
+                continue
             if video.video_id in asked:
                 earlier = asked[video.video_id][0]
                 fault = Fault(
@@ -156,9 +161,20 @@ def settings_of(weights: Path, precision: str, config: TrackConfig) -> str:
     return json.dumps([digest.hexdigest(), precision, asdict(config)])
 
 
+def file_name(video_id: str) -> str:
+    """A video's id as one name of a file; a long one, which no disk would take, as its hash."""
+    name = quote(video_id, safe="")
+    return name if len(name) <= 200 else hashlib.sha256(video_id.encode()).hexdigest()
+
+
 def commit_place(out: Location, video_id: str) -> Location:
     """The marker of a video: written last, and all that says that it is done."""
-    return out / "commits" / f"{quote(video_id, safe='')}.json"
+    return out / "commits" / f"{file_name(video_id)}.json"
+
+
+def part_place(parts: Location, video_id: str) -> Location:
+    """Its masks, not yet published."""
+    return parts / "masks" / file_name(video_id)
 
 
 def masks_place(out: Location, video_id: str) -> Location:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow.parquet as pq
 import ray
@@ -23,8 +22,8 @@ import torch
 
 from jobs import segmenters
 from jobs.fetch import localize
-from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, settings_of
-from jobs.storage import Location, StorageError
+from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, file_name, part_place, settings_of
+from jobs.storage import Location
 from masking.outputs import MaskFile, spans
 from masking.propagate import Masking, plan
 from masking.rows import ManifestError
@@ -33,6 +32,7 @@ from masking.track import TrackConfig
 from masking.video import Video, VideoError
 
 TIME_LIMIT = "time_limit"
+_LAST_WORDS = 30.0  # seconds for writing down why a process ends
 RETRIED = ("storage", "out_of_memory")
 """Codes of failures that a rerun tries again unasked: they need not be the video's fault."""
 
@@ -63,7 +63,7 @@ class Attempts:
 
         An attempt that is still there ended its worker: it counts, unless its node went too.
         """
-        place = self.folder / quote(video_id, safe="")
+        place = self.folder / file_name(video_id)
         earlier = [(place / entry.name).read_json() for entry in place.list()]
         if any(attempt.get("code") == TIME_LIMIT for attempt in earlier):
             return TIME_LIMIT
@@ -97,22 +97,24 @@ def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) ->
     }  # fmt: skip
     try:
         path = localize(Location.parse(work.uri))
-        record["content_sha256"] = _hash(path)
         with Video.open(path) as video:
+            record["content_sha256"] = _hash(path)
             plans, size = plan(video, work.rows)
-            run = Masking(video, segmenter, plans, size, config)
-            _write(run, target, record)
+            with Masking(video, segmenter, plans, size, config) as run:
+                _write(run, target, record)
             record |= _about(video, size)
     except VideoError as error:
         record |= {"code": error.code, "error": str(error)}
     except ManifestError as error:
         record |= {"code": "prompts", "error": str(error)}
-    except StorageError as error:
+    except OSError as error:  # of storage, and of this machine's own disk
         record |= {"code": "storage", "error": str(error)}
     except MemoryError as error:
         record |= {"code": "out_of_memory", "error": str(error) or "no memory left"}
     except torch.OutOfMemoryError as error:
         record |= {"code": "out_of_memory", "error": str(error).splitlines()[0]}
+    except torch.AcceleratorError:
+        os._exit(1)  # nothing works on this GPU's context any more; the attempt counts
     except Exception as error:  # one video's trouble, whatever it is, is not the batch's
         record |= {"code": "unexpected", "error": f"{type(error).__name__}: {error}"}
     record["seconds"] = time.perf_counter() - started
@@ -220,24 +222,28 @@ class Masker:
         timer = threading.Timer(self.time_limit, self._give_up)
         timer.daemon = True
         timer.start()
-        folder = Path(tempfile.mkdtemp(prefix="patchray-mask-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="patchray-mask-"))
         try:
-            record = mask(work, self.segmenter, self.config, folder / "masks")
+            record = mask(work, self.segmenter, self.config, self.folder / "masks")
             if record["status"] != "failed":
-                part = self.parts / "masks" / quote(work.video_id, safe="")
-                part.write_bytes((folder / "masks").read_bytes())
-        except StorageError as error:
+                content = (self.folder / "masks").read_bytes()
+                part_place(self.parts, work.video_id).write_bytes(content)
+        except OSError as error:
             record |= {"status": "failed", "code": "storage", "error": str(error)}
         finally:
             timer.cancel()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.attempts.done()
         return {"record": json.dumps(record)}
 
     def _give_up(self) -> None:
         """A decoder that hangs cannot be interrupted: the process goes; Ray starts another one."""
-        self.attempts.fail(TIME_LIMIT)
-        os._exit(1)
+        threading.Timer(_LAST_WORDS, os._exit, (1,)).start()  # storage may hang, too
+        try:
+            self.attempts.fail(TIME_LIMIT)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        finally:
+            os._exit(1)
 
 
 def _given_up(work: Work, code: str, time_limit: float) -> dict[str, Any]:

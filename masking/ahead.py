@@ -83,7 +83,7 @@ def _encoded(
         keys = segmenter.keys(embeddings)
         for i, (frame, image) in enumerate(zip(asked, images, strict=True)):
             grey = track.shrunk_grey(image)
-            scenes[frame.index] = Scene(embeddings[i : i + 1], keys[i], grey)
+            scenes[frame.index] = Scene(embeddings[i : i + 1], keys[i].clone(), grey)
     return [(frame, scenes.get(frame.index)) for frame in frames]
 
 

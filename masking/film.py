@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self, TypeAlias, cast
 
 import av
+import cv2
 import numpy as np
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
@@ -100,8 +101,11 @@ class Film:
                 next tick at the film's rate.
         """
         step = int(1 / self._rate / _CLOCK)
-        at = self._last + step if time_s is None else round(time_s / _CLOCK)
+        following = 0 if self._last < 0 else self._last + step
+        at = following if time_s is None else round(time_s / _CLOCK)
         at = max(at, self._last + 1) if self._last >= 0 else max(at, 0)
+        if image.shape[:2] != self._size:  # of a video whose size changes part way
+            image = cv2.resize(image, self._size[::-1], interpolation=cv2.INTER_AREA)
         if image.shape[:2] != self._even:
             below, right = (e - s for e, s in zip(self._even, image.shape[:2], strict=True))
             image = np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")

@@ -11,7 +11,7 @@ both ways are merged: where they agree the better one is taken, else that of the
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import cv2
 import numpy as np
@@ -67,7 +67,7 @@ class FrameMasks:
     objects: tuple[int, ...]
     """Their ids, in the order of everything below."""
     found: tuple[Mask | None, ...]
-    """Of each object; None: it is not asked for on this frame."""
+    """Of each object; None: nothing is asked of it on this frame, or no prompt reaches it."""
     logits: NDArray[np.float32]
     """(K, H, W) of each object's mask, for `label_map`."""
 
@@ -183,6 +183,14 @@ class Masking:
         """Itself."""
         return self
 
+    def __enter__(self) -> Self:
+        """Itself; closed at the end."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """As `close`."""
+        self.close()
+
     def __next__(self) -> FrameMasks:
         """The next frame."""
         return next(self._frames)
@@ -198,10 +206,13 @@ class Masking:
             if begun is None:
                 tracker, kept, start = track.begin(len(self.objects)), self._backward(), 0
             else:
-                tracker, kept, start = begun.tracker, dict(begun.backward), begun.next_frame
+                tracker = snapshot.moved(begun.tracker, self.segmenter.device)
+                kept, start = dict(begun.backward), begun.next_frame
+
+            ways = self._ways  # not self: a thread holds this, and would keep all of it alive
 
             def wanted(index: int) -> bool:
-                return any(ways.forward(index) for ways in self._ways)
+                return any(way.forward(index) or index in way.plan.asked for way in ways)
 
             frames = self.video.forward(start)
             for frame, scene in scenes(self.segmenter, frames, self.size, wanted):
@@ -233,7 +244,7 @@ class Masking:
 
     def _backward(self) -> dict[int, tuple[_Kept | None, ...]]:
         """The backward pass, from the last prompt that something lies before."""
-        needed = self._ways
+        needed = self._ways  # not self: a thread holds `wanted`
         kept: dict[int, tuple[_Kept | None, ...]] = {}
         stretches = [stretch for ways in needed if (stretch := ways.stretch()) is not None]
         if not stretches:
@@ -301,7 +312,7 @@ class Masking:
             mask = decode_rle(stored.counts, stored.size)
             other = Mask(stored.state, mask, stored.score, stored.quality, "backward")
             found[row] = _better(forward, other, ways.nearer_backward(frame.index))
-            if found[row] is not None and found[row] is not forward:
+            if cast(Mask, found[row]).mask is mask:
                 logits[row] = np.where(mask, tracking.SURE, track.NOTHING)
         return found, logits
 

@@ -44,6 +44,8 @@ COLUMNS = {
 """Columns of a manifest that have a meaning, and what they hold."""
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
+LARGEST_ID = 65_535
+"""Of an object: label maps have 16 bits."""
 LISTED = 20
 """Faults that a message lists before it only counts them; `ManifestError.faults` has them all."""
 
@@ -115,7 +117,9 @@ class ObjectPlan:
 
 def given(value: Any) -> bool:
     """Whether a cell holds something."""
-    return value is not None and value is not pd.NA and value == value and str(value) != ""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return False
+    return value is not pd.NaT and str(value) != ""
 
 
 def read_rows(
@@ -156,6 +160,8 @@ class _Reader:
 
     def row(self) -> Row:
         object_id = self._whole("object_id", 1, needed=True)
+        if object_id is not None and object_id > LARGEST_ID:
+            self._fault("object_id", object_id, f"a whole number from 1 to {LARGEST_ID}")
         frame, time_s = self._whole("frame", 0), self._number("time_s", 0)
         if frame is None and time_s is None and not self.faults:
             self._fault("frame", "empty", "a frame from 0, or time_s in seconds")
@@ -251,9 +257,16 @@ def _object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
         if end is not None and end < start:
             yield Fault(first, f"end_frame {where}", str(end), f"start_frame, {start}, or later")
         for row in mine:
-            if row.frame is not None and not start <= row.frame <= (end or math.inf):
-                shown = f"{start} to {'the end' if end is None else end}"
-                yield Fault(row.number, "frame", str(row.frame), f"{shown}, where it is asked for")
+            if row.frame is not None and (fault := _outside(row, row.frame, start, end)):
+                yield fault
+
+
+def _outside(row: Row, frame: int, start: int, end: int | None) -> Fault | None:
+    """What is wrong with a frame on which its object is not asked for."""
+    if start <= frame and (end is None or frame <= end):
+        return None
+    shown = f"{start} to {'the end' if end is None else end}, where it is asked for"
+    return Fault(row.number, "frame", str(frame), shown)
 
 
 def span(rows: Sequence[Row]) -> tuple[int, int | None]:
@@ -282,9 +295,12 @@ def resolve(
     plans = []
     for object_id, mine in _by_object(rows).items():
         by_frame: dict[int, list[Row]] = {}
+        start, end = span(mine)
         for row in mine:
             frame = _frame(row, times, complete, faults)
-            if frame is not None:
+            if frame is not None and (fault := _outside(row, frame, start, end)):
+                faults.append(fault)
+            elif frame is not None:
                 by_frame.setdefault(frame, []).append(row)
         asked = {frame: _asked(found, size, faults) for frame, found in sorted(by_frame.items())}
         first = next(iter(asked.values()), None)
@@ -297,7 +313,6 @@ def resolve(
                     "a positive point or a box",
                 )
             )
-        start, end = span(mine)
         name = next((row.name for row in mine if row.name), "")
         plans.append(ObjectPlan(object_id, name, start, end, asked))
     if faults:
@@ -349,7 +364,8 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
                     Fault(row.number, "prompt_type", "box", "one box an object and frame")
                 )
             box = np.array([*place, *_pixels(row, row.corner, size)], np.float32)
-            place = (min(place[0], size[1] - 1), min(place[1], size[0] - 1))
+            if not (box[0] < box[2] and box[1] < box[3]):
+                faults.append(Fault(row.number, "x2, y2", "not below and right", "a box of pixels"))
         else:
             points.append(place)
             labels.append(row.label)

@@ -1,7 +1,7 @@
 """Dataclasses as plain containers and back: what `torch.load(weights_only=True)` reads."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,20 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(plain(item) for item in value)
     return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A value with its tensors on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: moved(getattr(value, field.name), device) for field in fields(value)}
+        return replace(value, **parts)
+    if isinstance(value, tuple):
+        return tuple(moved(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    return value
 
 
 def restored(value: Any, classes: Iterable[type]) -> Any:

@@ -84,7 +84,8 @@ class Step:
         self.asked = asked
         self.size = here.embeddings.frame_size
         self.scale = segmenter.mask_scale(self.size)
-        self.shrunk = here.grey.shape[1] / self.size[1]
+        ratio = np.array(here.grey.shape[::-1]) / self.size[::-1]
+        self.shrunk = ratio.astype(np.float32)  # of x and of y: shrunk sizes are rounded
         self.low = segmenter.low_res(self.size)
         grid, flat = (here.keys.shape[0], here.keys.shape[1]), here.keys.flatten(0, 1)
         self.grid, self.keys = grid, flat
@@ -128,7 +129,7 @@ class Step:
         every = [np.concatenate([tracks[i].points, tracks[i].negatives]) for i in live]
         start = np.concatenate(every)
         there, believed = motion.follow(before, self.here.grey, start * self.shrunk)
-        there = there / np.float32(self.shrunk)
+        there = there / self.shrunk
         ends = np.cumsum([len(points) for points in every])[:-1]
         for i, old, new, sure in zip(
             live, every, np.split(there, ends), np.split(believed, ends), strict=True
@@ -215,8 +216,11 @@ class Step:
         query.points = np.concatenate([query.points, wrong])
         query.labels = np.concatenate([query.labels, np.zeros(len(wrong), np.int64)])
 
-    def _prompted(self, row: int, track: Track, asked: Asked, near: Tensor | None) -> _Query:
-        """A person's clicks; a correction goes on from the mask that is expected."""
+    def _prompted(self, row: int, track: Track, asked: Asked, near: Tensor | None) -> _Query | None:
+        """A person's clicks; a correction goes on from the mask that is expected.
+
+        None: it says nothing of where an object is of which nothing is known.
+        """
         known = track.state not in (None, "lost", "absent") and near is not None
         mask = None
         if asked.role != "init" and known and near is not None:
@@ -226,6 +230,8 @@ class Step:
             more = self._middle(torch.sigmoid(mask))
             points = np.concatenate([points, more])
             labels = np.concatenate([labels, np.ones(len(more), np.int64)])
+        if mask is None and asked.box is None and not (labels == 1).any():
+            return None
         return _Query(row, points, labels, asked.box, mask, asked=asked)
 
     def _sought(self, row: int, far: Tensor | None) -> _Query | None:
@@ -455,7 +461,7 @@ class Step:
         grey = self.here.grey
         full = self.segmenter.upsample(logits, (grey.shape[0], grey.shape[1])) > 0
         found = motion.corners(grey, full.cpu().numpy(), self.config.corners)
-        return found / np.float32(self.shrunk)
+        return found / self.shrunk
 
     def _other(self, logits: Tensor, near: Tensor | None, row: int) -> bool:
         """Whether a prompted mask is of something else than what was followed."""

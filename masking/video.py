@@ -28,7 +28,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from masking.decode import PairError, Pixels, read_image, shown
+from masking.decode import PairError, Pixels, read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What of a folder is a frame, by the ending of its name."""
@@ -39,7 +39,6 @@ MAX_PIXELS = 1 << 27
 _HD_LINES = 720  # untagged video of so many lines is BT.709, of fewer BT.601, as players take it
 _HDR = {16: "PQ", 18: "HLG"}  # colour transfers of ITU-T H.273
 _UNTAGGED = 2
-_RGB_MATRIX = 0
 _KEPT_MESSAGES = 5
 
 
@@ -318,7 +317,11 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self.report = Report()
         self.path = path
-        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGES]
+        files = [
+            file
+            for file in path.iterdir()
+            if file.suffix.lower() in IMAGES and not file.name.startswith(".") and file.is_file()
+        ]
         self._files = sorted(files, key=lambda file: _natural(file.name))
         if not files:
             raise VideoError(
@@ -446,9 +449,7 @@ class _Converter:
 
     def _plain(self, raw: VideoFrame) -> Pixels:
         matrix = None
-        if raw.format.is_rgb or int(raw.colorspace) == _RGB_MATRIX:
-            matrix = None
-        elif int(raw.colorspace) == _UNTAGGED:
+        if int(raw.colorspace) == _UNTAGGED and not raw.format.is_rgb:
             matrix = Colorspace.ITU709 if raw.height >= _HD_LINES else Colorspace.ITU601
         frame = self._reformatter.reformat(
             raw, format="rgb24", src_colorspace=matrix, threads=1 if raw.height < 720 else 0
@@ -486,8 +487,3 @@ def _tone_mapper(raw: VideoFrame) -> Graph | None:
     except (FFmpegError, ValueError):
         return None
     return graph
-
-
-def describe(frame: Frame) -> str:
-    """A frame's index and size, as people say it."""
-    return f"frame {frame.index} ({shown(frame.image.shape[:2])})"

@@ -37,11 +37,11 @@ class Ways:
 
     def turns(self, index: int) -> bool:
         """Whether there is a prompt on this frame to go backward from."""
-        return index in self.plan.asked and self._positive(index)
+        return index in self.plan.asked and self._starts(index)
 
     def stretch(self) -> tuple[int, int] | None:
         """First frame that is gone through backward, and the last prompt that is gone from."""
-        turning = [i for i in self._events if self._positive(i) and self.backward(i - 1)]
+        turning = [i for i in self._events if self._starts(i) and self.backward(i - 1)]
         if not turning:
             return None
         before = self._before(turning[0] - 1)
@@ -55,6 +55,12 @@ class Ways:
     def _in_span(self, index: int) -> bool:
         return self.plan.start <= index and (self.plan.end is None or index <= self.plan.end)
 
+    def _starts(self, index: int) -> bool:
+        """Whether the prompts of a frame say where the object is, with nothing else known."""
+        asked = self.plan.asked[index]
+        placed = asked.box is not None or bool((asked.labels == 1).any())
+        return self._positive(index) and placed
+
     def _positive(self, index: int) -> bool:
         return self.plan.asked[index].role in _POSITIVE
 
@@ -63,6 +69,6 @@ class Ways:
         return max((i for i in self._events if i <= index), default=None)
 
     def _turning_after(self, index: int) -> int | None:
-        """The next word about it, if that is a prompt."""
+        """The next word about it, if that is a prompt to go backward from."""
         after = min((i for i in self._events if i > index), default=None)
-        return after if after is not None and self._positive(after) else None
+        return after if after is not None and self._starts(after) else None

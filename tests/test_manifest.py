@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -99,6 +100,12 @@ def test_names_that_collide_or_lead_out():
 def test_a_table_that_does_not_read(name, content, message):
     with pytest.raises(ManifestError, match=message):
         parse_table(name, content)
+
+
+def test_a_column_of_lists_travels_along():
+    table = pd.DataFrame([ROWS[0]]).assign(tags=[np.array(["a", "b"])])
+    sound, _, _ = read_manifest(table)
+    assert sound[0].extra["tags"] == "['a' 'b']"
 
 
 def test_a_table_without_its_columns():

@@ -206,6 +206,34 @@ def test_faults_stop_the_job_before_it_starts_and_check_only_checks(clips, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path, capsys):
+    out = Location.parse(tmp_path / "out")
+    worker = masker(tmp_path / "out", clips, settings)
+    found = plan(clips, settings)
+    records = [json.loads(worker({"work": w.to_json()})["record"]) for w in found.work[:2]]
+    for record in records:
+        mask.publish(record, out, out / ".parts/token")
+    records[0]["uri"] = str(clips / "gone.mp4")
+    config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=("overlay", "youtube-vos"))
+    assert mask.export(config, out, records) == 1
+    assert f"not exported: {records[0]['video_id']}: VideoError" in capsys.readouterr().out
+    assert (out / f"export/overlay/{records[1]['video_id']}.mp4").exists()
+    assert (out / "export/youtube-vos/meta.json").exists()
+
+
+def test_ids_too_long_for_a_file_have_markers_all_the_same(tmp_path):
+    out, long = Location.parse(tmp_path), "長い名前/" * 60 + "clip"
+    assert len(mask_plan.commit_place(out, long).name) < 100
+    mask_plan.commit_place(out, long).write_json({"video_id": long})
+    assert list(mask_plan.commits(out)) == [long]
+
+
+def test_a_uri_that_is_no_place_is_a_fault_of_its_row(clips, settings, tmp_path):
+    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nhttps://x/a.mp4,1,0,3,4\n")
+    found = mask_plan.make([str(tmp_path / "m.csv")], None, settings)
+    assert "m.csv: row 1: uri is 'https://x/a.mp4'; expected a file" in found.faults[0]
+
+
 def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():

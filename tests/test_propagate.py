@@ -1,5 +1,8 @@
 """`mask_video` over made clips with a segmenter that sees right: both ways, merged, resumed."""
 
+import gc
+import threading
+
 import av
 import numpy as np
 import pandas as pd
@@ -97,6 +100,33 @@ def test_spans_ends_and_absence(clip, path):
     assert states[14:16] == ["prompted", "tracked"]
     assert states[16:] == [None] * 8
     assert not any(frame.masks.any() for frame in [*found[:3], *found[9:14], *found[16:]])
+
+
+def test_words_without_a_place(clip, path):
+    """accept and a correction by negatives alone go on from what is there; nothing goes back."""
+    rows = [
+        row(0, 30, 40),
+        {"object_id": 1, "frame": 9, "role": "accept"},
+        row(14, 100, 70, label=0, role="correct"),
+    ]
+    found = list(masking.mask_video(path, rows, segmenter()))
+    assert all(right(clip, found))
+    assert found[9].states == found[14].states == ("prompted",)
+    assert {frame.found[0].direction for frame in found[10:14]} == {"forward"}
+    rows[1:] = [{"object_id": 1, "frame": 5, "role": "absent"}, rows[1]]
+    states = [frame.states[0] for frame in masking.mask_video(path, rows, segmenter())]
+    assert states[5:9] == ["absent"] * 4
+    assert set(states[9:]) <= {"absent", "lost", "recovered", "tracked"}
+
+
+def test_a_run_that_is_left_frees_its_thread(path):
+    before = threading.active_count()
+    run = masking.mask_video(path, [row(0, 30, 40)], segmenter())
+    next(run)
+    assert threading.active_count() > before
+    del run
+    gc.collect()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("stop", [1, 7, 13, 23])

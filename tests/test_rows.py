@@ -85,6 +85,10 @@ def test_coordinates_of_other_sizes():
         ({"frame": 4}, "row 1: frame is 4; expected 0 to 3, the last frame"),
         ({"frame": None, "time_s": 9}, "row 1: time_s is 9; expected 0 to 0.38, the end of the v"),
         ({"start_frame": 2}, "row 1: frame is 0; expected 2 to the end, where it is asked for"),
+        ({"end_frame": 0, "frame": 2}, "row 1: frame is 2; expected 0 to 0, where it is asked for"),
+        ({"frame": None, "time_s": 0.3, "end_frame": 1}, "row 1: frame is 2; expected 0 to 1, whe"),
+        ({"object_id": 70000}, "row 1: object_id is 70000; expected a whole number from 1 to 6553"),
+        ({"prompt_type": "box", "x": 300, "x2": 400, "y2": 80}, "row 1: x, y is (300, 30); expec"),
         ({"start_frame": 3, "end_frame": 2, "frame": 3}, "row 1: end_frame of object 1 is 2; exp"),
     ],
 )  # fmt: skip

@@ -127,6 +127,7 @@ def test_images_of_a_folder_in_natural_order(tmp_path):
     for number in (10, 9, 100):
         Image.new("RGB", (8, 6), (number, 0, 0)).save(tmp_path / f"f{number}.png")
     (tmp_path / "notes.txt").write_text("no frame")
+    (tmp_path / "._f9.png").write_text("what a Mac leaves behind")
     assert [image[0, 0, 0] for image in forward(tmp_path)] == [9, 10, 100]
     with Video.open(tmp_path) as video:
         assert [frame.image[0, 0, 0] for frame in video.backward(5)] == [100, 10, 9]
@@ -227,6 +228,19 @@ def test_high_dynamic_range_is_mapped_and_said():
         frame = next(iter(video))
         assert frame.image.shape == (560, 320, 3)
         assert video.report.notes == ["PQ (high dynamic range) mapped to BT.709"]
+
+
+def test_a_film_of_images_begins_at_once_and_has_one_size(tmp_path):
+    with Film(tmp_path / "film.mp4", "overlay", (32, 48)) as film:
+        for number in range(3):
+            side = 2 if number == 1 else 1
+            film.write(np.zeros((32 * side, 48 * side, 3), np.uint8), None)
+    with Video.open(tmp_path / "film.mp4") as video:
+        frames = list(video)
+    assert [frame.time_s for frame in frames] == pytest.approx([0, 0.04, 0.08])
+    assert {frame.image.shape for frame in frames} == {(32, 48, 3)}
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        assert container.streams.video[0].start_time == 0
 
 
 @pytest.mark.parametrize("kind", ["overlay", "cutout"])
