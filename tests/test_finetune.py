@@ -135,9 +135,10 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path):
     assert finetune_small(replace(config, epochs=2))["step"] == 10
 
 
-def test_the_recipe_takes_its_first_steps(tmp_path):
+@pytest.mark.parametrize("recipe", ["mini.yaml", "mini_longer.yaml"])
+def test_the_recipes_take_their_first_steps(recipe, tmp_path):
     data = write_squares(tmp_path / "a.parquet")
-    flags = ["--config", "mini.yaml", "--data", data, "--out", "unused", "--batch-size", 2]
+    flags = ["--config", recipe, "--data", data, "--out", "unused", "--batch-size", 2]
     flags += ["--seed", -(2**40), "--compose.size", SIDE]
     config = parse(FinetuneConfig, list(map(str, flags)), "test", "")
     task = SegmentTask(config, load(config), torch.device("cpu"), Ranks(0, 1))

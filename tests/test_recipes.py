@@ -41,7 +41,7 @@ def write_images(dataset, folder):
     return []
 
 
-SEGMENTERS = {"mini.yaml"}
+SEGMENTERS = {"mini.yaml", "mini_longer.yaml"}
 """Recipes of `jobs.finetune`; tests/test_finetune.py takes their first steps."""
 
 
