@@ -20,7 +20,6 @@ else lies in the folder.
 import csv
 import io
 import json
-import logging
 import secrets
 import sys
 import time
@@ -31,16 +30,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 
-from jobs import cluster, mask_plan, runs, segmenters
+from jobs import actors, cluster, mask_plan, runs, segmenters
 from jobs.config import MAY_CHANGE, ConfigError, JobConfig, parse
 from jobs.mask_exports import KINDS, export_all, export_video
 from jobs.mask_plan import Plan, Work, commit_place, commits, masks_place, part_place
 from jobs.mask_work import RETRIED, Masker
 from jobs.progress import clock
-from jobs.signals import Stop, background
+from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
 from masking.sam import CheckpointError, Precision, resolve
 from masking.track import TrackConfig
@@ -175,51 +173,29 @@ def execute(
         config.device, workers, config.cpus_per_worker, config.gpus_per_worker
     )
     cluster.require(workers, config.cpus_per_worker, gpus, stop)
-    quiet()
     device = torch.device("cuda" if cuda else "cpu")
     if config.precision == "bfloat16" and resolve("auto", device) == "float32":
         print("bfloat16: this processor does not multiply it, and will be slow")
     token = f"{int(time.time())}-{secrets.token_hex(4)}"
-    rows = ray.data.from_items(
-        [{"work": work.to_json()} for work in todo], override_num_blocks=len(todo)
-    )
-    masker: Any = Masker  # Ray's types know functions only
-    done = rows.map(
-        masker,
-        fn_constructor_args=(
-            config.out, token, config.weights, wanted, config.precision, config.track,
-            max(1, int(config.cpus_per_worker)), device, config.time_limit,
-        ),
-        num_cpus=config.cpus_per_worker,
-        num_gpus=gpus if cuda else None,
-        # One video at a time for each actor: a second would wait behind the first, bound to it.
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+    arguments = (
+        config.out, token, config.weights, wanted, config.precision, config.track,
+        max(1, int(config.cpus_per_worker)), device, config.time_limit,
     )  # fmt: skip
+    rows = [{"work": work.to_json()} for work in todo]
+    done = actors.dataset(rows, Masker, arguments, config, workers, gpus if cuda else None)
     progress = Progress(len(todo))
     parts = out / ".parts" / token
-    running = background(lambda: progress.follow(done.iter_rows(), out, parts))
-    while not running.done() and not stop.requested.wait(0.2):
-        progress.show()
-    if running.done():
-        try:
-            running.result()
-        except StorageError:
-            raise
-        except Exception as error:  # Ray's, whatever kind, with the worker's own inside
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            reason = lines[-1].strip() if lines else repr(error)
-            raise MaskError(f"a worker failed: {reason}; what is published stays") from error
-        (out / ".parts").delete()  # of killed starts too
+    try:
+        if actors.follow(
+            lambda: progress.follow(done.iter_rows(), out, parts), stop, progress.show
+        ):
+            (out / ".parts").delete()  # of killed starts too
+    except StorageError:
+        raise
+    except Exception as error:  # Ray's, whatever kind, with the worker's own inside
+        reason = actors.reason(error)
+        raise MaskError(f"a worker failed: {reason}; what is published stays") from error
     return progress.records
-
-
-def quiet() -> None:
-    """Have Ray Data say nothing on its own, and wait for a video however long it takes."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 class Progress:

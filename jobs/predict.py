@@ -20,7 +20,6 @@ import hashlib
 import io
 import itertools
 import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -36,11 +35,11 @@ import ray
 import torch
 from torch import Tensor
 
-from jobs import cluster, runs
+from jobs import actors, cluster, runs
 from jobs.config import ConfigError, JobConfig, parse
 from jobs.parts import Part, find, images_of, plan
 from jobs.progress import clock
-from jobs.signals import Stop, background
+from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable, explained
 from jobs.weights import bring
 from vit import classifier
@@ -255,40 +254,16 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
         config.device, workers, config.cpus_per_worker, config.gpus_per_worker
     )
     cluster.require(workers, config.cpus_per_worker, gpus, stop)
-    quiet()
-    rows = ray.data.from_items(
-        [{"part": json.dumps(asdict(part))} for part in todo], override_num_blocks=len(todo)
-    )
-    threads = max(1, int(config.cpus_per_worker))
-    predictor: Any = Predictor  # Ray's types know functions only
-    done = rows.map(
-        predictor,
-        fn_constructor_args=(config, wanted, threads, torch.device("cuda" if cuda else "cpu")),
-        num_cpus=config.cpus_per_worker,
-        num_gpus=gpus if cuda else None,
-        # One part at a time for each actor: a second would wait behind the first, bound to it.
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-    )
+    device = torch.device("cuda" if cuda else "cpu")
+    arguments = (config, wanted, max(1, int(config.cpus_per_worker)), device)
+    rows = [{"part": json.dumps(asdict(part))} for part in todo]
+    done = actors.dataset(rows, Predictor, arguments, config, workers, gpus if cuda else None)
     progress = Progress(sum(map(len, todo)))
-    running = background(lambda: progress.follow(done.iter_rows()))
-    while not running.done() and not stop.requested.wait(0.2):
-        progress.show()
-    if running.done():
-        try:
-            running.result()
-        except Exception as error:  # Ray's, whatever kind, with the worker's own inside
-            lines = [line for line in str(error).strip().splitlines() if line.strip()]
-            reason = lines[-1].strip() if lines else repr(error)
-            raise PredictError(f"a worker failed: {reason}; what is published stays") from error
-
-
-def quiet() -> None:
-    """Have Ray Data say nothing on its own, and wait for a worker however long it takes to come."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = -1
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        actors.follow(lambda: progress.follow(done.iter_rows()), stop, progress.show)
+    except Exception as error:  # Ray's, whatever kind, with the worker's own inside
+        reason = actors.reason(error)
+        raise PredictError(f"a worker failed: {reason}; what is published stays") from error
 
 
 class Progress:
