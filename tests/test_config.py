@@ -1,16 +1,18 @@
 """Flags and YAML to one config: what wins, what is refused, and in which words."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from jobs.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
+from jobs.segment_task import FinetuneConfig
 from jobs.vit_task import TrainConfig
 
 
-def read(*argv):
-    return parse(TrainConfig, ["--out", "x", *argv], "jobs.train", "Train.")
+def read(*argv, of=TrainConfig):
+    return parse(of, ["--out", "x", *argv], "jobs.train", "Train.")
 
 
 def refused(capsys, *argv):
@@ -36,10 +38,13 @@ def test_flags_win_over_yaml(tmp_path):
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.name)
 def test_recipes(recipe):
     """Every recipe parses, by its name too, and its head says command, hardware and result."""
-    assert read("--config", recipe.name) == read("--config", recipe.stem, "--config", recipe.name)
     head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(head)
-    assert f"python -m jobs.train --config {recipe.name}" in text
+    job = re.search(rf"python -m jobs\.(\w+) --config {recipe.name}", text).group(1)
+    of = {"train": TrainConfig, "finetune": FinetuneConfig}[job]
+    by_name = read("--config", recipe.name, "--data", "d", of=of)
+    again = read("--config", recipe.stem, "--config", recipe.name, "--data", "d", of=of)
+    assert by_name == again
     assert "Hardware:" in text
     assert "Result:" in text or "not run here" in text
 
