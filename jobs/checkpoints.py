@@ -190,6 +190,11 @@ class Checkpoints:
             average=load_tensors(parts["average.safetensors"]),
         )
 
+    def state(self, name: str) -> dict[str, Any]:
+        """What JSON holds of a complete checkpoint, its tensors left where they are."""
+        found: dict[str, Any] = (self.folder / name / "state.json").read_json()
+        return found
+
     def count_resume(self) -> None:
         """Note that a start went on from a checkpoint."""
         (self.folder / "resumes.json").write_json({"count": self.resumes() + 1})

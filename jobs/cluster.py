@@ -42,6 +42,9 @@ _DEFAULTS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative path means the same on a worker as on the driver
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # at Ray's 2 s, every report takes up to 2 s
+    "RAY_AIR_NEW_OUTPUT": "0",  # of Tune, which prints even when told not to
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a sweep keeps its own record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 """Set unless the user did. Train hands its own on to its controller and workers."""
 
@@ -235,6 +238,11 @@ def _wait(group: PlacementGroup, ask: Ask, stop: Stop, say: Callable[[str], None
         ready = group.wait(1)
     if stop.requested.is_set():
         raise SystemExit(stop.exit_code)
+
+
+def holds(cpus: float, gpus: float) -> int:
+    """How many processes of so many CPUs and GPUs the nodes that are there hold when idle."""
+    return room(Ask(sys.maxsize, cpus, gpus), _nodes()).now
 
 
 def choose_device(

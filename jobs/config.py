@@ -25,19 +25,25 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobConfig:
-    """What every job is told: where its run lies and what it runs on."""
+class OutConfig:
+    """What every job is told: where its run lies, and what it hangs on."""
 
     out: str = field(metadata=MAY_CHANGE)
     """Folder of the run, local or s3://; the same command on the same folder goes on."""
     config: str | None = field(default=None, metadata=MAY_CHANGE)
     """Settings to start from: a YAML file, or the name of one in jobs/recipes/; flags win."""
-    workers: int = field(default=1, metadata=MAY_CHANGE)
-    """Number of processes that share the work."""
     seed: int = 0
     """All randomness follows from it."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
     """Where workers compute; auto: on GPUs if the cluster has any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(OutConfig):
+    """And what it runs on, where the workers share one piece of work."""
+
+    workers: int = field(default=1, metadata=MAY_CHANGE)
+    """Number of processes that share the work."""
     cpus_per_worker: float = field(default=1, metadata=MAY_CHANGE)
     """CPUs, and so threads, of a worker; below 1, workers share one."""
     gpus_per_worker: float | None = field(default=None, metadata=MAY_CHANGE)
@@ -148,8 +154,17 @@ def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") 
             yield flag if value else f"--{prefix}no-{name}".replace("_", "-")
         elif isinstance(value, list):
             yield from (flag, *map(str, value))
+        elif isinstance(value, dict):
+            yield from (flag, *(word for pair in value.items() for word in map(_as_word, pair)))
         else:
             yield f"{flag}={value}"
+
+
+def _as_word(value: Any) -> str:
+    """A key or value of a table as one word of the command line; a list as its items."""
+    if value is None:
+        return ""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def as_settings(config: object) -> dict[str, Any]:

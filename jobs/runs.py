@@ -157,7 +157,7 @@ def curves(
         axis.grid(alpha=0.3)
         axis.legend()
     figure.suptitle(title)
-    return _png(figure)
+    return png(figure)
 
 
 def confusions(counts: list[list[int]], classes: Sequence[str], title: str) -> bytes:
@@ -187,10 +187,11 @@ def confusions(counts: list[list[int]], classes: Sequence[str], title: str) -> b
             color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, counts[row][column], ha="center", va="center", color=color)
     figure.suptitle(title)
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """A figure of matplotlib as PNG; closes it."""
     from matplotlib import pyplot as plt
 
     content = io.BytesIO()

@@ -29,7 +29,7 @@ from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
 from jobs.task import Hooks
 from jobs.training import common, failed, finished, last_save, on_workers
-from jobs.vit_task import TrainConfig, VitTask, load, local_paths
+from jobs.vit_task import TrainConfig, VitTask, absolute, check_present, load, local_paths
 from jobs.weights import bring
 from jobs.worker import run
 from vit import data
@@ -57,12 +57,9 @@ def check(config: TrainConfig) -> None:
 
     Data in object storage are checked by the workers, each node having its own copy.
     """
-    locations = [Location.parse(path) for path in config.data]
-    missing = [str(location) for location in locations if not location.exists()]
-    if missing:
-        raise ConfigError(f"--data: no such file or folder: {', '.join(missing)}")
+    check_present(config)
     classes = None
-    if all(location.local_path for location in locations):
+    if all(Location.parse(path).local_path for path in config.data):
         summary = data.check(config.dataset, local_paths(config))
         data.steps_per_epoch(summary.train, config.batch_size)
         classes = summary.classes
@@ -120,13 +117,6 @@ def train(config: TrainConfig) -> int:
         return conclude(config, out, facts, stop)
     except (CheckpointError, StorageError) as error:
         raise LaunchError(f"the training is over, but {error}") from error
-
-
-def absolute(config: TrainConfig) -> TrainConfig:
-    """The same config with paths that mean the same in a worker's folder, or on another day."""
-    data = tuple(str(Location.parse(path)) for path in config.data)
-    weights = config.init_weights and str(Location.parse(config.init_weights))
-    return replace(config, out=str(Location.parse(config.out)), data=data, init_weights=weights)
 
 
 def conclude(config: TrainConfig, out: Location, facts: dict[str, Any], stop: Stop) -> int:

@@ -1,9 +1,9 @@
 """ViT training as a task of the epoch loop: its settings, its data on this node, its steps."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from jobs.config import MAY_CHANGE, ConfigError
 from jobs.fetch import cache_folder, fetch, localize
 from jobs.ranks import Ranks
 from jobs.storage import Location
-from jobs.task import TrainingConfig
+from jobs.task import LoopConfig, TrainingConfig
 from jobs.weights import bring
 from vit import data, rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
@@ -26,8 +26,8 @@ from vit.weights import fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(TrainingConfig):
-    """Settings of `jobs.train`."""
+class VitConfig(LoopConfig):
+    """What a ViT is trained on, what it is, and how; the same wherever it is trained."""
 
     data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """Files or folders of the data set, local or s3://; none: what the data set's name stands for,
@@ -46,17 +46,10 @@ class TrainConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         """Check what no single group shows."""
-        TrainingConfig.__post_init__(self)
-        unit = 2 if self.augment.mixes else 1
-        if self.batch_size % unit:
+        LoopConfig.__post_init__(self)
+        if self.batch_size % self.unit:
             raise ConfigError(
                 f"--batch-size {self.batch_size} is odd; augment.mixup and augment.cutmix mix pairs"
-            )
-        if unit * self.optim.accumulate * self.workers > self.batch_size:
-            raise ConfigError(
-                f"--optim.accumulate {self.optim.accumulate} on --workers {self.workers} is more"
-                f" parts than --batch-size {self.batch_size} has"
-                + (" pairs to mix" if unit == 2 else " samples")
             )
         stored, size = self.dataset.store_size, self.model.image_size
         if stored is not None and stored < size:
@@ -69,6 +62,46 @@ class TrainConfig(TrainingConfig):
                 f"--optim.warmup-epochs {self.optim.warmup_epochs} leaves nothing of"
                 f" --epochs {self.epochs}"
             )
+
+    @property
+    def unit(self) -> int:
+        """Samples that must stay together: pairs, where they are mixed."""
+        return 2 if self.augment.mixes else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingConfig, VitConfig):
+    """Settings of `jobs.train`."""
+
+    def __post_init__(self) -> None:
+        """Check what neither part shows alone."""
+        TrainingConfig.__post_init__(self)
+        VitConfig.__post_init__(self)
+        if self.unit * self.optim.accumulate * self.workers > self.batch_size:
+            raise ConfigError(
+                f"--optim.accumulate {self.optim.accumulate} on --workers {self.workers} is more"
+                f" parts than --batch-size {self.batch_size} has"
+                + (" pairs to mix" if self.unit == 2 else " samples")
+            )
+
+
+Config = TypeVar("Config", bound=VitConfig)
+
+
+def absolute(config: Config) -> Config:
+    """The same config with paths that mean the same in a worker's folder, or on another day."""
+    changes: dict[str, Any] = {"data": tuple(str(Location.parse(path)) for path in config.data)}
+    for name in ("out", "init_weights"):
+        path = getattr(config, name)
+        changes[name] = path and str(Location.parse(path))
+    return replace(config, **changes)
+
+
+def check_present(config: VitConfig) -> None:
+    """Check that the data that were named are there. Raises ConfigError."""
+    missing = [path for path in config.data if not Location.parse(path).exists()]
+    if missing:
+        raise ConfigError(f"--data: no such file or folder: {', '.join(missing)}")
 
 
 class VitTask:

@@ -4,8 +4,13 @@ Flags, YAML, `--help`, checks, the sweep's search space and the run's `config.ya
 fields. Checks across fields raise ValueError with both values.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def swept(bounds: str, by_default: bool = False) -> dict[str, Any]:
+    """Metadata of a field that a sweep may vary within `bounds`, in the words of `vit.search`."""
+    return {"sweep": {"bounds": bounds, "by_default": by_default}}
 
 
 def _check(condition: bool, message: str) -> None:
@@ -33,20 +38,20 @@ class ModelConfig:
     """Side of the square input image, in pixels."""
     patch_size: int = 4
     """Side of a patch, in pixels; divides image_size."""
-    embed_dim: int = 192
+    embed_dim: int = field(default=192, metadata=swept("64..512 step 64"))
     """Width of the tokens."""
-    depth: int = 6
+    depth: int = field(default=6, metadata=swept("2..12", by_default=True))
     """Number of transformer blocks."""
-    num_heads: int = 3
+    num_heads: int = field(default=3, metadata=swept("1, 2, 3, 4, 6, 8, 12", by_default=True))
     """Attention heads; divides embed_dim."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = field(default=4.0, metadata=swept("1, 2, 3, 4"))
     """Width of the hidden layer of a block's MLP over embed_dim."""
     drop_rate: float = 0.0
     """Dropout after the position embedding, after the attention's projection and in the MLP.
     Above 0 a run is repeatable at one number of workers only."""
     attn_drop_rate: float = 0.0
     """Dropout of attention weights. Above 0 a run is repeatable at one number of workers only."""
-    drop_path_rate: float = 0.0
+    drop_path_rate: float = field(default=0.0, metadata=swept("0..0.3"))
     """Stochastic depth per sample, rising linearly from 0 at the first block to this at
     the last."""
     global_pool: Literal["token", "avg"] = "token"
@@ -129,13 +134,13 @@ class AugmentConfig:
     TrivialAugment (wide)."""
     randaugment_ops: int = 2
     """RandAugment: operations one after the other."""
-    randaugment_magnitude: int = 9
+    randaugment_magnitude: int = field(default=9, metadata=swept("0..20"))
     """RandAugment: strength, 0 to 30."""
     erasing: float = 0.0
     """Probability of random erasing: a rectangle of the normalised image becomes 0."""
-    mixup: float = 0.0
+    mixup: float = field(default=0.0, metadata=swept("0..1"))
     """Mixup: alpha of the Beta distribution of the share; 0: off."""
-    cutmix: float = 0.0
+    cutmix: float = field(default=0.0, metadata=swept("0..1"))
     """CutMix: alpha of the Beta distribution of the area; 0: off. With mixup on too, each sample
     gets one of them at even odds."""
     mix_prob: float = 1.0
@@ -180,9 +185,9 @@ class OptimConfig:
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """AdamW for all; or Muon for the matrices of the blocks and AdamW for the rest."""
-    lr: float = 1e-3
+    lr: float = field(default=1e-3, metadata=swept("1e-4..1e-2 log", by_default=True))
     """Peak learning rate of AdamW, for the global batch as it is (not scaled by it)."""
-    muon_lr: float = 0.02
+    muon_lr: float = field(default=0.02, metadata=swept("3e-3..6e-2 log"))
     """Peak learning rate of Muon, which knows no other scale than this."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After the warm-up: half a cosine to min_lr; constant, then linear to min_lr over `cooldown`;
@@ -193,18 +198,18 @@ class OptimConfig:
     """Learning rate at the end of the schedule; Muon's falls to the same share of its peak."""
     warmup_epochs: float = 5.0
     """Epochs over which the learning rate rises linearly; fractions count."""
-    weight_decay: float = 0.05
+    weight_decay: float = field(default=0.05, metadata=swept("1e-3..0.5 log"))
     """Decoupled weight decay; norms, biases, positions and tokens have none."""
     muon_weight_decay: float = 0.05
     """Decoupled weight decay of Muon's matrices (a step takes muon_lr times this off)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
-    layer_decay: float = 1.0
+    layer_decay: float = field(default=1.0, metadata=swept("0.6..1"))
     """Factor on the learning rate from each block to the one before it; below 1 for
     fine-tuning (BEiT)."""
     clip_norm: float = 1.0
     """Largest norm of the whole gradient; larger ones are scaled down; 0: no clipping."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = field(default=0.1, metadata=swept("0..0.2"))
     """Share of the target spread evenly over all classes; with mixing, smoothed before mixed."""
     accumulate: int = 1
     """Parts of a worker's batch that go through the model one after the other, to save memory."""

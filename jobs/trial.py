@@ -1,0 +1,279 @@
+"""Settings of a sweep, what one of its trials is, and the training that the trial comes to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+
+from jobs.config import MAY_CHANGE, ConfigError, OutConfig
+from jobs.ranks import AgreedError, Ranks
+from jobs.searchers import Kind, Searcher
+from jobs.storage import Location
+from jobs.task import Hooks
+from jobs.vit_task import TrainConfig, VitConfig, VitTask, load
+from jobs.worker import run
+from vit.config import OptimConfig
+from vit.data import Summary, steps_per_epoch
+from vit.search import Dimension, Sample, SearchError, assign, parameters, training_flops
+
+BUDGETS = {"flops": "FLOP", "samples": "samples", "epochs": "epochs", "seconds": "s of training"}
+"""What a budget may be counted in, and its unit for people."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig(OutConfig, VitConfig):
+    """Settings of `jobs.tune`: those of a training, which of them vary, and how long it may take.
+
+    Early values must mean something: after the warm-up the learning rate stays, until it falls in
+    the last part of a trial, and the averaged weights are what counts.
+    """
+
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(schedule="wsd", ema_half_life=2000)
+    )
+    space: dict[str, str] = field(default_factory=dict)
+    """What varies, by name of the setting: `model.depth 2..8 optim.lr "1e-4..1e-2 log"`, or
+    `2, 4, 8`, or `1e-3..1e-1 log in 5`. None given: depth, heads and learning rate."""
+    searcher: Kind = "tpe"
+    """What is tried next: what Optuna's TPE thinks best, at random, or all of a grid."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """What is stopped early: all but the best of those that got as far (ASHA); what is below the
+    median; or nothing."""
+    trials: int = field(default=27, metadata=MAY_CHANGE)
+    """How many are tried."""
+    metric: str | None = None
+    """What trials are compared by, of the validation set: ema_accuracy, ema_loss, val_accuracy or
+    val_loss. Default: the accuracy of the averaged weights if there are any."""
+    budget: Literal["flops", "samples", "epochs", "seconds"] = "flops"
+    """What a trial spends, and at equal amounts of what they are compared."""
+    max_budget: float | None = None
+    """What a whole trial spends. Default: what the unvaried settings do in `epochs` epochs."""
+    first_rung: float = 1 / 9
+    """Share of a whole trial after which it may first be stopped; beyond the warm-up."""
+    reduction: int = 3
+    """ASHA: one of so many goes on, and the next rung is so many times further."""
+    concurrent: int | None = field(default=None, metadata=MAY_CHANGE)
+    """Trials at once; default: as many as the cluster holds."""
+    workers_per_trial: int = field(default=1, metadata=MAY_CHANGE)
+    """Processes that share the work of a trial."""
+    cpus_per_trial: float | None = field(default=None, metadata=MAY_CHANGE)
+    """CPUs of a trial, all of its processes together; default: one each."""
+    gpus_per_trial: float | None = field(default=None, metadata=MAY_CHANGE)
+    """GPUs of a trial, all of its processes together; fractions share one. Default: one for each
+    process on cuda, 0 on cpu."""
+    max_hours: float | None = field(default=None, metadata=MAY_CHANGE)
+    """Wall time of the sweep, all of its starts together; then trials under way are left, and the
+    same command with more goes on."""
+    max_flops: float | None = field(default=None, metadata=MAY_CHANGE)
+    """Training FLOPs of the sweep, likewise."""
+    max_gpu_hours: float | None = field(default=None, metadata=MAY_CHANGE)
+    """GPUs times hours of training of the sweep, likewise."""
+    retrain_top: int = field(default=0, metadata=MAY_CHANGE)
+    """So many of the best are trained again at the end, and tested."""
+    seeds: int = field(default=3, metadata=MAY_CHANGE)
+    """With how many seeds each."""
+
+    def __post_init__(self) -> None:
+        """Check what no single group shows."""
+        VitConfig.__post_init__(self)
+        for name in ("trials", "workers_per_trial", "seeds"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; at least 1 is needed")
+        limits = ("max_budget", "concurrent", "max_hours", "max_flops", "max_gpu_hours")
+        for name in (*limits, "cpus_per_trial"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{_flag(name)} is {value}; it must be above 0")
+        if self.retrain_top < 0:
+            raise ConfigError(f"--retrain-top is {self.retrain_top}; it must be at least 0")
+        if self.reduction < 2:
+            raise ConfigError(f"--reduction is {self.reduction}; at least 2 is needed")
+        if not 0 < self.first_rung <= 1:
+            raise ConfigError(f"--first-rung is {self.first_rung}; a share above 0, up to 1")
+        self._check_metric()
+        self._check_schedule()
+
+    def _check_metric(self) -> None:
+        names = ["val_accuracy", "val_loss"]
+        if self.optim.ema_half_life:
+            names = ["ema_accuracy", "ema_loss", *names]
+        if self.metric not in (None, *names):
+            raise ConfigError(
+                f"--metric {self.metric} is reported by no trial; they report {', '.join(names)}"
+            )
+
+    def _check_schedule(self) -> None:
+        warmup, schedule = self.optim.warmup_epochs / self.epochs, self.optim.schedule
+        if self.scheduler != "none" and schedule == "cosine":
+            raise ConfigError(
+                f"--scheduler {self.scheduler} compares unfinished trials, which --optim.schedule"
+                " cosine makes meaningless; use wsd or constant, or --scheduler none"
+            )
+        if self.scheduler != "none" and self.first_rung <= warmup:
+            raise ConfigError(
+                f"--first-rung {self.first_rung:.3g} lies in the warm-up, {warmup:.3g} of a trial"
+                f" (--optim.warmup-epochs {self.optim.warmup_epochs:g} of --epochs {self.epochs})"
+            )
+        if self.budget == "seconds":
+            if self.max_budget is None:
+                raise ConfigError("--budget seconds needs --max-budget: how long a trial may take")
+            if schedule != "constant":
+                raise ConfigError(
+                    f"--budget seconds needs --optim.schedule constant, not {schedule}: how many"
+                    " steps a trial will come to is not known"
+                )
+
+    @property
+    def measure(self) -> str:
+        """The metric that trials are compared by."""
+        return self.metric or ("ema_accuracy" if self.optim.ema_half_life else "val_accuracy")
+
+    @property
+    def sign(self) -> int:
+        """1 where more of the metric is better, else -1."""
+        return -1 if self.measure.endswith("loss") else 1
+
+
+def _flag(name: str) -> str:
+    return f"--{name}".replace("_", "-")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What trials cost, on given data."""
+
+    config: TuneConfig
+    summary: Summary
+    most: float
+    """What a whole trial spends, in units of the budget."""
+
+    @classmethod
+    def of(cls, config: TuneConfig, summary: Summary) -> "Plan":
+        """Settle the budget. Raises ConfigError if a setting of training is not a sweep's."""
+        plan = cls(config, summary, 0.0)
+        most = config.max_budget
+        if most is None:
+            cost = {
+                "flops": float(plan.epoch_samples(config) * plan.flops(config)),
+                "samples": float(plan.epoch_samples(config)),
+                "epochs": 1.0,
+            }
+            most = config.epochs * cost[config.budget]
+        return replace(plan, most=most)
+
+    def epoch_samples(self, config: VitConfig) -> int:
+        """Samples of an epoch: whole batches of the training set."""
+        return steps_per_epoch(self.summary.train, config.batch_size) * config.batch_size
+
+    def flops(self, config: VitConfig) -> int:
+        """Training FLOPs of a sample."""
+        return training_flops(config.model, len(self.summary.classes))
+
+    def parameters(self, config: VitConfig) -> int:
+        """Parameters of the model."""
+        return parameters(config.model, len(self.summary.classes))
+
+    def trial(self, sample: Sample, folder: Location) -> TrainConfig:
+        """The settings of a trial's training; raises ValueError where they cannot be.
+
+        Its epochs are as many as the budget pays for, and its warm-up the same share of them.
+        """
+        config = self.config
+        shared = {item.name: getattr(config, item.name) for item in fields(VitConfig)}
+        workers, cpus, gpus = self.shares()
+        varied = assign(
+            TrainConfig(
+                out=str(folder),
+                seed=config.seed,
+                device=config.device,
+                workers=workers,
+                cpus_per_worker=cpus,
+                gpus_per_worker=gpus,
+                **shared,
+            ),
+            sample,
+        )
+        epochs = self._epochs(varied)
+        warmup = varied.optim.warmup_epochs * epochs / config.epochs
+        optim = replace(varied.optim, warmup_epochs=warmup)
+        return replace(varied, epochs=epochs, optim=optim)
+
+    def base(self) -> TrainConfig:
+        """The settings of a training that varies nothing."""
+        return self.trial({}, Location.parse(self.config.out))
+
+    def shares(self) -> tuple[int, float, float | None]:
+        """Processes of a trial, and the CPUs and GPUs of each."""
+        workers = self.config.workers_per_trial
+        cpus, gpus = self.config.cpus_per_trial, self.config.gpus_per_trial
+        return (
+            workers,
+            1.0 if cpus is None else cpus / workers,
+            None if gpus is None else gpus / workers,
+        )
+
+    def _epochs(self, config: TrainConfig) -> int:
+        if self.config.budget == "seconds":
+            return config.epochs
+        cost = {
+            "flops": self.epoch_samples(config) * self.flops(config),
+            "samples": self.epoch_samples(config),
+            "epochs": 1,
+        }[self.config.budget]
+        epochs = int(self.most / cost * (1 + 1e-9))
+        if epochs < 1:
+            unit = BUDGETS[self.config.budget]
+            raise ConfigError(
+                f"one epoch takes {cost:.3g} {unit}; a whole trial has {self.most:.3g}"
+            )
+        return epochs
+
+    def searcher(self, dimensions: Sequence[Dimension]) -> Searcher:
+        """What draws the sweep's samples. Raises SearchError when none of them is accepted."""
+        if unfit := {"epochs", "seed", "data", "compile"} & {each.name for each in dimensions}:
+            raise SearchError(f"space: {', '.join(sorted(unfit))} cannot vary in a sweep")
+        out = Location.parse(self.config.out)
+
+        def refusal(sample: Sample) -> str | None:
+            try:
+                self.trial(sample, out)
+            except ValueError as error:
+                return str(error)
+            return None
+
+        return Searcher(self.config.searcher, dimensions, refusal, self.config.seed)
+
+    def spent(self, row: dict[str, Any], flops: int) -> float:
+        """What a trial had spent at the end of an epoch, in units of the budget."""
+        match self.config.budget:
+            case "flops":
+                return float(row["samples_seen"] * flops)
+            case "samples":
+                return float(row["samples_seen"])
+            case "epochs":
+                return float(row["epoch"])
+            case _:
+                return float(row["samples_seen"] / row["images_per_s"])
+
+
+def train(config: TrainConfig, device: torch.device, hooks: Hooks, test: bool) -> dict[str, Any]:
+    """The training of a trial, on every rank of it; goes on where an earlier start stopped.
+
+    Args:
+        config: of the trial.
+        device: of this rank.
+        hooks: who listens.
+        test: read the test set once, at the end; a sweep does not.
+
+    Returns:
+        The facts of `jobs.worker.run`.
+    """
+    ranks = Ranks.here()
+    try:
+        dataset = ranks.each(lambda: load(config))
+        dataset = dataset if test else replace(dataset, test=None)
+        task = VitTask(config, dataset, device, ranks)
+        return run(task, config, Location.parse(config.out) / "checkpoints", hooks)
+    except AgreedError as error:
+        return {"ended": "failed", "error": str(error)}

@@ -1,0 +1,335 @@
+"""The sweep's record and decisions, without a cluster."""
+
+import json
+import math
+
+import pytest
+
+from jobs.config import as_settings
+from jobs.searchers import Past, Searcher
+from jobs.sweep import Sweep
+from jobs.sweep_report import importances, pareto
+from jobs.sweep_tables import frame, retrained, summarize, write_trials
+from tests.sweeps import SUMMARY, config_of, row_of, run, sweep_of
+from vit.search import SearchError, Values, space
+
+
+def written(folder, *flags):
+    """A sweep that keeps its record."""
+    return sweep_of(folder, *flags, kind=Sweep)
+
+
+def record(sweep):
+    """What is written of the trials."""
+    paths = [sweep.place(trial) / "trial.json" for trial in sweep.trials]
+    return [path.read_json() for path in paths]
+
+
+@pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
+def test_samples_are_valid_and_new(kind, tmp_path):
+    sweep = sweep_of(tmp_path, "--searcher", kind, "--trials", "30")
+    run(sweep)
+    samples = [trial.sample for trial in sweep.trials]
+    assert len(samples) == 30
+    assert all(samples.count(sample) == 1 for sample in samples)
+    assert all(sample["model.num_heads"] != 5 for sample in samples)  # does not divide 48
+
+
+def test_a_small_space_ends(tmp_path):
+    sweep = sweep_of(tmp_path, "--space", "model.depth", "1..3", "model.num_heads", "2, 5")
+    run(sweep)
+    assert sorted(trial.sample["model.depth"] for trial in sweep.trials) == [1, 2, 3]
+    assert sweep.is_over
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_early_stopping_finds_the_best_for_less(scheduler, tmp_path):
+    sweep = sweep_of(tmp_path, "--searcher", "random", "--scheduler", scheduler, "--trials", "40")
+    run(sweep)
+    summary = summarize(sweep, None)
+    assert summary["finished"] + summary["stopped"] == summary["trials"] == 40
+    assert summary["flops_spent"] < 0.6 * summary["flops_grid"]
+    best = summary["best"]["params"]
+    assert best["optim.lr"] == 1e-2
+    assert best["model.depth"] in (2, 3, 4)
+
+
+def test_trials_cost_alike(tmp_path):
+    """Deep trials get fewer epochs; every whole trial spends the budget, to an epoch."""
+    sweep = sweep_of(tmp_path, "--searcher", "grid", "--scheduler", "none", "--trials", "100")
+    run(sweep)
+    for trial in sweep.trials:
+        epoch = 640 * trial.flops
+        assert sweep.plan.most - epoch < trial.flops_spent <= sweep.plan.most * (1 + 1e-9)
+    by_depth = {trial.sample["model.depth"]: trial.epochs for trial in sweep.trials}
+    assert by_depth[2] == 27
+    assert by_depth[1] > by_depth[2] > by_depth[3] > by_depth[4]
+    settings = sweep.settings(sweep.trials[0])
+    assert settings.optim.warmup_epochs / settings.epochs == pytest.approx(1 / 27)
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "random"])
+def test_a_killed_sweep_goes_on_as_if_it_had_not_been(searcher, tmp_path):
+    """Killed after every few reports, read anew: the same trials, rungs and fates."""
+    flags = ("--searcher", searcher, "--trials", "14")
+    whole = written(tmp_path / "whole", *flags)
+    run(whole, slots=1)
+    for _ in range(200):
+        events = run(written(tmp_path / "killed", *flags), slots=1, reports=7)
+        if not events:
+            break
+    killed = written(tmp_path / "killed", *flags)
+    assert record(killed) == record(whole)
+    assert killed.is_over
+
+
+def test_running_trials_are_taken_up_first(tmp_path):
+    sweep = written(tmp_path)
+    run(sweep, slots=3, reports=5)
+    begun = len(sweep.trials)
+    again = written(tmp_path)
+    assert [again.next().number for _ in range(begun)] == list(range(begun))
+    assert again.next().number == begun
+    assert [len(t.rows) for t in again.trials[:begun]] == [len(t.rows) for t in sweep.trials]
+
+
+def test_a_repeated_epoch_decides_nothing(tmp_path):
+    sweep = written(tmp_path)
+    trial = sweep.next()
+    rows = [row_of(sweep, trial, epoch) for epoch in range(1, 5)]
+    assert all(sweep.report(0, row) for row in rows)
+    before = record(sweep)
+    assert sweep.report(0, rows[2] | {"ema_accuracy": 0.0})
+    assert record(sweep) == before
+
+
+def test_what_is_stopped_stays_stopped(tmp_path):
+    sweep = written(tmp_path, "--trials", "9")
+    run(sweep)
+    stopped = next(trial for trial in sweep.trials if trial.fate == "stopped")
+    assert stopped.stopped_at is not None
+    assert "that got as far" in stopped.reason
+    assert not sweep.report(stopped.number, row_of(sweep, stopped, len(stopped.rows) + 1))
+    sweep.end(stopped.number, "finished")
+    assert stopped.fate == "stopped"
+    assert written(tmp_path, "--trials", "9").next() is None
+
+
+def test_diverged_and_failed(tmp_path):
+    """Both are named, survive no rung, and are never the best."""
+    sweep = written(tmp_path, "--trials", "4")
+    numbers = [sweep.next().number for _ in range(4)]
+    for number in numbers:
+        sweep.report(number, row_of(sweep, sweep.trials[number], 1))
+    sweep.end(0, "diverged", "the loss is not finite at step 12")
+    sweep.end(1, "failed", "out of memory")
+    assert sweep.trials[0].stopped_at == len(
+        [arrival for arrival in sweep.trials[0].arrivals if arrival["passed"]]
+    )
+    for number in (2, 3):
+        sweep.leave(number)
+    run(sweep)
+    summary = summarize(sweep, None)
+    assert (summary["diverged"], summary["failed"], summary["left"]) == (1, 1, 0)
+    assert summary["best"]["trial"] in (2, 3)
+    assert [trial.number for trial in sweep.ranking()][-2:] in ([0, 1], [1, 0])
+    json.loads((tmp_path / "trials/0000/trial.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_limits_leave_trials_that_more_goes_on_with(tmp_path):
+    most = written(tmp_path / "a").plan.most
+    sweep = written(tmp_path / "b", "--max-flops", str(1.5 * most))
+    run(sweep)
+    assert "--max-flops" in sweep.over
+    assert 1.5 * most <= sweep.flops_spent < 1.6 * most
+    assert sweep.left
+    assert summarize(sweep, None)["limit"] == sweep.over
+    more = written(tmp_path / "b")
+    run(more)
+    assert not more.left
+    assert len(more.trials) == 27
+
+
+def test_wall_time_counts_over_starts(tmp_path):
+    sweep = written(tmp_path, "--max-hours", "1")
+    sweep._started -= 3000
+    assert sweep.report(sweep.next().number, row_of(sweep, sweep.trials[0], 1))
+    again = written(tmp_path, "--max-hours", "1")
+    assert again.wall_seconds >= 3000
+    again._started -= 3000
+    assert again.next() is None
+    assert "--max-hours 1 is reached" in again.over
+
+
+@pytest.mark.parametrize(
+    ("flags", "whole"),
+    [
+        (("--budget", "samples"), 27 * 640),
+        (("--budget", "epochs"), 27),
+        (("--budget", "epochs", "--max-budget", "30"), 30),
+    ],
+)
+def test_other_budgets(flags, whole, tmp_path):
+    sweep = sweep_of(tmp_path, *flags)
+    assert sweep.plan.most == whole
+    run(sweep)
+    assert {trial.epochs for trial in sweep.trials} == {30 if whole == 30 else 27}
+
+
+def test_seconds_end_a_trial(tmp_path):
+    flags = ("--budget", "seconds", "--max-budget", "0.02", "--optim.schedule", "constant")
+    sweep = sweep_of(tmp_path, *flags, "--scheduler", "none", "--trials", "6")
+    run(sweep)
+    for trial in sweep.trials:
+        assert trial.fate == "finished"
+        assert trial.train_seconds >= 0.02 or len(trial.rows) == trial.epochs
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--metric", "val_acc"), "--metric val_acc is reported by no trial; they report ema_"),
+        (("--metric", "ema_loss", "--optim.ema-half-life", "0"), "is reported by no trial"),
+        (("--optim.schedule", "cosine"), "compares unfinished trials"),
+        (("--first-rung", "0.02"), "lies in the warm-up"),
+        (("--budget", "seconds"), "needs --max-budget"),
+        (("--budget", "seconds", "--max-budget", "9"), "needs --optim.schedule constant, not wsd"),
+        (("--trials", "0"), "--trials is 0"),
+        (("--reduction", "1"), "--reduction is 1"),
+        (("--max-hours", "0"), "--max-hours is 0.0; it must be above 0"),
+    ],
+)
+def test_bad_settings(flags, words, tmp_path, capsys):
+    with pytest.raises((SystemExit, ValueError)):
+        sweep_of(tmp_path, *flags)
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--max-budget", "1e6", "--space", "depth", "1..4"), "one epoch takes .* FLOP; a whole"),
+        (("--space", "model.num_heads", "5, 7"), "does not divide model.embed_dim 48"),
+        (("--space", "epochs", "3..5"), "epochs cannot vary"),
+        (("--searcher", "grid", "--space", "lr", "1e-4..1 log"), "a grid needs values"),
+    ],
+)
+def test_spaces_without_a_sample(flags, words, tmp_path):
+    with pytest.raises(SearchError, match=words):
+        sweep_of(tmp_path, *flags)
+
+
+def test_tpe_learns():
+    """After thirty trials TPE's samples are better than random ones."""
+    space_ = (Values("a", tuple(range(30))), Values("b", tuple(range(30))))
+
+    def mean(kind):
+        found = []
+        for seed in range(4):
+            searcher, past = Searcher(kind, space_, lambda sample: None, seed), []
+            for _ in range(40):
+                sample = searcher.next(past)
+                value = -abs(sample["a"] - 21) - abs(sample["b"] - 8)
+                past.append(Past(sample, final=float(value), over=True))
+            found += [trial.final for trial in past[20:]]
+        return sum(found) / len(found)
+
+    assert mean("tpe") > mean("random") + 4
+
+
+def test_searchers_have_no_state():
+    space_ = (Values("a", tuple(range(30))), Values("b", tuple(range(30))))
+    past = [Past({"a": i, "b": 29 - i}, final=i / 30, over=True) for i in range(12)]
+    past.append(Past({"a": 3, "b": 3}, values={0: -math.inf}, over=True))
+    past.append(Past({"a": 4, "b": 4}, over=True, failed=True))
+    past.append(Past({"a": 5, "b": 4}))
+    answers = [Searcher("tpe", space_, lambda s: None, 7).next(past) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert Searcher("tpe", space_, lambda s: None, 8).next(past) != answers[0]
+
+
+def test_tables(tmp_path):
+    sweep = sweep_of(tmp_path, "--trials", "12")
+    run(sweep)
+    write_trials(sweep, sweep.folder)
+    table = frame(sweep)
+    assert list(table["trial"]) == list(range(12))
+    assert set(table["fate"]) <= {"finished", "stopped"}
+    finished = table[table["fate"] == "finished"]
+    assert finished["value"].notna().all()
+    assert table[table["fate"] == "stopped"]["rung"].notna().all()
+    assert (tmp_path / "trials.csv").read_text().startswith("trial,fate,rung,reason,model.depth")
+
+
+def test_losses_are_minimised(tmp_path):
+    sweep = sweep_of(tmp_path, "--metric", "ema_loss", "--trials", "2", "--scheduler", "none")
+    for loss in (0.5, 0.7):
+        trial = sweep.next()
+        for epoch in range(1, trial.epochs + 1):
+            sweep.report(trial.number, row_of(sweep, trial, epoch) | {"ema_loss": loss})
+        sweep.end(trial.number, "finished")
+    assert sweep.ranking()[0].number == 0
+    assert summarize(sweep, None)["best"]["value"] == 0.5
+
+
+def test_retrained_over_seeds(tmp_path):
+    config = config_of(tmp_path, "--scheduler", "none", "--trials", "4")
+    plan = sweep_of(tmp_path / "other").plan
+    samples = [{"model.depth": d, "seed": s} for d in (1, 2) for s in (1, 2)]
+    again = Sweep(
+        type(plan)(config, SUMMARY, plan.most),
+        plan_folder(tmp_path),
+        lambda past: samples[len(past)],
+    )
+    for accuracy in (0.5, 0.7, 0.6, None):
+        trial = again.next()
+        again.report(
+            trial.number,
+            row_of(
+                again,
+                trial.__class__(
+                    trial.number, {"model.depth": 1, "optim.lr": 1e-2}, trial.flops, 1, 1
+                ),
+                1,
+            ),
+        )
+        fate = "failed" if accuracy is None else "finished"
+        again.end(trial.number, fate, facts={"test": {"test_accuracy": accuracy}})
+    first, second = retrained(again)
+    assert first["test_mean"] == pytest.approx(0.6)
+    assert first["test_std"] == pytest.approx(0.1414, abs=1e-4)
+    assert (second["seeds"], second["lost"], second["test_std"]) == (1, 1, None)
+
+
+def plan_folder(folder):
+    from jobs.storage import Location
+
+    return Location.parse(str(folder / "retrain"))
+
+
+def test_pareto():
+    points = [(1, 0.1), (2, 0.5), (2, 0.4), (3, 0.45), (4, 0.9), (0.5, -math.inf)]
+    assert pareto(points) == [0, 1, 4]
+
+
+def test_importance_of_what_matters(tmp_path):
+    dimensions = space(config_of(tmp_path), {"model.depth": "1..4", "optim.lr": "1e-4..1 log in 9"})
+    points = [
+        ({"model.depth": depth, "optim.lr": lr}, math.log10(lr))
+        for depth in range(1, 5)
+        for lr in dimensions[1].values
+    ]
+    shares = importances(points, dimensions)
+    assert shares["optim.lr"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_trial_trains_as_the_job_would(tmp_path):
+    """Beside its epochs and warm-up, a trial's settings are those that the flags say."""
+    sweep = sweep_of(tmp_path)
+    trial = sweep.next()
+    settings = as_settings(sweep.settings(trial))
+    assert settings["optim"]["lr"] == trial.sample["optim.lr"]
+    assert settings["model"]["depth"] == trial.sample["model.depth"]
+    assert settings["epochs"] == trial.epochs
+    assert settings["seed"] == 0

@@ -1,0 +1,279 @@
+"""Which settings a sweep varies, within which bounds; which samples are valid, what they cost.
+
+A setting is any field of a config, named as in YAML: `model.depth`, or `depth` where no other field
+ends so. Its bounds are its own mark (`vit.config.swept`) or a text:
+
+    2..8                 every whole number from 2 to 8
+    64..256 step 64      64, 128, 192, 256
+    1e-4..1e-2 log       any number between, evenly in its logarithm
+    1e-4..1e-2 log in 5  five of them, ends included
+    2, 3, 6              those; names as well: adamw, muon
+"""
+
+import difflib
+import itertools
+import math
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import torch
+
+from vit.config import ModelConfig
+from vit.model import VisionTransformer, flops
+
+T = TypeVar("T")
+
+MOST_VALUES = 10_000
+"""Of one setting: more is a slip of the keyboard."""
+
+Sample = dict[str, Any]
+"""Values by the full names of their settings."""
+
+
+class SearchError(ValueError):
+    """A search space that cannot be; the message names the setting and what was expected."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """A setting that takes one of some values."""
+
+    name: str
+    values: tuple[Any, ...]
+    """Numbers ascending, else in the order given."""
+
+    @property
+    def ordered(self) -> bool:
+        """Whether neighbours are alike: numbers are, names and switches are not."""
+        return all(type(value) in (int, float) for value in self.values)
+
+    def at(self, share: float) -> Any:
+        """The value at `share`, 0 <= share < 1, of the way from first to last."""
+        return self.values[int(share * len(self.values))]
+
+    def __str__(self) -> str:
+        """As it is written."""
+        return ", ".join(map(str, self.values))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A setting that takes any number from `low` to `high`."""
+
+    name: str
+    low: float
+    high: float
+    log: bool
+    """Evenly in the logarithm."""
+
+    def at(self, share: float) -> float:
+        """The number at `share`, 0 <= share < 1, of the way from low to high."""
+        if self.log:
+            return self.low * (self.high / self.low) ** share
+        return self.low + (self.high - self.low) * share
+
+    def __str__(self) -> str:
+        """As it is written."""
+        return f"{self.low:g}..{self.high:g}{' log' if self.log else ''}"
+
+
+Dimension = Values | Interval
+
+
+def space(config: object, bounds: Mapping[str, str]) -> tuple[Dimension, ...]:
+    """The settings of `config` that a sweep varies.
+
+    Args:
+        config: a dataclass, groups nested.
+        bounds: by name; an empty text takes the field's own mark. None at all: the fields that are
+            marked to be swept by default.
+
+    Raises:
+        SearchError: a name is of no field, or of several; bounds that are not, or are empty.
+    """
+    known = dict(_settings(config))
+    if not bounds:
+        marked = {name: _mark(field) for name, field in known.items()}
+        bounds = {name: mark["bounds"] for name, mark in marked.items() if mark.get("by_default")}
+    chosen: dict[str, Dimension] = {}
+    for given, text in bounds.items():
+        name = _full_name(given, known)
+        if name in chosen:
+            raise SearchError(f"space: {name} is named twice")
+        text = text or _mark(known[name]).get("bounds", "")
+        if not text:
+            raise SearchError(f"space: {name} has no bounds of its own; give some, as in 0..1")
+        chosen[name] = parse(name, text, known[name].type)
+    return tuple(chosen.values())
+
+
+def parse(name: str, text: str, kind: Any) -> Dimension:
+    """The bounds that `text` writes for the setting `name` of type `kind`.
+
+    Raises:
+        SearchError: it does not say any, or values that the type does not have.
+    """
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        words = [word.strip() for word in text.split(",")]
+        values = [_value(name, word, kind) for word in words]
+        if len(set(values)) < len(values):
+            raise SearchError(f"space: {name} {text!r} has a value twice")
+        found = Values(name, tuple(values))
+        return replace(found, values=tuple(sorted(values))) if found.ordered else found
+    low, high = (_value(name, match[end], kind) for end in ("low", "high"))
+    if type(low) not in (int, float):
+        raise SearchError(f"space: {name} {text!r} is a range; this setting takes no numbers")
+    if low >= high:
+        raise SearchError(f"space: {name} {text!r} is empty: {low} is not below {high}")
+    log = match["log"] is not None
+    if log and low <= 0:
+        raise SearchError(f"space: {name} {text!r}: a logarithm needs a lower end above 0")
+    if match["count"]:
+        return Values(name, _even(name, Interval(name, low, high, log), int(match["count"]), kind))
+    if match["step"]:
+        return Values(name, _stepped(name, low, high, _value(name, match["step"], kind)))
+    if type(low) is float:
+        return Interval(name, low, high, log)
+    if log:
+        raise SearchError(f"space: {name} {text!r}: whole numbers by logarithm need `in N` too")
+    return Values(name, _stepped(name, low, high, 1))
+
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_RANGE = re.compile(
+    rf"(?P<low>{_NUMBER})\s*\.\.\s*(?P<high>{_NUMBER})"
+    rf"(?:\s+(?P<log>log))?(?:\s+in\s+(?P<count>\d+)|\s+step\s+(?P<step>{_NUMBER}))?"
+)
+
+
+def _even(name: str, whole: Interval, count: int, kind: Any) -> tuple[Any, ...]:
+    """`count` numbers from end to end."""
+    if not 2 <= count <= MOST_VALUES:
+        raise SearchError(f"space: {name}: `in {count}`; 2 to {MOST_VALUES:,} values are possible")
+    inner = [whole.at(i / (count - 1)) for i in range(1, count - 1)]
+    numbers = [whole.low, *inner, whole.high]
+    if type(whole.low) is int:
+        return tuple(dict.fromkeys(round(number) for number in numbers))
+    return tuple(_value(name, f"{number:.6g}", kind) for number in numbers)
+
+
+def _stepped(name: str, low: Any, high: Any, step: Any) -> tuple[Any, ...]:
+    """low, low + step, ..., up to high."""
+    if step <= 0:
+        raise SearchError(f"space: {name}: step {step} is not above 0")
+    count = math.floor((high - low) / step + 1e-9) + 1
+    if count > MOST_VALUES:
+        raise SearchError(f"space: {name} would have {count:,} values; at most {MOST_VALUES:,}")
+    exact = type(low) is int and type(step) is int
+    return tuple(low + i * step if exact else float(f"{low + i * step:.12g}") for i in range(count))
+
+
+def _value(name: str, word: str, kind: Any) -> Any:
+    """A word as a value of the type; raises SearchError if it is none."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for each in kinds:
+        if each is type(None) and word in ("none", "None", "null"):
+            return None
+        if each is bool and word.lower() in ("true", "false"):
+            return word.lower() == "true"
+        if get_origin(each) is Literal and word in get_args(each):
+            return word
+        if each in (int, float):
+            try:
+                number = float(word)
+            except ValueError:
+                continue
+            if math.isfinite(number) and (each is float or number == int(number)):
+                return each(number)
+    wanted = " or ".join(_describe(each) for each in kinds)
+    raise SearchError(f"space: {name} {word!r} is no value of it; {wanted} was expected")
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    words = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+    return words.get(kind, "a setting that is one number or word (this one cannot be swept)")
+
+
+def _settings(config: object, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """Full names and fields of a config, groups walked through."""
+    for item in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            yield from _settings(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", item
+
+
+def _mark(field: Field[Any]) -> dict[str, Any]:
+    return field.metadata.get("sweep", {})
+
+
+def _full_name(given: str, known: Mapping[str, Field[Any]]) -> str:
+    if given in known:
+        return given
+    ends = [name for name in known if name.rpartition(".")[2] == given]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise SearchError(f"space: {given} may be {' or '.join(ends)}; write which")
+    short = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(given, [*known, *short], n=1)
+    hint = f"; perhaps you meant {short.get(near[0], near[0])}" if near else ""
+    raise SearchError(f"space: {given} is no setting{hint}")
+
+
+def size(dimensions: Sequence[Dimension]) -> int | None:
+    """How many samples there are; None: without end."""
+    if any(isinstance(dimension, Interval) for dimension in dimensions):
+        return None
+    return math.prod(len(d.values) for d in dimensions if isinstance(d, Values))
+
+
+def grid(dimensions: Sequence[Dimension]) -> Iterator[Sample]:
+    """Every sample of a space without intervals.
+
+    Raises:
+        SearchError: a setting takes any number of an interval.
+    """
+    for dimension in dimensions:
+        if isinstance(dimension, Interval):
+            raise SearchError(
+                f"space: a grid needs values; {dimension.name} takes any of {dimension}:"
+                " write how many, as in `in 5`"
+            )
+    names = [dimension.name for dimension in dimensions]
+    for point in itertools.product(*(d.values for d in dimensions if isinstance(d, Values))):
+        yield dict(zip(names, point, strict=True))
+
+
+def assign(config: T, sample: Sample) -> T:
+    """The same config with the sample's values; its checks run, and raise what they raise."""
+    groups: dict[str, Any] = {}
+    for name, value in sample.items():
+        group, _, rest = name.partition(".")
+        if rest:
+            groups.setdefault(group, {})[rest] = value
+        else:
+            groups[group] = value
+    changes = {
+        name: assign(getattr(config, name), value) if isinstance(value, dict) else value
+        for name, value in groups.items()
+    }
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def parameters(config: ModelConfig, num_classes: int) -> int:
+    """How many parameters the model has."""
+    with torch.device("meta"):
+        return sum(each.numel() for each in VisionTransformer(config, num_classes).parameters())
+
+
+def training_flops(config: ModelConfig, num_classes: int) -> int:
+    """Floating-point operations of a training step, per image: forward, and twice that back."""
+    return 3 * flops(config, num_classes)
