@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(options.seeds)
         for number, sample in enumerate(grid)
     ]
-    with multiprocessing.get_context("spawn").Pool(options.at_once, maxtasksperchild=1) as pool:
-        for done, _ in enumerate(pool.imap_unordered(train, work, chunksize=1), 1):
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.at_once, spawn, max_tasks_per_child=1) as pool:
+        for done, _ in enumerate(pool.map(train, work), 1):
             print(f"{done} of {len(work)}", flush=True)
     frames = []
     for _, sample, seed, folder in work:

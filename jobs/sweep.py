@@ -270,13 +270,14 @@ class Sweep:
             more = len(past) < self.config.trials and self.suggest(past) is not None
             return not more and not self.left
 
-    def forget_checkpoints(self) -> None:
+    def forget_checkpoints(self, again: bool = False) -> None:
         """Delete the checkpoints of trials that are over: nothing goes on from them.
 
-        What cannot be deleted now, as a late writer is at it, is tried again at the next call.
+        What cannot be deleted now, as a late writer is at it, is tried again at the next call; with
+        `again` so is what such a one has written since.
         """
         for trial in self.snapshot():
-            if trial.fate and trial.number not in self._forgotten:
+            if trial.fate and (again or trial.number not in self._forgotten):
                 with suppress(OSError):
                     (self.place(trial) / "checkpoints").delete()
                     self._forgotten.add(trial.number)

@@ -110,7 +110,7 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
                 sweep.forget_checkpoints()
                 stop.requested.wait(SHOW_SECONDS)
         running.result()
-    sweep.forget_checkpoints()
+    sweep.forget_checkpoints(again=True)
 
 
 def retrain(sweep: Sweep, stop: Stop) -> Sweep | None:
