@@ -25,6 +25,7 @@ $(READY): requirements.lock
 
 demo: $(READY)
 	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2
+	$(BIN)/python -m jobs.tune --config digits_sweep.yaml --out runs/demo/sweep --trials 6
 	$(BIN)/python -m jobs.click --image flower --points 310 220 --out runs/demo/click.png
 	$(BIN)/python -m jobs.demo --out runs/demo/video
 

@@ -95,6 +95,8 @@ class Sweep:
         self.suggest = suggest
         self.over = ""
         """Why no trial is begun any more, and none goes on, once that is so."""
+        self.gpus = plan.config.gpus_per_trial or 0.0
+        """Of a trial; whoever has seen the cluster knows better."""
         self._lock = threading.RLock()
         self._running: set[int] = set()
         self._forgotten: set[int] = set()
@@ -264,8 +266,10 @@ class Sweep:
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing to run: all trials that were asked for have their fate."""
+        """Whether there is nothing to run: a limit is reached, or all trials have their fate."""
         with self._lock:
+            if self._limit():
+                return True
             past = [self._past(trial) for trial in self.trials]
             more = len(past) < self.config.trials and self.suggest(past) is not None
             return not more and not self.left
@@ -295,7 +299,7 @@ class Sweep:
         config = self.config
         hours = self.wall_seconds / 3600
         gpu_hours = sum(trial.train_seconds for trial in self.trials) / 3600
-        gpu_hours *= self.config.gpus_per_trial or 0
+        gpu_hours *= self.gpus
         for name, most, now in (
             ("--max-hours", config.max_hours, hours),
             ("--max-flops", config.max_flops, self.flops_spent),

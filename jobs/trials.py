@@ -24,6 +24,7 @@ import ray
 import torch
 import torch.distributed as dist
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -31,7 +32,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from jobs import runs, trial
 from jobs.actors import reason
 from jobs.checkpoints import Checkpoints
-from jobs.launch import DATA_SECONDS, Resources, keep_memory
+from jobs.launch import DATA_SECONDS, LaunchError, Resources, keep_memory
 from jobs.link import Link
 from jobs.storage import Location
 from jobs.sweep import Sweep
@@ -278,6 +279,10 @@ def run(sweep: Sweep, resources: Resources, slots: int, link: Link, test: bool =
         slots: trials at once.
         link: for progress, and for the request to stop.
         test: read the test set at the end of each trial.
+
+    Raises:
+        LaunchError: Ray gave up.
+        StorageError: a trial could not be written down.
     """
     logging.getLogger("ray.tune").setLevel(
         logging.ERROR
@@ -308,4 +313,7 @@ def run(sweep: Sweep, resources: Resources, slots: int, link: Link, test: bool =
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (tune.TuneError, RayError) as error:
+        raise LaunchError(reason(error)) from error

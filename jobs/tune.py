@@ -13,6 +13,7 @@ At the end --out has trials.csv, report.html and best.yaml:
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
@@ -103,13 +104,17 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
         stop.then(lambda: sweep.refuse_more("stopped"))
         stop.then(link.stop)
         resources = Resources(workers, cpus, gpus, cuda)
+        sweep.gpus = gpus * workers
         running = background(lambda: trials.run(sweep, resources, slots, link, test))
         with SweepProgress(sweep) as progress:
             while not running.done():
                 progress.show(link.drain())
                 sweep.forget_checkpoints()
-                stop.requested.wait(SHOW_SECONDS)
-        running.result()
+                time.sleep(SHOW_SECONDS)
+        try:
+            running.result()
+        except StorageError as error:
+            raise LaunchError(f"a trial could not be written down: {error}") from error
     sweep.forget_checkpoints(again=True)
 
 

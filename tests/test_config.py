@@ -8,6 +8,7 @@ import yaml
 
 from jobs.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
 from jobs.segment_task import FinetuneConfig
+from jobs.trial import TuneConfig
 from jobs.vit_task import TrainConfig
 
 
@@ -41,7 +42,7 @@ def test_recipes(recipe):
     head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(head)
     job = re.search(rf"python -m jobs\.(\w+) --config {recipe.name}", text).group(1)
-    of = {"train": TrainConfig, "finetune": FinetuneConfig}[job]
+    of = {"train": TrainConfig, "finetune": FinetuneConfig, "tune": TuneConfig}[job]
     by_name = read("--config", recipe.name, "--data", "d", of=of)
     again = read("--config", recipe.stem, "--config", recipe.name, "--data", "d", of=of)
     assert by_name == again
