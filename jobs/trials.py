@@ -246,8 +246,9 @@ def _end(sweep: Sweep, number: int, facts: dict[str, Any]) -> None:
     if facts["ended"] == "stopped":
         sweep.leave(number)
     else:
+        lost = f"its last save failed: {facts['save_error']}" if facts.get("save_error") else ""
         fate = fates.get(facts["ended"], "failed")
-        sweep.end(number, fate, facts["error"] or "", facts)
+        sweep.end(number, fate, facts["error"] or lost, facts)
 
 
 class _Failures(_NotKept, tune.Callback):
