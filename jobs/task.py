@@ -42,7 +42,7 @@ class LoopConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(JobConfig, LoopConfig):
+class TrainingConfig(LoopConfig, JobConfig):
     """Settings of any training job."""
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ BUDGETS = {"flops": "FLOP", "samples": "samples", "epochs": "epochs", "seconds":
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneConfig(OutConfig, VitConfig):
+class TuneConfig(VitConfig, OutConfig):
     """Settings of `jobs.tune`: those of a training, which of them vary, and how long it may take.
 
     Early values must mean something: after the warm-up the learning rate stays, until it falls in
