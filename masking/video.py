@@ -12,10 +12,10 @@ says what was lost. Files are read by PyAV (FFmpeg); a folder of images is a vid
 import logging
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -87,11 +87,15 @@ class Report:
 
 
 @dataclass(frozen=True)
-class _Moment:
-    """What is remembered of a frame in order to find it again."""
+class Moment:
+    """A frame without its pixels: when it is shown, and what finds it again."""
 
     pts: int | None
+    """As of `Frame`."""
+    time_s: float | None
+    """As of `Frame`."""
     key: bool
+    """Whether the file says that decoding can begin with it."""
 
 
 class Video:
@@ -172,6 +176,21 @@ class Video:
         """Seconds of each frame since the first, decoded but not converted."""
         yield from self._source.times()
 
+    def moments(self) -> Iterator[Moment]:
+        """All frames without their pixels, decoded but not converted; `report` is of this pass."""
+        yield from self._source.moments()
+
+    def seek(self, index: int, moments: Sequence[Moment], clean: bool) -> Iterator[Frame]:
+        """The frames that `forward(index)` gives, from the key frame before instead of the start.
+
+        Args:
+            index: of the first frame that is wanted.
+            moments: what `moments` has given so far, at least up to `index`; it may grow meanwhile.
+            clean: whether that pass met no damage. If it did, or time stamps do not rise, all
+                frames before are decoded all the same.
+        """
+        yield from self._source.seek(index, moments, clean)
+
     def backward(self, last: int, ring_bytes: int = RING_BYTES) -> Iterator[Frame]:
         """Frames from `last` to the first, by groups of pictures, each decoded forward into a ring.
 
@@ -222,12 +241,36 @@ class _File:
             )
 
     def times(self) -> Iterator[float | None]:
+        return (moment.time_s for moment in self._moments(Report()))
+
+    def moments(self) -> Iterator[Moment]:
+        self.report = Report()
+        for moment in self._moments(self.report):
+            self.report.frames += 1
+            yield moment
+
+    def _moments(self, report: Report) -> Iterator[Moment]:
         container, stream = _open(self.path)
         with container:
             first: int | None = None
-            for index, raw in enumerate(_decoded(container, stream, Report())):
-                first = raw.pts if index == 0 else first
-                yield _time(raw, first)
+            for index, raw in enumerate(_decoded(container, stream, report)):
+                if index == 0:
+                    first = raw.pts
+                    self.rotation = _rotation(raw, report)
+                yield Moment(raw.pts, _time(raw, first), bool(raw.key_frame))
+
+    def seek(self, index: int, moments: Sequence[Moment], clean: bool) -> Iterator[Frame]:
+        sure = clean and _ordered(moments)
+        begin = max((i for i in range(index + 1) if moments[i].key), default=0) if sure else 0
+        following = index
+        for at, raw in self._from(begin, moments, sure):
+            if at >= following:
+                yield self._frame(raw, at, moments[0].pts)
+                following = at + 1
+        if sure and following < len(moments):  # a decoder that does not say the same twice
+            for at, raw in self._from(0, moments, False):
+                if at >= following:
+                    yield self._frame(raw, at, moments[0].pts)
 
     def _frame(self, raw: VideoFrame, index: int, first: int | None) -> Frame:
         return Frame(index, raw.pts, _time(raw, first), self._convert(raw))
@@ -247,7 +290,7 @@ class _File:
                 yield ring.pop()
 
     def _before(
-        self, stop: int, moments: list[_Moment], sure: bool, ring_bytes: int
+        self, stop: int, moments: list[Moment], sure: bool, ring_bytes: int
     ) -> deque[Frame]:
         """The frames that end with `stop - 1`, of its group and as many as may be held.
 
@@ -267,22 +310,14 @@ class _File:
                 ring.popleft()
         return ring if ring and ring[-1].index == stop - 1 else deque()
 
-    def _survey(self, last: int) -> tuple[list[_Moment], bool]:
+    def _survey(self, last: int) -> tuple[list[Moment], bool]:
         """Decode up to a frame; what frames there are, and whether key frames can be trusted."""
-        report, moments = Report(), []
-        container, stream = _open(self.path)
-        with container:
-            for raw in _decoded(container, stream, report):
-                moments.append(_Moment(raw.pts, bool(raw.key_frame)))
-                if len(moments) > last:
-                    break
-        stamps = [moment.pts for moment in moments if moment.pts is not None]
-        rising = all(a < b for a, b in pairwise(stamps))
-        clean = not report.corrupt_packets and len(stamps) == len(moments)
-        return moments, clean and rising and bool(moments) and moments[0].key
+        report = Report()
+        moments = [*islice(self._moments(report), last + 1)]
+        return moments, not report.corrupt_packets and _ordered(moments)
 
     def _from(
-        self, begin: int, moments: list[_Moment], sure: bool
+        self, begin: int, moments: Sequence[Moment], sure: bool
     ) -> Iterator[tuple[int, VideoFrame]]:
         """Frames from an index on, found by their time stamps after a seek; or all from the start.
 
@@ -340,6 +375,12 @@ class _Folder:
     def times(self) -> Iterator[float | None]:
         yield from [None] * len(self._files)
 
+    def moments(self) -> Iterator[Moment]:
+        yield from [Moment(None, None, True)] * len(self._files)
+
+    def seek(self, index: int, moments: Sequence[Moment], clean: bool) -> Iterator[Frame]:
+        return self.forward(index)
+
     def backward(self, last: int, ring_bytes: int) -> Iterator[Frame]:
         for index in range(min(last, len(self._files) - 1), -1, -1):
             yield self._read(self._files[index], index)
@@ -350,6 +391,13 @@ class _Folder:
             return Frame(index, None, None, read_image(file, 0)[0])
         except PairError as error:
             raise VideoError("not_a_video", f"{file}: frame {index}: {error}") from error
+
+
+def _ordered(moments: Sequence[Moment]) -> bool:
+    """Whether time stamps only rise, so that a frame is known again by its own."""
+    stamps = [moment.pts for moment in moments if moment.pts is not None]
+    rising = all(a < b for a, b in pairwise(stamps))
+    return rising and len(stamps) == len(moments) > 0 and moments[0].key
 
 
 def _time(raw: VideoFrame, first: int | None) -> float | None:
