@@ -40,6 +40,7 @@ from jobs.mask_work import RETRIED, Masker
 from jobs.progress import clock
 from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
+from masking.rows import Row
 from masking.sam import CheckpointError, Precision, resolve
 from masking.track import TrackConfig
 
@@ -258,7 +259,7 @@ def conclude(
         for video_id, faults in plan.invalid.items()
     ]
     (out / "videos.parquet").write_bytes(ledger([*good, *failed]))
-    (out / "review.csv").write_text(review(good))
+    (out / "review.csv").write_text(review(good, plan.accepted))
     frames = sum(record["frames"] for record in records)
     codes = Counter(record["code"] for record in failed)
     summary = {
@@ -332,9 +333,14 @@ def ledger(records: Sequence[Mapping[str, Any]]) -> bytes:
     return content.getvalue()
 
 
-def review(records: Iterable[Mapping[str, Any]]) -> str:
-    """review.csv: spans of all videos, worst first."""
-    found = [span for record in records for span in record["review"]]
+def review(records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequence[Row]]) -> str:
+    """review.csv: spans of all videos, worst first, without those that a person accepted."""
+    found = [
+        span
+        for record in records
+        for span in record["review"]
+        if not mask_plan.is_accepted(accepted.get(record["video_id"], ()), span)
+    ]
     found.sort(key=lambda s: (-s["severity"], s["video_id"], s["object_id"], s["first_frame"]))
     text = io.StringIO()
     writer = csv.DictWriter(text, SPAN_COLUMNS, lineterminator="\n")

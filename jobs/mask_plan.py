@@ -63,6 +63,9 @@ class Plan:
     """Of each other video its faults, with manifest and row."""
     loose: tuple[str, ...]
     """Faults that belong to no video."""
+    accepted: Mapping[str, tuple[Row, ...]]
+    """Of a video the rows that say that masks are right as they are. They are no prompts: nothing
+    is masked anew for them."""
 
     @property
     def faults(self) -> list[str]:
@@ -94,7 +97,7 @@ def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
             invalid.setdefault(video_id, []).extend(f"{manifest}: {fault}" for fault in faults)
         for video in sound:
             try:
-                uri = _absolute(video.uri, root, place)
+                uri = absolute_uri(video.uri, root, place)
             except StorageError as error:
                 fault = Fault(video.rows[0].number, "uri", repr(video.uri), f"a file: {error}")
                 invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
@@ -107,8 +110,12 @@ def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
                 invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
             asked.setdefault(video.video_id, (manifest, replace(video, uri=uri)))
     with ThreadPoolExecutor(_THREADS) as pool:
-        states = list(pool.map(lambda pair: _state(pair[1].uri), asked.values()))
+        states = list(pool.map(lambda pair: state_of(pair[1].uri), asked.values()))
     work = []
+    accepted = {
+        video.video_id: tuple(row for row in video.rows if row.role == "accept")
+        for _, video in asked.values()
+    }
     for (manifest, video), state in zip(asked.values(), states, strict=True):
         if isinstance(state, str):
             fault = Fault(
@@ -116,14 +123,34 @@ def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
             )
             invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
         elif video.video_id not in invalid:
-            key = _key(settings, state, video.rows)
+            rows = prompts(video.rows)
+            key = key_of(settings, state, rows)
             size = sum(part[1] for part in state)
-            work.append(Work(video.video_id, video.uri, video.rows, video.extra, size, key))
+            work.append(Work(video.video_id, video.uri, rows, video.extra, size, key))
     work.sort(key=lambda one: (-one.size, one.video_id))
-    return Plan(tuple(work), {k: tuple(v) for k, v in invalid.items()}, tuple(loose))
+    named = {video_id: tuple(faults) for video_id, faults in invalid.items()}
+    return Plan(tuple(work), named, tuple(loose), accepted)
 
 
-def _absolute(uri: str, root: str | None, manifest: Location) -> str:
+def prompts(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows that masks hang on: all but the accepts."""
+    return tuple(row for row in rows if row.role != "accept")
+
+
+def is_accepted(rows: Sequence[Row], span: Mapping[str, Any]) -> bool:
+    """Whether one of a video's accepts speaks of all frames of a span of review.csv."""
+    return any(
+        row.role == "accept"
+        and row.object_id == span["object_id"]
+        and row.frame is not None
+        and row.frame <= span["first_frame"]
+        and span["last_frame"] <= (row.frame if row.until is None else row.until)
+        for row in rows
+    )
+
+
+def absolute_uri(uri: str, root: str | None, manifest: Location) -> str:
+    """Where a video lies, by its manifest and the root that relative uris are meant from."""
     if "://" in uri or uri.startswith(("/", "~")):
         return str(Location.parse(uri))
     base = Location.parse(root) if root is not None else manifest.parent
@@ -132,7 +159,7 @@ def _absolute(uri: str, root: str | None, manifest: Location) -> str:
     return str(base / uri)
 
 
-def _state(uri: str) -> list[tuple[str, int, int]] | str:
+def state_of(uri: str) -> list[tuple[str, int, int]] | str:
     """Names, sizes and times of a video's files; or why there are none."""
     try:
         files = Location.parse(uri).walk()
@@ -141,9 +168,12 @@ def _state(uri: str) -> list[tuple[str, int, int]] | str:
     return [(file.path, file.size, file.mtime_ns) for file in files] or "there is none"
 
 
-def _key(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:
-    prompts = [asdict(replace(row, number=0)) for row in rows]
-    text = json.dumps([outputs.FORMAT, settings, state, prompts])
+def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:
+    """The key of a video: of `settings_of`, of `state_of`, and of its `prompts`."""
+    asked = [asdict(replace(row, number=0)) for row in rows]
+    for row in asked:
+        del row["until"]  # of accepts alone
+    text = json.dumps([outputs.FORMAT, settings, state, asked])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from masking.rows import COLUMNS, Fault, ManifestError, Row, given, read_rows
+from masking.rows import COLUMNS, Fault, ManifestError, Row, given, object_faults, parse_rows
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,13 @@ def _json_rows(text: str) -> Iterator[dict[str, Any]]:
 
 
 def read_manifest(
-    table: pd.DataFrame,
+    table: pd.DataFrame, finished: bool = True
 ) -> tuple[list[VideoPrompts], dict[str, tuple[Fault, ...]], list[Fault]]:
     """Read the rows of many videos.
+
+    Args:
+        table: of `parse_table`.
+        finished: whether every object must have a positive point or a box by now.
 
     Returns:
         Sound videos, in the order of their first rows; of each other video, by its id, its faults;
@@ -91,7 +95,7 @@ def read_manifest(
     groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
     for number, record in enumerate(table.to_dict("records"), 1):
         named = cast(Mapping[str, Any], record)
-        fault, video_id = _identity(number, named)
+        fault, video_id = identity(number, named)
         if fault is None:
             groups.setdefault(video_id, []).append((number, named))
         else:
@@ -105,11 +109,11 @@ def read_manifest(
             Fault(number, "uri", repr(uri), f"one uri for video_id {video_id}")
             for uri, number in sorted(others.items(), key=lambda item: item[1])
         ]
-        rows: list[Row] = []
-        try:
-            rows = read_rows([record for _, record in records], [number for number, _ in records])
-        except ManifestError as error:
-            faults += error.faults
+        table_of, numbers = [record for _, record in records], [number for number, _ in records]
+        rows, found = parse_rows(table_of, numbers)
+        faults += found
+        if finished and not found:
+            faults += object_faults(rows)
         if faults:
             faulty[video_id] = tuple(faults)
             continue
@@ -118,8 +122,8 @@ def read_manifest(
     return sound, faulty, loose
 
 
-def _identity(number: int, record: Mapping[str, Any]) -> tuple[Fault | None, str]:
-    """The video that a row belongs to."""
+def identity(number: int, record: Mapping[str, Any]) -> tuple[Fault | None, str]:
+    """The video that a row, the `number`th, belongs to: a fault if there is one, and its id."""
     if not given(record["uri"]):
         return Fault(number, "uri", "empty", "a video file or a folder of frames"), ""
     uri = str(record["uri"])

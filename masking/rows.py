@@ -35,6 +35,7 @@ COLUMNS = {
     "x2": "right edge of a box",
     "y2": "bottom edge of a box",
     "role": "init (also if empty), correct, accept, end or absent; the last three need no x and y",
+    "until": "of an accept: last frame that it speaks of; empty: its own frame alone",
     "start_frame": "first frame on which the object is asked for; empty: the video's first",
     "end_frame": "last frame on which it is asked for; empty: the video's last",
     "coords": "pixel (also if empty) or normalized: shares of the frame's width and height",
@@ -99,6 +100,8 @@ class Row:
     """Width and height of the frame that the coordinates belong to."""
     span: tuple[int | None, int | None]
     """First and last frame on which the object is asked for."""
+    until: int | None = None
+    """Last frame that an accept speaks of."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,23 @@ def read_rows(
     Raises:
         ManifestError: every fault that shows without the video.
     """
+    rows, faults = parse_rows(table, numbers)
+    if not rows and not faults:
+        faults.append(Fault(0, "the table", "empty", "a row for each click"))
+    if not faults:
+        faults += object_faults(rows)
+    if faults:
+        raise ManifestError(faults)
+    return rows
+
+
+def parse_rows(
+    table: pd.DataFrame | Iterable[Mapping[str, Any]], numbers: Sequence[int] | None = None
+) -> tuple[list[Row], list[Fault]]:
+    """Rows of one video that read well, and the faults of the others, each row by itself.
+
+    For tables that are still being made; arguments as of `read_rows`.
+    """
     records = table.to_dict("records") if isinstance(table, pd.DataFrame) else [*table]
     rows, faults = [], []
     for number, record in zip(numbers or range(1, len(records) + 1), records, strict=True):
@@ -142,13 +162,7 @@ def read_rows(
         faults += reader.faults
         if not reader.faults:
             rows.append(row)
-    if not records:
-        faults.append(Fault(0, "the table", "empty", "a row for each click"))
-    if not faults:
-        faults += _object_faults(rows)
-    if faults:
-        raise ManifestError(faults)
-    return rows
+    return rows, faults
 
 
 class _Reader:
@@ -183,6 +197,7 @@ class _Reader:
         return Row(
             self.number, object_id or 0, name, frame, time_s, role, xy, corner,
             self._label(needed=placed and not boxed), normalized, reference, span,
+            self._whole("until", 0),
         )  # fmt: skip
 
     def _given(self, column: str) -> bool:
@@ -242,7 +257,7 @@ def _by_object(rows: Sequence[Row]) -> dict[int, list[Row]]:
     return dict(sorted(found.items()))
 
 
-def _object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
+def object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
     """Faults of objects as a whole: nothing that is part of them, spans that do not fit."""
     for object_id, mine in _by_object(rows).items():
         first, where = mine[0].number, f"of object {object_id}"
@@ -297,7 +312,7 @@ def resolve(
         by_frame: dict[int, list[Row]] = {}
         start, end = span(mine)
         for row in mine:
-            frame = _frame(row, times, complete, faults)
+            frame = frame_of(row, times, complete, faults)
             if frame is not None and (fault := _outside(row, frame, start, end)):
                 faults.append(fault)
             elif frame is not None:
@@ -324,10 +339,10 @@ def _begins(asked: Asked) -> bool:
     return asked.box is not None or bool((asked.labels == 1).any())
 
 
-def _frame(
+def frame_of(
     row: Row, times: Sequence[float | None], complete: bool, faults: list[Fault]
 ) -> int | None:
-    """The frame that a row means."""
+    """The frame that a row means; None after a fault was added. Arguments as of `resolve`."""
     if row.frame is not None:
         if complete and row.frame >= len(times):
             faults.append(
@@ -357,13 +372,13 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
     for row in rows:
         if row.xy is None:
             continue
-        place = _pixels(row, row.xy, size)
+        place = in_pixels(row, row.xy, size)
         if row.corner is not None:
             if box is not None:
                 faults.append(
                     Fault(row.number, "prompt_type", "box", "one box an object and frame")
                 )
-            box = np.array([*place, *_pixels(row, row.corner, size)], np.float32)
+            box = np.array([*place, *in_pixels(row, row.corner, size)], np.float32)
             if not (box[0] < box[2] and box[1] < box[3]):
                 faults.append(Fault(row.number, "x2, y2", "not below and right", "a box of pixels"))
         else:
@@ -388,8 +403,8 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
     )
 
 
-def _pixels(row: Row, place: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
-    """A place in pixels of the frame; a share of 1 is its last pixel."""
+def in_pixels(row: Row, place: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
+    """A place (x, y) of a row, in pixels of a frame of (H, W); a share of 1 is its last pixel."""
     h, w = size
     if row.normalized:
         return min(place[0] * w, w - 1), min(place[1] * h, h - 1)
