@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
+from tyro.conf import Positional as Positional  # of a field that is given without its flag
 
 RECIPES = Path(__file__).parent / "recipes"
 MAY_CHANGE = {"may_change": True}

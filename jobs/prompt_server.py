@@ -1,0 +1,243 @@
+"""The page and its requests over HTTP, for one person on this machine or behind an SSH tunnel.
+
+A request is answered if it carries the token (at first in the address, then in a cookie), names
+this server as its host (a page elsewhere could have its own name lead here), and does not come from
+another site's page. Videos are asked for by id, so no path can lead out of them.
+"""
+
+import asyncio
+import errno
+import secrets
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from jobs.config import ConfigError
+from jobs.prompt_session import Session, UnknownVideoError
+from jobs.prompt_store import StaleError
+from masking.video import VideoError
+
+PAGE = Path(__file__).with_name("page")
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_LARGEST = 16 << 20  # bytes of a request
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:;"
+    " frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """A server on a thread of its own."""
+
+    def __init__(self, session: Session, host: str, port: int) -> None:
+        """Listen, and answer from now on.
+
+        Args:
+            session: what it shows.
+            host: to listen on.
+            port: to listen on; 0: one that is free.
+
+        Raises:
+            ConfigError: it cannot listen there.
+        """
+        self.session, self.host = session, host
+        self.token = secrets.token_urlsafe(24)
+        self._socket = _listening(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self._cookie = f"prompt-{self.port}"
+        self._threads = ThreadPoolExecutor(32, thread_name_prefix="prompt")
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._serve, name="server", daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        """What a browser opens."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{name}:{self.port}/?token={self.token}"
+
+    def wait(self) -> None:
+        """Until a person says that they are done, or `stop`."""
+        while self._thread.is_alive():
+            self._thread.join(0.2)  # a wait without end would keep signals waiting, too
+
+    def stop(self) -> None:
+        """End it; what was acknowledged is on disk."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._answer())
+        finally:
+            self.session.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._loop.close()
+
+    async def _answer(self) -> None:
+        self._loop.set_default_executor(self._threads)
+        app = web.Application(middlewares=[self._guard, _explain], client_max_size=_LARGEST)
+        app.add_routes(
+            [
+                web.get("/", self._page),
+                web.get("/page/{name}", self._page),
+                web.get("/api/project", self._project),
+                web.get("/api/video", self._of(Session.state)),
+                web.get("/api/rows", self._of(Session.rows)),
+                web.get("/api/moments", self._of(Session.moments, start=int)),
+                web.get("/api/frame", self._frame),
+                web.get("/api/thumbnail", self._thumbnail),
+                web.post("/api/look", self._of(Session.look, index=int)),
+                web.get("/api/masks", self._of(Session.masks, index=int)),
+                web.put("/api/rows", self._of(Session.change, revision=str, rows=list)),
+                web.post("/api/undo", self._of(Session.undo, revision=str, redo=bool)),
+                web.post("/api/preview", self._of(Session.preview, index=int, asked=list)),
+                web.post("/api/track", self._of(Session.track, here=int, count=int)),
+                web.get("/api/track", self._of(Session.tracked, since=int)),
+                web.delete("/api/track", self._of(Session.cancel)),
+                web.post("/api/done", self._done),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        await web.SockSite(runner, self._socket, shutdown_timeout=1.0).start()
+        await self._ended.wait()
+        await runner.cleanup()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse what does not come from the page."""
+        if not self._is_here(request.host):
+            return web.Response(status=403, text=f"this is not {request.host}\n")
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.partition("://")[2] != request.host:
+            return web.Response(status=403, text=f"a page of {origin} may not ask\n")
+        given = request.query.get("token") or request.cookies.get(self._cookie, "")
+        if not secrets.compare_digest(given.encode(), self.token.encode()):
+            return web.Response(
+                status=403, text="open the address that jobs.prompt printed: it has the token\n"
+            )
+        response = await handler(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    def _is_here(self, host: str) -> bool:
+        """Whether a request means this server: by a name of this machine, at any port, since an
+        SSH tunnel may have another one."""
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        name = name.strip("[]").lower()
+        if name in _LOOPBACK or name == self.host.lower():
+            return True
+        if self.host in _LOOPBACK:
+            return False
+        try:
+            ip_address(name)
+        except ValueError:
+            return name in (socket.gethostname().lower(), socket.getfqdn().lower())
+        return True  # no page elsewhere has an address for its name
+
+    def _of(self, call: Callable[..., Any], **arguments: type) -> Handler:
+        """A handler of a method of `Session`: what it takes beside the id comes by name, from the
+        query or from JSON, of these types; what it returns is JSON."""
+
+        async def handle(request: web.Request) -> web.Response:
+            given = dict(request.query) if not request.can_read_body else await request.json()
+            values = {}
+            for name, kind in arguments.items():
+                value = int(given[name]) if kind is int else given[name]
+                if not isinstance(value, kind):
+                    raise ValueError(f"{name} is {value!r}; expected {kind.__name__}")
+                values[name] = value
+            found = await asyncio.to_thread(call, self.session, str(given["id"]), **values)
+            return web.json_response(found)
+
+        return handle
+
+    async def _project(self, request: web.Request) -> web.Response:
+        videos = await asyncio.to_thread(self.session.videos)
+        reviewing = self.session.run is not None
+        manifest = str(self.session.store.path)
+        return web.json_response({"manifest": manifest, "review": reviewing, "videos": videos})
+
+    async def _frame(self, request: web.Request) -> web.Response:
+        query = request.query
+        return _picture(
+            await asyncio.to_thread(self.session.frame, query["id"], int(query["index"]))
+        )
+
+    async def _thumbnail(self, request: web.Request) -> web.Response:
+        return _picture(await asyncio.to_thread(self.session.thumbnail, request.query["id"]))
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        if "token" in request.query:  # from the address into a cookie: addresses are passed on
+            moved = web.HTTPSeeOther("/")
+            moved.set_cookie(self._cookie, self.token, httponly=True, samesite="Strict")
+            return moved
+        files = {file.name: file for file in PAGE.iterdir() if file.suffix in _TYPES}
+        file = files.get(request.match_info.get("name", "index.html"))
+        if file is None:
+            raise web.HTTPNotFound
+        kind = _TYPES[file.suffix]
+        return web.Response(
+            body=file.read_bytes(), content_type=kind, charset="utf-8",
+            headers={"Cache-Control": "no-cache"},
+        )  # fmt: skip
+
+    async def _done(self, request: web.Request) -> web.Response:
+        self._loop.call_later(0.3, self._ended.set)  # the answer first
+        return web.json_response({})
+
+
+@web.middleware
+async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What went wrong, for the person at the page."""
+    try:
+        return await handler(request)
+    except web.HTTPException:
+        raise
+    except UnknownVideoError as error:
+        return _failure(404, f"{error.args[0]!r} is none of the videos")
+    except StaleError as error:
+        return _failure(409, str(error))
+    except VideoError as error:
+        return _failure(422, str(error))
+    except (OSError, MemoryError) as error:
+        return _failure(500, str(error) or "no memory left")
+    except KeyError as error:
+        return _failure(400, f"{error.args[0]} is missing")
+    except (ValueError, TypeError) as error:  # of manifests, clicks, and what is no JSON
+        return _failure(400, str(error))
+
+
+def _failure(status: int, message: str) -> web.Response:
+    return web.json_response({"error": message}, status=status)
+
+
+def _picture(content: bytes) -> web.Response:
+    # The address names the file's version, so that what it shows never changes.
+    headers = {"Cache-Control": "private, max-age=3600"}
+    return web.Response(body=content, content_type="image/jpeg", headers=headers)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"--port {port} is in use on {host}: give another one, or 0 for any that is free"
+            ) from error
+        raise ConfigError(f"cannot listen on --host {host}, --port {port}: {error}") from error
