@@ -43,11 +43,14 @@ class Survey:
         self.moments: list[Moment] = []
         self.complete = self._closed = False
         self._passed = threading.Condition()
-        threading.Thread(target=self._pass, name="survey", daemon=True).start()
+        self._thread = threading.Thread(target=self._pass, name="survey", daemon=True)
+        self._thread.start()
 
-    def close(self) -> None:
+    def close(self, wait: bool = False) -> None:
         """Stop where it is."""
         self._closed = True
+        if wait:
+            self._thread.join()
 
     @property
     def notes(self) -> list[str]:
@@ -123,10 +126,9 @@ class Frames:
                 was.
         """
         path = self.survey.path
-        count = self.survey.wait(index)
+        count = self.survey.wait(max(0, index))
         if not 0 <= index < count:
-            what = f"has {count:,} frames, numbered from 0: there is no {index:,}"
-            what = what if count else "has not one frame that decodes"
+            what = f"has no frame {index:,}" if count else "has not one frame that decodes"
             raise VideoError("no_frames", f"{path.name} {what}")
         with self._lock:
             if index in self._kept:

@@ -62,7 +62,8 @@ class Line:
         """`yielding`: others come first."""
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._more = threading.Semaphore(0)
-        threading.Thread(target=self._work, args=(yielding,), name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._work, args=(yielding,), name=name, daemon=True)
+        self._thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Have it done after what waits already."""
@@ -71,17 +72,30 @@ class Line:
         self._more.release()
         return future
 
+    def close(self) -> None:
+        """Give up what waits, and wait for what is being done: a process must not end under it."""
+        for future, _ in self._waiting:
+            future.cancel()
+        self.submit(_end)
+        self._thread.join()
+
     def _work(self, yielding: bool) -> None:
         if yielding:
             yield_to_others()
         while self._more.acquire():
             future, call = self._waiting.popleft()
+            if call is _end:
+                return
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
+
+
+def _end() -> None:
+    """The last thing that a line does."""
 
 
 class Previewer:
@@ -95,6 +109,11 @@ class Previewer:
         self._known: OrderedDict[Key, Future[Embeddings]] = OrderedDict()
         self._expected: list[Key] = []
         self._answers: OrderedDict[Any, tuple[Logits, float]] = OrderedDict()
+
+    def close(self) -> None:
+        """End its threads."""
+        self._behind.close()
+        self._front.close()
 
     def look(self, keys: Iterable[Key], image: Callable[[Key], Pixels]) -> None:
         """Encode frames when nothing else is to be done, in this order, instead of earlier ones.

@@ -82,8 +82,8 @@ class Server:
         try:
             self._loop.run_until_complete(self._answer())
         finally:
-            self.session.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
+            self.session.close()
             self._loop.close()
 
     async def _answer(self) -> None:
@@ -110,9 +110,9 @@ class Server:
                 web.post("/api/done", self._done),
             ]
         )
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
-        await web.SockSite(runner, self._socket, shutdown_timeout=1.0).start()
+        await web.SockSite(runner, self._socket).start()
         await self._ended.wait()
         await runner.cleanup()
 
@@ -181,12 +181,13 @@ class Server:
         return _picture(await asyncio.to_thread(self.session.thumbnail, request.query["id"]))
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
-        if "token" in request.query:  # from the address into a cookie: addresses are passed on
-            moved = web.HTTPSeeOther("/")
+        name = request.match_info.get("name", "")
+        if not name and "token" in request.query:  # into a cookie: addresses are passed on
+            moved = web.Response(status=303, headers={"Location": "/"})
             moved.set_cookie(self._cookie, self.token, httponly=True, samesite="Strict")
             return moved
         files = {file.name: file for file in PAGE.iterdir() if file.suffix in _TYPES}
-        file = files.get(request.match_info.get("name", "index.html"))
+        file = files.get(name or "index.html")
         if file is None:
             raise web.HTTPNotFound
         kind = _TYPES[file.suffix]

@@ -244,11 +244,12 @@ class Session:
 
     def close(self) -> None:
         """End all that runs, and let go of the manifest."""
-        for run in self._tracks.values():
-            run.cancel()
-        for frames in self._open.values():
-            frames.survey.close()
         self.store.close()
+        for run in self._tracks.values():
+            run.cancel(wait=True)
+        for frames in self._open.values():
+            frames.survey.close(wait=True)
+        self.previewer.close()
 
     def _there(self, video_id: str, index: int, number: int) -> Bools | None:
         """(H, W) of an object's mask on a frame before it is corrected."""

@@ -16,14 +16,14 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.storage import Location, StorageError, check_writable
-from masking.manifest import identity, parse_table, read_manifest
+from masking.manifest import identity, json_rows, parse_table, read_manifest
 from masking.rows import COLUMNS, ManifestError, given, parse_rows
 
 Record = dict[str, Any]
@@ -275,6 +275,11 @@ def read_records(name: str, content: bytes) -> list[Record]:
     faults = [*loose, *(fault for some in faulty.values() for fault in some)]
     if faults:
         raise ManifestError(faults)
+    # Not by way of pandas, to which a whole number is a float where another row has none.
+    if name.endswith((".jsonl", ".ndjson")):
+        return [*json_rows(content.decode())]
+    if name.endswith(".parquet"):
+        return cast(list[Record], pq.read_table(io.BytesIO(content)).to_pylist())
     return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 

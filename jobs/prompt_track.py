@@ -122,11 +122,16 @@ class Tracking:
         self._asked = time.monotonic()
         part = _Part(frames, window, self._step)
         masking = Masking(part, segmenter, window.plans, size, TrackConfig())
-        threading.Thread(target=self._run, args=(masking,), name="track", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._run, args=(masking,), name="track", daemon=True
+        )
+        self._thread.start()
 
-    def cancel(self) -> None:
+    def cancel(self, wait: bool = False) -> None:
         """Stop after the frame that it is at; what was found stays."""
         self._cancelled.set()
+        if wait:
+            self._thread.join()
 
     def since(self, count: int) -> dict[str, Any]:
         """How far it is, and the frames that were found after the first `count`."""

@@ -354,7 +354,9 @@ function spansAndObjects() {
     const points = clicks.all.filter((row) => row.object_id === object && isPlaced(row)).length;
     const note = mask && `${mask.state ?? mask.from} ${mask.score.toFixed(2)}`;
     return { object, name: clicks.nameOf(object), points, note };
-  }), state.object, { choose, rename: (object, name) => clicks.rename(object, name) });
+  }), state.object, {
+    choose, rename: (object, name) => clicks.rename(object, name), left: () => setTimeout(render),
+  });
   const faults = clicks.about?.faults ?? [];
   $("faults").replaceChildren(...faults.map((text) =>
     Object.assign(document.createElement("li"), { textContent: text })));
@@ -478,6 +480,7 @@ $("frame").addEventListener("keydown", (event) => {
 $("filter").addEventListener("input", (event) => { state.filter = event.target.value; render(); });
 $("filter").addEventListener("keydown", (event) => event.key === "Escape" && event.target.blur());
 $("message").querySelector("button").addEventListener("click", () => { $("message").hidden = true; });
+addEventListener("hashchange", () => open(decodeURIComponent(location.hash.slice(1))));
 listen(actions);
 window.patchray = { state, view, clicks, show }; // for the console, and for tests
 start().catch((error) => say(error.message));

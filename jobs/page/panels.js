@@ -60,12 +60,13 @@ export function showVideos(project, chosen, filter, open) {
 }
 
 /** objects: [{object, name, points, note}] */
-export function showObjects(objects, active, { choose, rename }) {
+export function showObjects(objects, active, { choose, rename, left }) {
+  if ($("objects").contains(document.activeElement)) return; // a name is being typed
   $("objects").replaceChildren(...objects.map(({ object, name, points, note }, place) => {
     const label = make("input.name", {
       value: name, placeholder: `object ${object}`, ariaLabel: `Name of object ${object}`,
       onchange: (event) => rename(object, event.target.value.trim()),
-      onfocus: () => choose(object),
+      onfocus: () => choose(object), onblur: left,
     });
     label.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === "Escape") event.target.blur();

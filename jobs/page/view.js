@@ -185,12 +185,13 @@ export class View {
     return { x, y, x2: Math.max(from[0], to[0]) + 1, y2: Math.max(from[1], to[1]) + 1 };
   }
 
-  /** What is dragged by: a point, or the corner of a box. */
+  /** What is dragged by: a point of the object that is clicked for, or the corner of its box. */
   handleAt(clientX, clientY) {
     const box = this.canvas.getBoundingClientRect();
     const [x, y] = [clientX - box.left, clientY - box.top];
     let found = null, least = NEAR;
     for (const mark of this.marks) {
+      if (mark.object_id !== this.active || mark.pending) continue; // others must not be in the way
       for (const [corner, at] of this.handles(mark)) {
         const far = Math.hypot(this.left + at[0] * this.scale - x, this.top + at[1] * this.scale - y);
         if (far <= least) [found, least] = [{ mark, corner }, far];

@@ -1,0 +1,124 @@
+"""A browser for tests of the page: Chromium by Selenium, or a reason why there is none."""
+
+import os
+import shutil
+
+import pytest
+
+pytest.importorskip("selenium", reason="selenium is not installed")
+
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+SECONDS = 60
+
+
+class Page:
+    """A page of jobs.prompt that is open in a browser."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, address):
+        """Open it, and wait for the first frame."""
+        self.driver.get_log("browser")  # of the page before
+        self.driver.get(address)
+        self.wait("return window.patchray?.view.picture && patchray.state.complete")
+
+    def run(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def wait(self, script, *arguments):
+        """Wait until a script returns something, and return that."""
+        waiting = WebDriverWait(self.driver, SECONDS, poll_frequency=0.05)
+        return waiting.until(lambda driver: driver.execute_script(script, *arguments), script)
+
+    def size(self, width, height, ratio=1):
+        """Of the window in CSS pixels; screen pixels per CSS pixel."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.wait("return devicePixelRatio === arguments[0]", ratio)
+        # What follows from it is done before the next frame is drawn.
+        self.driver.execute_async_script(
+            "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+        )
+
+    def at(self, x, y):
+        """The CSS pixel of the window that the middle of a pixel of the frame lies in."""
+        return [int(at) for at in self.run("return patchray.view.clientOf(...arguments)", x, y)]
+
+    def click(self, x, y, *, negative=False, saved=True):
+        """Click on a pixel of the frame with the mouse."""
+        chain = ActionChains(self.driver, duration=0)
+        pointer = chain.w3c_actions.pointer_action
+        pointer.move_to_location(*self.at(x, y))
+        pointer.context_click() if negative else pointer.click()
+        count = len(self.rows())
+        chain.perform()
+        if saved:
+            self.wait(
+                "return patchray.clicks.rows.length > arguments[0] && !patchray.clicks.waiting",
+                count,
+            )
+
+    def drag(self, start, end):
+        """Press on a pixel, let go on another one."""
+        chain = ActionChains(self.driver, duration=0)
+        pointer = chain.w3c_actions.pointer_action
+        pointer.move_to_location(*self.at(*start))
+        pointer.pointer_down()
+        for place in (self.at(*end), self.at(*end)):
+            pointer.move_to_location(*place)
+        pointer.pointer_up()
+        chain.perform()
+        self.settle()
+
+    def keys(self, *keys, ctrl=False, shift=False):
+        """Type on the page."""
+        chain = ActionChains(self.driver)
+        held = [key for key, wanted in (("\ue009", ctrl), ("\ue008", shift)) if wanted]
+        for key in held:
+            chain.key_down(key)
+        chain.send_keys(*keys)
+        for key in held:
+            chain.key_up(key)
+        chain.perform()
+        self.settle()
+
+    def settle(self):
+        """Wait for changes to be saved."""
+        self.wait("return !patchray.clicks.waiting && !patchray.clicks.pending.length")
+
+    def rows(self):
+        return self.run("return patchray.clicks.rows")
+
+    def text(self, selector):
+        return self.driver.find_element(By.CSS_SELECTOR, selector).text
+
+    def press(self, selector):
+        self.driver.find_element(By.CSS_SELECTOR, selector).click()
+        self.settle()
+
+
+@pytest.fixture(scope="module")
+def page():
+    if BROWSER is None or DRIVER is None:
+        pytest.skip("no chromium with chromedriver (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1440,900"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        flags.append("--no-sandbox")  # it refuses to run as root with one
+    for flag in flags:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(SECONDS)
+    found = Page(driver)
+    found.size(1440, 900)
+    yield found
+    driver.quit()
