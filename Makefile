@@ -55,6 +55,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.sam
 	$(BIN)/python -m benchmarks.mini
+	$(BIN)/python -m benchmarks.prompt
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache

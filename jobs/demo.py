@@ -109,6 +109,8 @@ def show(config: DemoConfig) -> None:
         j, f = davis(list(truth == place + 1), [mask[place] for mask in masks])
         print(f"{name}: J&F {(j + f) / 2:.3f} (J {j:.3f}, F {f:.3f}) over {len(masks)} frames")
     print(f"overlay: {out / 'overlay.mp4'}")
+    manifest = f"{Path(config.out) / 'manifest.csv'}"
+    print(f"its clicks in a browser: python -m jobs.prompt {manifest} --out {manifest}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,7 +45,7 @@ def parse_table(name: str, content: bytes) -> pd.DataFrame:
             # As text: a frame of 1.0 and an empty one are told apart row by row.
             return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
         if name.endswith((".jsonl", ".ndjson")):
-            return pd.DataFrame(list(_json_rows(content.decode())))
+            return pd.DataFrame(list(json_rows(content.decode())))
         if name.endswith(".parquet"):
             return pd.read_parquet(io.BytesIO(content))
     except Exception as error:  # pandas' readers raise all kinds
@@ -53,7 +53,8 @@ def parse_table(name: str, content: bytes) -> pd.DataFrame:
     raise ManifestError([Fault(0, name, "of no known kind", ".csv, .jsonl, .ndjson or .parquet")])
 
 
-def _json_rows(text: str) -> Iterator[dict[str, Any]]:
+def json_rows(text: str) -> Iterator[dict[str, Any]]:
+    """Rows of JSON lines, as they are; raises ValueError or TypeError with the line."""
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue

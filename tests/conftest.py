@@ -12,7 +12,7 @@ import torch
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-pytest_plugins = ["tests.s3_server", "tests.trained"]
+pytest_plugins = ["tests.s3_server", "tests.trained", "tests.browser"]
 
 
 @pytest.fixture(scope="session", autouse=True)

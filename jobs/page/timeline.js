@@ -21,7 +21,7 @@ export class Timeline {
 
   /**
    * count: of frames; frame: that is shown; active: object; complete: whether these are all frames;
-   * lanes: [{object, runs: [[first, last, state]], marks: [{frame, kind}], stale}];
+   * lanes: [{object, runs: [[first, last, state]], marks: [{frame, kind}]}];
    * spans: [{first_frame, last_frame, answer}].
    */
   show(data) {
@@ -75,17 +75,29 @@ export class Timeline {
     context.fillRect(this.x(first), TOP - 3, Math.max(2, this.x(last + 1) - this.x(first)), 2);
   }
 
-  lane(context, { object, runs, marks, stale }, place) {
+  lane(context, { object, runs, marks }, place) {
     const y = TOP + place * LANE, colour = colourOf(object), active = object === this.data.active;
     context.fillStyle = active ? "#3a404a" : "#2a2e35";
     context.fillRect(EDGE, y + 2, this.width, LANE - 4);
     for (const [first, last, state] of runs) {
-      context.globalAlpha = stale ? 0.4 : 1;
-      context.fillStyle = STATES[state] ?? css(colour, state === "asked" ? 0.28 : 0.8);
-      context.fillRect(this.x(first), y + 2, Math.max(1, this.x(last + 1) - this.x(first)), LANE - 4);
+      const x = this.x(first), width = Math.max(1, this.x(last + 1) - x);
+      this.run(context, state, x, y + 2, width, colour);
     }
-    context.globalAlpha = 1;
     for (const mark of marks) this.mark(context, mark, y + LANE / 2, colour);
+  }
+
+  /** States differ in shape, too: an object may have the colour of one. */
+  run(context, state, x, y, width, colour) {
+    const height = LANE - 4;
+    context.fillStyle = STATES[state] ?? css(colour, state === "asked" ? 0.28 : 0.85);
+    context.fillRect(x, y, width, height);
+    if (state === "lost") {
+      context.fillStyle = "#1c1f24";
+      context.fillRect(x, y + 2, width, height - 4);
+    } else if (state === "uncertain") {
+      context.fillStyle = "#1c1f24";
+      for (let at = x + 2; at < x + width - 1; at += 4) context.fillRect(at, y, 1.5, height);
+    }
   }
 
   mark(context, { frame, kind }, y, colour) {
