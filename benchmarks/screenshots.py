@@ -67,7 +67,7 @@ def click(driver: webdriver.Chrome, x: int, y: int) -> None:
     chain = ActionChains(driver, duration=0)
     chain.w3c_actions.pointer_action.move_to_location(*map(int, place)).click()
     chain.perform()
-    wait(driver, "!patchray.clicks.waiting && patchray.state.preview.size")
+    wait(driver, "!patchray.clicks.waiting && patchray.layers.preview.size")
 
 
 def picking(driver: webdriver.Chrome, address: str) -> None:
@@ -80,7 +80,7 @@ def picking(driver: webdriver.Chrome, address: str) -> None:
         for place in places:
             click(driver, *place)
         ActionChains(driver).send_keys("r", name, "\ue007").perform()
-    wait(driver, "!patchray.clicks.waiting && patchray.state.preview.size === 2")
+    wait(driver, "!patchray.clicks.waiting && patchray.layers.preview.size === 2")
     ActionChains(driver).send_keys("t").perform()
     wait(driver, "document.querySelector('#track-state').textContent.startsWith('frames')")
 
@@ -90,7 +90,7 @@ def reviewing(driver: webdriver.Chrome, address: str) -> None:
     driver.get(address)
     wait(driver, "window.patchray?.view.picture && patchray.state.complete")
     ActionChains(driver).send_keys("]").perform()
-    wait(driver, "patchray.state.span >= 0 && patchray.view.picture && patchray.state.run.length")
+    wait(driver, "patchray.review.chosen >= 0 && patchray.view.picture && patchray.layers.run.length")
 
 
 def shoot(driver: webdriver.Chrome, path: Path) -> None:

@@ -81,9 +81,10 @@ class Survey:
             return len(self.moments)
 
     def _pass(self) -> None:
-        yield_to_others()
         try:
-            for moment in self.video.moments():
+            for index, moment in enumerate(self.video.moments()):
+                if index == _NEAR:  # the first ones are waited for
+                    yield_to_others()
                 with self._passed:
                     self.moments.append(moment)
                     self._passed.notify_all()

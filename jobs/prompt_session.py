@@ -7,13 +7,14 @@ only passes it on. Methods may be called from any thread, and may wait.
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jobs import prompt_rows
 from jobs.fetch import localize
 from jobs.mask_plan import prompts
 from jobs.prompt_frames import Frames, Survey, jpeg
-from jobs.prompt_masks import Click, Key, Previewer
+from jobs.prompt_masks import Click, Key, Line, Previewer
 from jobs.prompt_review import Run
 from jobs.prompt_store import Store
 from jobs.prompt_track import TrackError, Tracking, window
@@ -48,7 +49,8 @@ class Session:
         self._clips = {clip.video_id: clip for clip in clips}
         self._open: OrderedDict[str, Frames] = OrderedDict()
         self._tracks: dict[str, Tracking] = {}
-        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
+        self._thumbnails: dict[str, bytes] = {}
+        self._aside = Line("thumbnails", yielding=True)
         self._lock = threading.Lock()
 
     # Videos
@@ -121,9 +123,7 @@ class Session:
         """The first frame as a small JPEG."""
         clip = self._clip(video_id)
         if video_id not in self._thumbnails:
-            with Video.open(localize(clip.place)) as video:
-                image = next(iter(video)).image
-            self._thumbnails[video_id] = jpeg(image, THUMBNAIL)
+            self._thumbnails[video_id] = self._aside.submit(partial(_thumbnail, clip)).result()
         return self._thumbnails[video_id]
 
     # Clicks
@@ -249,6 +249,7 @@ class Session:
             run.cancel(wait=True)
         for frames in self._open.values():
             frames.survey.close(wait=True)
+        self._aside.close()
         self.previewer.close()
 
     def _there(self, video_id: str, index: int, number: int) -> Bools | None:
@@ -282,6 +283,11 @@ class Session:
 
     def _image(self, key: Key) -> Pixels:
         return self._frames(key[0]).get(key[2]).image
+
+
+def _thumbnail(clip: Clip) -> bytes:
+    with Video.open(localize(clip.place)) as video:
+        return jpeg(next(iter(video)).image, THUMBNAIL)
 
 
 def _click(click: Mapping[str, Any]) -> Click:

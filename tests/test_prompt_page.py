@@ -77,7 +77,7 @@ def saved(path):
 def overlap(page, object_id, truth):
     """IoU of the mask that is shown with the truth."""
     rle = page.wait(
-        "const found = patchray.state.preview.get(arguments[0]); return found && found.rle",
+        "const found = patchray.layers.preview.get(arguments[0]); return found && found.rle",
         object_id,
     )
     mask = decode_rle(rle, truth.shape)
@@ -98,7 +98,7 @@ def test_click_see_a_mask_reload_undo_and_a_second_object(page, serve, mini, tmp
     labels = stage().frame(0)[1]
     page.click(*FLOWER)
     page.click(FLOWER[0] - 30, FLOWER[1] + 10)
-    page.wait("return patchray.state.preview.size === 1 && patchray.view.layers.length === 1")
+    page.wait("return patchray.layers.preview.size === 1 && patchray.view.layers.length === 1")
     assert overlap(page, 1, labels == 1) > 0.7
     assert page.text("#saved") == "Saved"
     assert "2 clicks · 1 object" in page.text("#videos [aria-current]")
@@ -243,7 +243,7 @@ def test_track_a_few_seconds_with_progress_and_cancel(page, serve):
     page.keys("t")
     page.says("#track-state", "frames 0 to 11")
     page.keys("\ue014" * 8)
-    page.wait("return patchray.view.layers.length === 1 && !patchray.state.preview.size")
+    page.wait("return patchray.view.layers.length === 1 && !patchray.layers.preview.size")
     assert "tracked" in page.text("#objects")
     page.driver.refresh()  # what was tracked is still there
     page.says("#track-state", "frames 0 to 11")
@@ -410,7 +410,7 @@ def correct(page, video):
     """In a video: a click on the last frame with the disc; from the next one on it is gone."""
     assert page.run("return patchray.state.video") == video
     page.show(11)
-    page.wait("return patchray.state.run.length === 1 && patchray.view.layers.length === 1")
+    page.wait("return patchray.layers.run.length === 1 && patchray.view.layers.length === 1")
     page.click(52, 41)
     page.show(12)
     page.keys("x")
@@ -441,7 +441,7 @@ def test_mask_review_and_redo_only_one_video(page, serve, masked, mini, tmp_path
         page.keys("a")
     page.says("#span-count", "0 of")
     page.says("#redo-count", "1 video anew")
-    told = [(r["video_id"], r["role"]) for r in saved(tmp_path / "m.csv") if r["role"]]
+    told = [(r["uri"][0], r["role"]) for r in saved(tmp_path / "m.csv") if r["role"]]
     accepts = [(other, "accept")] * len(before[other]["review"])
     assert sorted(told) == sorted(
         [(worst["video_id"], "correct"), (worst["video_id"], "absent"), *accepts]

@@ -37,11 +37,10 @@ export function showVideos(project, chosen, filter, open) {
   const clicked = project.videos.filter((video) => video.clicks).length;
   $("video-count").textContent = `${clicked} of ${project.videos.length} clicked`;
   const items = wanted.map((video) => {
-    const query = new URLSearchParams({ id: video.id });
-    const picture = make("img", { loading: "lazy", alt: "", src: `/api/thumbnail?${query}` });
-    picture.addEventListener("error", () => picture.classList.add("broken"));
-    const open_ = () => open(video.id);
-    const button = make("button.video", { title: video.id, onclick: open_ }, picture,
+    const picture = make("img", { alt: "" });
+    picture.dataset.id = video.id;
+    const choose = () => open(video.id);
+    const button = make("button.video", { title: video.id, onclick: choose }, picture,
       make("span.name", { textContent: video.id }),
       make("span.about", { textContent: about(video, project.review) }));
     if (video.id === chosen) button.setAttribute("aria-current", "true");
@@ -55,8 +54,25 @@ export function showVideos(project, chosen, filter, open) {
   for (const item of items) {
     const button = item.firstChild, picture = before.get(button.title);
     if (picture) button.replaceChild(picture, button.firstChild);
+    else seen.observe(button.firstChild);
   }
   list.replaceChildren(...items);
+}
+
+// Thumbnails one after another, as they come into sight: frames must not wait behind them.
+let loading = Promise.resolve();
+const seen = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (!isIntersecting) continue;
+    seen.unobserve(target);
+    loading = loading.then(() => load(target));
+  }
+});
+
+async function load(picture) {
+  if (!picture.isConnected) return seen.observe(picture);
+  picture.src = `/api/thumbnail?${new URLSearchParams({ id: picture.dataset.id })}`;
+  await picture.decode().catch(() => picture.classList.add("broken"));
 }
 
 /** objects: [{object, name, points, note}] */

@@ -1,0 +1,134 @@
+// What keys and buttons do.
+
+import { isPlaced } from "./clicks.js";
+import { KEYS, listen } from "./keys.js";
+import { $, make, showKeys } from "./panels.js";
+
+export function listenToAll(page, api) {
+  const { state, view, clicks, tracks, layers, review } = page;
+  const { open, show, play, pause, choose, render, say, known, objects, changed } = page;
+
+  /** Take the last change back, or make it again, and show where that was. */
+  async function undo(redo) {
+    const before = clicks.rows;
+    if (!(await clicks.undo(redo))) return;
+    const text = ({ row, ...rest }) => JSON.stringify(rest);
+    const [old, now] = [before, clicks.rows].map((rows) => new Set(rows.map(text)));
+    const other = [...before, ...clicks.rows].find((row) => !old.has(text(row)) || !now.has(text(row)));
+    if (other && other.frame !== null && other.frame !== state.frame) await show(other.frame);
+    await changed(clicks.objects.filter((object) => clicks.at(state.frame, object).length || layers.of(object)));
+  }
+
+  /** Delete what is selected, or else was clicked last of the object on this frame. */
+  async function remove() {
+    const mine = clicks.at(state.frame, state.object).filter((row) => !row.pending);
+    const row = mine.find((one) => one.row === state.selected?.row) ?? mine.at(-1);
+    if (!row) return say("nothing of this object is clicked on this frame");
+    return (await clicks.remove(row)) && changed([row.object_id]);
+  }
+
+  /** From this frame on the object is absent, or not asked for. */
+  async function word(role) {
+    const { object, frame } = state;
+    if (!clicks.all.some((row) => row.object_id === object && isPlaced(row) && row.frame < frame)) {
+      return say("click on the object on an earlier frame first: from here on it can then be gone");
+    }
+    return (await clicks.word(frame, object, role)) && changed([object]);
+  }
+
+  function newObject() {
+    const object = Math.max(0, ...clicks.objects) + 1;
+    clicks.names.set(object, "");
+    choose(object);
+  }
+
+  function track() {
+    const seconds = Math.max(0.1, Number($("track-seconds").value.replace(",", ".")) || 3);
+    const now = state.times[state.frame];
+    let end = state.frame + Math.round(seconds * 25); // where nothing says how long a frame is shown
+    if (typeof now === "number") {
+      end = state.times.findIndex((time) => time >= now + seconds);
+      if (end < 0) end = known();
+    }
+    tracks.start(state.video, state.frame, Math.max(1, end - state.frame));
+  }
+
+  async function done() {
+    await clicks.queue;
+    await api.done().catch(() => {});
+    document.body.replaceChildren(make("p.farewell", {
+      textContent: "Everything is saved, and jobs.prompt has ended. You can close this tab.",
+    }));
+  }
+
+  const step = (key, ten) => {
+    pause();
+    show(state.frame + (key === "ArrowLeft" ? -1 : 1) * (ten ? 10 : 1));
+  };
+  const actions = {
+    remove, newObject, track, step,
+    undo: () => undo(false),
+    redo: () => undo(true),
+    choose: (key) => objects()[key - 1] && choose(objects()[key - 1]),
+    nextObject: () => choose(objects()[(objects().indexOf(state.object) + 1) % objects().length]),
+    rename: () => document.querySelector(`[data-object="${state.object}"] input`)?.select(),
+    absent: () => word("absent"),
+    end: () => word("end"),
+    prompted: (key) => {
+      const to = key === "," ? clicks.prompted.filter((frame) => frame < state.frame).at(-1)
+        : clicks.prompted.find((frame) => frame > state.frame);
+      if (to !== undefined) show(to);
+    },
+    edge: (key) => show(key === "Home" ? 0 : known() - 1),
+    goto: () => $("frame").select(),
+    play: () => (state.playing ? pause() : play()),
+    escape: () => { tracks.cancel(); state.selected = null; render(); },
+    zoom: (key) => view.zoom(key === "-" ? 0.8 : 1.25),
+    fit: () => view.fit(),
+    actual: () => view.zoomTo(1 / devicePixelRatio),
+    masks: () => { layers.shown = !layers.shown; layers.draw(); render(); },
+    video: (key) => {
+      const { videos } = state.project, at = videos.findIndex((video) => video.id === state.video);
+      const to = videos[at + (key === "PageUp" ? -1 : 1)];
+      if (to) open(to.id);
+    },
+    filter: () => $("filter").focus(),
+    help: () => $("help").showModal(),
+    span: (key) => review.next(key === "[" ? -1 : 1),
+    accept: () => review.accept(),
+  };
+  const buttons = {
+    undo: actions.undo, redo: actions.redo, new: newObject, absent: actions.absent,
+    end: actions.end, delete: remove, track, cancel: () => tracks.cancel(),
+    accept: actions.accept, done,
+    "previous-span": () => review.next(-1), "next-span": () => review.next(1),
+    "zoom-in": () => actions.zoom("+"), "zoom-out": () => actions.zoom("-"), zoom: actions.fit,
+    first: () => actions.edge("Home"), last: () => actions.edge("End"), play: actions.play,
+    back: () => step("ArrowLeft"), forward: () => step("ArrowRight"),
+    "help-button": actions.help, "help-close": () => $("help").close(),
+  };
+
+  for (const [id, action] of Object.entries(buttons)) {
+    $(id).addEventListener("click", () => {
+      action();
+      if (!$("help").open) $("view").focus(); // so that keys go on meaning what they do there
+    });
+  }
+  $("frame").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    const wanted = Number(event.target.value);
+    event.target.blur();
+    if (event.key === "Enter" && Number.isInteger(wanted)) show(wanted);
+    else render();
+  });
+  $("filter").addEventListener("input", (event) => { state.filter = event.target.value; render(); });
+  for (const id of ["filter", "track-seconds"]) {
+    $(id).addEventListener("keydown", (event) => {
+      if (event.key === "Escape" || event.key === "Enter") event.target.blur();
+    });
+  }
+  $("message").querySelector("button").addEventListener("click", () => { $("message").hidden = true; });
+  addEventListener("hashchange", () => open(decodeURIComponent(location.hash.slice(1))));
+  showKeys(KEYS);
+  listen(actions);
+}

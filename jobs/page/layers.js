@@ -1,0 +1,91 @@
+// The masks of the frame that is shown: of clicks, of what was tracked, of a run.
+
+import { colourOf, tinted } from "./masks.js";
+
+const tints = new WeakMap(); // mask: its picture
+
+export class Layers {
+  /** page: its state, clicks, tracks and view; on.changed(), on.failed(error); send: of api.js */
+  constructor(send, page, on) {
+    Object.assign(this, { send, page, on });
+    this.shown = true;
+    this.asking = new Map(); // object: what aborts its last question
+    this.leave();
+  }
+
+  /** Forget the frame that was shown. */
+  leave() {
+    this.preview = new Map(); // object: its mask
+    this.run = []; // masks of the run
+  }
+
+  /** The mask of an object, with `from`: where it comes from. */
+  of(object) {
+    const { state, tracks } = this.page;
+    const mine = (masks) => masks.find((one) => one.object_id === object);
+    const preview = this.preview.get(object);
+    if (preview) return { from: "preview", mask: preview };
+    const tracked = mine(tracks.at(state.frame));
+    if (tracked) return { from: "tracked", mask: tracked };
+    const run = mine(this.run);
+    return run && { from: "run", mask: run };
+  }
+
+  draw() {
+    const { state, clicks, tracks, view } = this.page;
+    const more = [...this.run, ...tracks.at(state.frame)].map((one) => one.object_id);
+    view.layers = [];
+    for (const object of this.shown ? new Set([...clicks.objects, ...more]) : []) {
+      const mask = this.of(object)?.mask;
+      if (!mask) continue;
+      if (!tints.has(mask)) tints.set(mask, tinted(mask, colourOf(object)));
+      view.layers.push(tints.get(mask));
+    }
+    view.draw();
+  }
+
+  /** Ask for the masks of objects by their clicks on the frame. */
+  ask(objects) {
+    return Promise.all(objects.map((object) => this.askOne(object)));
+  }
+
+  async askOne(object) {
+    const { state, clicks } = this.page;
+    const { video, frame } = state;
+    const here = () => state.video === video && state.frame === frame;
+    this.asking.get(object)?.abort();
+    const rows = clicks.at(frame, object);
+    if (!rows.length) {
+      this.preview.delete(object);
+      this.draw();
+      return this.on.changed();
+    }
+    const abort = new AbortController();
+    this.asking.set(object, abort);
+    const asked = {
+      object_id: object, corrects: rows[0].role === "correct",
+      clicks: rows.map(({ x, y, x2, y2, label }) =>
+        (x2 === undefined ? { x, y, label } : { x, y, x2, y2 })),
+    };
+    try {
+      const [mask] = await this.send.preview(video, frame, [asked], abort.signal);
+      if (!here() || abort.signal.aborted) return undefined;
+      if (mask) this.preview.set(object, mask);
+      else this.preview.delete(object);
+    } catch (error) {
+      if (error.name !== "AbortError" && here()) this.on.failed(error);
+    }
+    this.draw();
+    return this.on.changed();
+  }
+
+  /** Fetch the masks of the run. */
+  async fetch() {
+    const { state } = this.page, { video, frame } = state;
+    const masks = await this.send.masks(video, frame);
+    if (state.video !== video || state.frame !== frame) return;
+    this.run = masks;
+    this.draw();
+    this.on.changed();
+  }
+}
