@@ -3,7 +3,7 @@
     python -m benchmarks.prompt --json benchmarks/results/prompt.json
 
 Measured over HTTP, as the page asks: from sending a request to having the answer, without what the
-browser takes to draw it. The clip is made: 1920 x 1080, H.264 with a key frame in 250, a camera
+browser takes to draw it. The clip is made: 1920 x 1080, H.264 with one key frame, a camera
 that pans over a photograph of scikit-learn. `click to mask` is a second click on a frame that is
 encoded, `first click` is one on a frame that has to be encoded first; `click to saved` has the
 click on disk; `frame step` is the next frame, `frame back` the one before, `any frame` lies
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     keep_memory()
     cv2.setNumThreads(torch.get_num_threads())
-    frames = 2 * options.n + 50
+    frames = options.n + 30
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         names = [f"clip{number:02}" for number in range(options.n)]

@@ -90,7 +90,9 @@ def reviewing(driver: webdriver.Chrome, address: str) -> None:
     driver.get(address)
     wait(driver, "window.patchray?.view.picture && patchray.state.complete")
     ActionChains(driver).send_keys("]").perform()
-    wait(driver, "patchray.review.chosen >= 0 && patchray.view.picture && patchray.layers.run.length")
+    wait(
+        driver, "patchray.review.chosen >= 0 && patchray.view.picture && patchray.layers.run.length"
+    )
 
 
 def shoot(driver: webdriver.Chrome, path: Path) -> None:
