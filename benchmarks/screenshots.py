@@ -58,7 +58,7 @@ def browser() -> webdriver.Chrome:
 
 def wait(driver: webdriver.Chrome, script: str) -> None:
     """Until a script says so."""
-    WebDriverWait(driver, 120).until(lambda page: page.execute_script(f"return {script}"), script)
+    WebDriverWait(driver, 300).until(lambda page: page.execute_script(f"return {script}"), script)
 
 
 def click(driver: webdriver.Chrome, x: int, y: int) -> None:

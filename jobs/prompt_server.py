@@ -64,7 +64,8 @@ class Server:
     @property
     def address(self) -> str:
         """What a browser opens."""
-        name = f"[{self.host}]" if ":" in self.host else self.host
+        name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        name = f"[{name}]" if ":" in name else name
         return f"http://{name}:{self.port}/?token={self.token}"
 
     def wait(self) -> None:
