@@ -246,7 +246,8 @@ function paint() {
 function described(object) {
   const found = layers.shown && layers.of(object);
   const points = clicks.all.filter((row) => row.object_id === object && isPlaced(row)).length;
-  const note = found && `${found.mask.state ?? found.from} ${found.mask.score.toFixed(2)}`;
+  const score = found?.mask.score ? found.mask.score.toFixed(2) : ""; // IoU that is predicted
+  const note = found && `${found.mask.state ?? found.from} ${score}`.trim();
   return { object, name: clicks.nameOf(object), points, note };
 }
 
