@@ -52,14 +52,16 @@ class Run:
         self._tables: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
-    def refresh(self, video_id: str) -> None:
-        """Look whether a video was masked anew."""
+    def refresh(self, video_id: str | None = None) -> None:
+        """Look whether a video, or any, was masked anew."""
+        if video_id is None:
+            self._markers = commits(self.out)
+            return
         place = commit_place(self.out, video_id)
-        with self._lock:
-            if place.exists():
-                self._markers[video_id] = place.read_json()
-            else:
-                self._markers.pop(video_id, None)
+        if place.exists():
+            self._markers[video_id] = place.read_json()
+        else:
+            self._markers.pop(video_id, None)
 
     def spans(self, video_id: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Its doubtful spans, worst first, each with what a person did about it.

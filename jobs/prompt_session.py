@@ -56,7 +56,9 @@ class Session:
     # Videos
 
     def videos(self) -> list[dict[str, Any]]:
-        """All videos, with what is clicked in each."""
+        """All videos, with what is clicked in each, and how a run has left it by now."""
+        if self.run is not None:
+            self.run.refresh()
         return [self.video(video_id) for video_id in self._clips]
 
     def video(self, video_id: str) -> dict[str, Any]:
