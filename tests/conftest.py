@@ -1,5 +1,6 @@
 """What all tests share: one thread, a cache of their own, and one Ray cluster a session."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -56,6 +58,19 @@ class RayCluster:
         self._wait("GCS", self.gcs)
         self._wait("dashboard", self.dashboard)
         self.nodes.append(self._node("--address", self.address))
+
+    def add(self):
+        """Another node like the others; `lose` it before the test ends."""
+        self.nodes.append(self._node("--address", self.address))
+        return self.nodes[-1]
+
+    def lose(self, node):
+        """A node that falls: the raylet and all its workers are killed."""
+        for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait(timeout=20)
+        self.nodes.remove(node)
 
     def _node(self, *flags):
         ray = Path(sys.executable).parent / "ray"
