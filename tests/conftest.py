@@ -59,9 +59,9 @@ class RayCluster:
         self._wait("dashboard", self.dashboard)
         self.nodes.append(self._node("--address", self.address))
 
-    def add(self):
-        """Another node like the others; `lose` it before the test ends."""
-        self.nodes.append(self._node("--address", self.address))
+    def add(self, *flags):
+        """Another node like the others, or as `flags` say; `lose` it before the test ends."""
+        self.nodes.append(self._node("--address", self.address, *flags))
         return self.nodes[-1]
 
     def lose(self, node):
@@ -77,7 +77,7 @@ class RayCluster:
         size = ["--num-cpus", "2", "--num-gpus", "1", "--object-store-memory", str(128 << 20)]
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen(
-                [ray, "start", *flags, *size, "--block"],
+                [ray, "start", *size, *flags, "--block"],
                 env=self.environment, cwd=self.folder, stdout=log, stderr=log,
             )  # fmt: skip
 
