@@ -70,6 +70,21 @@ def workers_of(ray_cluster):
     return masking
 
 
+def submit(client, *argv):
+    """Once the cluster has started all that takes jobs, which comes last."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=shlex.join([sys.executable, "-m", "jobs.mask", *argv]),
+                runtime_env={"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]},
+            )
+        except RuntimeError as error:
+            assert "No available agent" in str(error)
+            assert time.monotonic() < deadline
+            time.sleep(1)
+
+
 def begun(out):
     """Attempts that are under way."""
     return list(out.glob(".parts/*/attempts/*/*.json"))
@@ -103,10 +118,7 @@ def test_submitted_over_a_bad_line_with_a_worker_killed(
         found = ["--manifest", f"{s3}/clips/clicks.csv{line}", "--out", f"{s3}/masks{line}"]
         found += ["--workers", "4", "--cpus-per-worker", "0.5", "--device", "cpu"]
         found += ["--gpus-per-worker", "0.5", "--export", "davis"]
-        job = client.submit_job(
-            entrypoint=shlex.join([sys.executable, "-m", "jobs.mask", *found]),
-            runtime_env={"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]},
-        )
+        job = submit(client, *found)
 
         def ended():
             return client.get_job_status(job).is_terminal()
