@@ -33,6 +33,8 @@ from jobs.storage import Location
 
 SIZE = (96, 160)
 WORKER = "MapWorker(Map(Masker))"
+AT_WORK = ".submit"
+"""In the title of a worker that masks a video; one that still loads its weights has __init__."""
 
 
 @contextlib.contextmanager
@@ -65,12 +67,12 @@ def start(folder: Path, out: Path, workers: int, environment: dict[str, str], lo
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
 
-def workers_of(head: psutil.Process) -> list[psutil.Process]:
-    """Processes that mask."""
+def workers_of(head: psutil.Process, title: str = WORKER) -> list[psutil.Process]:
+    """Workers of the job, or those at work."""
     found = []
     for process in head.children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if WORKER in " ".join(process.cmdline()):
+            if title in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
@@ -102,7 +104,7 @@ def soak(
         return job.poll() is not None
 
     for what in order:
-        while not (at_work := workers_of(head)) and not over():
+        while not workers_of(head, WORKER + AT_WORK) and not over():
             look()
             time.sleep(0.05)
         time.sleep(random.uniform(0, options.longest))

@@ -6,6 +6,7 @@ all that follows has its usual work to do.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -165,7 +166,8 @@ def workers(kind: type[Masker]) -> Iterator[None]:
 
 
 def run(kind: type[Masker], *flags: object) -> int:
-    """`jobs.mask` with other workers, in this process; its exit code."""
+    """`jobs.mask` with other workers, in this process, on a Ray of its own; its exit code."""
+    os.environ["RAY_ADDRESS"] = "local"  # not what else runs on this machine
     with workers(kind):
         return mask.main([*map(str, flags), "--device", "cpu"])
 

@@ -91,11 +91,14 @@ def begun(out):
 
 
 def test_a_node_that_comes_late_and_one_that_falls(ray_cluster, clips, alone, tmp_path):
-    """Three workers, each as large as a node: one has to come, and falls while it works."""
+    """Three workers, of which a node holds one: a node has to come, and falls while it works.
+
+    The masks are those of one worker: each computes on one thread.
+    """
     out = tmp_path / "masks"
-    few = finish(ray_cluster.job(*flags(clips, out, 3, 2), module="jobs.mask"), 2)
-    assert "3 workers ask for 2 CPUs each" in few  # refused at once
-    job = ray_cluster.job(*flags(clips, out, 3, 2, "--wait-for-nodes", 60), module="jobs.mask")
+    few = finish(ray_cluster.job(*flags(clips, out, 3, 1.5), module="jobs.mask"), 2)
+    assert "3 workers ask for 1.5 CPUs each" in few  # refused at once
+    job = ray_cluster.job(*flags(clips, out, 3, 1.5, "--wait-for-nodes", 60), module="jobs.mask")
     time.sleep(8)
     late = ray_cluster.add()
     wait_for(lambda: len(begun(out)) == 3 or job.poll() is not None)
