@@ -110,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     keep_memory()
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.mask " + " ".join(sys.argv[1:] if argv is None else argv),
+        "command": f"python -m benchmarks.mask --videos {options.videos} --frames {options.frames}"
+        f" --mini-frames {options.mini_frames} --sam-frames {options.sam_frames}"
+        f" --repeats {options.repeats} --workers {options.workers}",
         "load_before": psutil.getloadavg()[0],
     }
     size = (options.videos, options.frames, options.workers)

@@ -152,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     random.seed(options.seed)
+    command = " ".join(
+        ["python -m benchmarks.soak_mask", *(sys.argv[1:] if argv is None else argv)]
+    )
     with tempfile.TemporaryDirectory() as name, ray_of_our_own(Path(name)) as (environment, head):
         folder = Path(name)
         names = [f"v{number:02}.mp4" for number in range(options.videos)]
@@ -167,8 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         left = [str(p.name) for p in (folder / "killed/.parts").rglob("*") if p.is_file()]
     different = [clip for clip in expected if found.get(clip) != expected[clip]]
     result = {
-        "command": f"python -m benchmarks.soak_mask --kills {options.kills}"
-        f" --videos {options.videos}",
+        "command": command,
         "videos": options.videos,
         "workers": options.workers,
         **facts,
