@@ -20,7 +20,7 @@ from tests.moving import picture
 from tests.test_mask import finish, wait_for
 from tests.test_propagate import film
 
-VIDEOS, FRAMES = 6, 20
+VIDEOS, FRAMES = 6, 10
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def test_a_node_that_comes_late_and_one_that_falls(ray_cluster, clips, alone, tm
     assert hashes(out) == alone
 
 
+@pytest.mark.timeout(600)
 def test_submitted_over_a_bad_line_with_a_worker_killed(
     ray_cluster, clips, alone, s3_server, s3, monkeypatch
 ):
@@ -130,7 +131,7 @@ def test_submitted_over_a_bad_line_with_a_worker_killed(
         wait_for(lambda: (len(workers_of(ray_cluster)) == 4 and (out / ".parts").list()) or ended())
         assert not ended(), client.get_job_logs(job)
         workers_of(ray_cluster)[0].kill()
-        wait_for(ended)
+        wait_for(ended, 400)
         logs = client.get_job_logs(job)
         assert client.get_job_status(job) == JobStatus.SUCCEEDED, logs
         assert seen["refused"] > 5
