@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with Film(folder / "clip.mp4", "overlay", demo.SIZE) as film:
-            for index, (image, _) in enumerate(demo.stage()):
+            for index, (image, _) in enumerate(demo.stages()["flower"]):
                 film.write(image, index / demo.RATE)
         server = begin(str(folder / "clip.mp4"), folder / "clicks.csv")
         picking(driver, server.address)

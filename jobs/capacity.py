@@ -131,6 +131,14 @@ def waiting(ask: Ask, nodes: Nodes) -> str:
     return f"waiting for nodes, {now} of {ask.workers} fit: {_wish(ask)}; {_supply(ask, nodes)}"
 
 
+def late(ask: Ask, nodes: Nodes, seconds: float) -> str:
+    """Why it is not gone on: nodes were waited for long enough."""
+    now = room(ask, nodes).now
+    cure = f"--workers {now} would fit" if now else "not one fits"
+    waited = f", after {seconds:g} s of waiting for nodes" if seconds else ""
+    return f"{_wish(ask)}; {_supply(ask, nodes)}{waited}: {cure}; --wait-for-nodes waits longer"
+
+
 def refusal(ask: Ask, nodes: Nodes) -> str:
     """Why the workers can never fit, and which flags would make them fit."""
     flags = []

@@ -51,7 +51,7 @@ def score(config: ScoreConfig) -> int:
     if target is not None:
         check_writable(target.parent)
     cv2.setNumThreads(0)
-    pairs = survey(local(config.data), PairsConfig(longest=0, smallest=0, largest=1))
+    pairs = survey(local(config.data, 0), PairsConfig(longest=0, smallest=0, largest=1))
     segmenters.announce(config.weights)
     segmenter = segmenters.bring(config.weights, choose_device(config.device), config.precision)
     rows, sums = spread(len(pairs), config.images or len(pairs)), np.zeros(5)

@@ -24,17 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
-import yaml
-from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private import ray_logging
 from ray._private.utils import read_ray_address
-from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.capacity import Ask, Node, Nodes, NodeType, amounts, refusal, room, waiting
+from jobs import nodes
+from jobs.capacity import Ask, amounts, refusal, room, waiting
 from jobs.signals import Stop
 
 _DEFAULTS = {
@@ -198,15 +194,28 @@ def require(
     gpus: float,
     stop: Stop | None = None,
     say: Callable[[str], None] = _print,
+    wait: float | None = None,
+    least: int | None = None,
 ) -> None:
     """Return once `workers` times (`cpus`, `gpus`) are free; wait for what may still come.
 
-    The wait has no deadline: other jobs' nodes, or an autoscaler's, take as long as they take. A
-    placement group of the workers' shape is the demand that makes an autoscaler add nodes, and the
-    proof that they fit; it is given back at the end, for Ray Train makes its own.
+    What other jobs hold is waited for without a deadline. Nodes that are not there yet: `wait`
+    seconds, whether an autoscaler is to bring them or a person; if None without a deadline those
+    that an autoscaler can add, and no others. A placement group of the workers' shape is the demand
+    that makes an autoscaler add nodes, and the proof that they fit; it is given back at the end,
+    for Ray Train makes its own.
+
+    Args:
+        workers: how many.
+        cpus: of each.
+        gpus: of each.
+        stop: ends the wait.
+        say: told what is missing.
+        wait: seconds that nodes may be missing.
+        least: so many workers will do once nodes were waited for; None: all are needed.
 
     Raises:
-        ClusterError: neither the nodes there nor those that may be added can ever hold them.
+        ClusterError: not enough nodes, now or after the wait.
         SystemExit: `stop` was asked for meanwhile; has its exit code.
     """
     ask = Ask(workers, cpus, gpus)
@@ -215,23 +224,37 @@ def require(
             f"--gpus-per-worker is {gpus:g}; above 1, Ray gives out whole GPUs only: use "
             f"{math.floor(gpus)} or {math.ceil(gpus)}"
         )
-    nodes = _nodes()
-    if room(ask, nodes).ever < workers:
-        raise ClusterError(refusal(ask, nodes))
+    found = nodes.there()
+    if wait is None and room(ask, found).ever < (least or workers):
+        raise ClusterError(refusal(ask, found))
     bundle = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
     group = placement_group([bundle] * workers)
     try:
-        _wait(group, ask, stop or Stop(), say)
+        _wait(group, ask, stop or Stop(), say, wait, least or workers)
     finally:
         remove_placement_group(group)
 
 
-def _wait(group: PlacementGroup, ask: Ask, stop: Stop, say: Callable[[str], None]) -> None:
+def _wait(
+    group: PlacementGroup,
+    ask: Ask,
+    stop: Stop,
+    say: Callable[[str], None],
+    wait: float | None,
+    least: int,
+) -> None:
     """Wait for the group; says what is missing when that changes, and now and then again."""
     said, again = "", 0.0
+    missing = nodes.Missing(ask, wait)
     ready = group.wait(2)  # before the first word: what a job before us held comes back
     while not ready and not stop.requested.is_set():
-        line = waiting(ask, _nodes())  # not refused any more: nodes come and go
+        found = nodes.there()
+        if missing.too_long(found):
+            if room(ask, found).now < least:
+                raise ClusterError(missing.late(found))
+            say(f"going on with the workers that fit; {waiting(ask, found)}")
+            return
+        line = waiting(ask, found)
         if line != said or time.monotonic() >= again:
             said, again = line, time.monotonic() + _REMIND_SECONDS
             say(line)
@@ -242,7 +265,7 @@ def _wait(group: PlacementGroup, ask: Ask, stop: Stop, say: Callable[[str], None
 
 def holds(cpus: float, gpus: float) -> int:
     """How many processes of so many CPUs and GPUs the nodes that are there hold when idle."""
-    return room(Ask(sys.maxsize, cpus, gpus), _nodes()).now
+    return room(Ask(sys.maxsize, cpus, gpus), nodes.there()).now
 
 
 def choose_device(
@@ -254,63 +277,11 @@ def choose_device(
     what an autoscaler out of sight may add does not count.
     """
     if device == "auto":
-        ask, nodes = Ask(workers, cpus, 1.0 if gpus is None else gpus), _nodes()
-        seen = nodes if nodes.types is not None else replace(nodes, types=())
+        ask, found = Ask(workers, cpus, 1.0 if gpus is None else gpus), nodes.there()
+        seen = found if found.types is not None else replace(found, types=())
         device = "cuda" if ask.gpus and room(ask, seen).ever >= workers else "cpu"
         why = "every worker gets its GPU" if device == "cuda" else "not a GPU for every worker"
         say(f"device: {device}, {why}; --device chooses")
     if gpus is None:
         gpus = 1.0 if device == "cuda" else 0.0
     return device == "cuda", gpus
-
-
-def _nodes() -> Nodes:
-    """The cluster as it is: nodes from its control store, node types from its autoscaler."""
-    gcs_address = ray.get_runtime_context().gcs_address
-    status = get_cluster_status(gcs_address)
-    there, head_id = [], ""
-    for node in (*status.active_nodes, *status.idle_nodes):
-        has, kind = node.total_resources(), node.ray_node_type_name
-        head = HEAD_NODE_RESOURCE_NAME in has
-        head_id = node.node_id or "" if head else head_id
-        # Ray calls a node that no autoscaler started node_<its id>.
-        kind = "" if kind == f"node_{node.node_id}" else kind
-        there.append(Node(has.get("CPU", 0.0), has.get("GPU", 0.0), kind, head))
-    if head_id in ("", ray.get_runtime_context().get_node_id()):
-        config = autoscaler_config(gcs_address)
-    else:
-        pin = NodeAffinitySchedulingStrategy(head_id, soft=False)
-        task: Any = ray.remote(autoscaler_config)
-        config = ray.get(task.options(num_cpus=0, scheduling_strategy=pin).remote(gcs_address))
-    return Nodes(tuple(there), *node_types(config))
-
-
-def autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
-    """On the head node: the yaml that the cluster's autoscaler runs by.
-
-    {} if nothing scales this cluster, None if what does is out of sight: KubeRay's autoscaler has
-    a container of its own.
-
-    Open-source Ray 2.60 tells its node types to nobody: `get_cluster_config` of its global state
-    stays empty, and the autoscaler's status counts nodes only. But its process, `monitor.py`,
-    names the yaml on its command line and reads it anew at each step, as this does.
-    """
-    for process in psutil.process_iter(["cmdline"]):
-        flags = dict(part.partition("=")[::2] for part in process.info["cmdline"] or ())
-        monitor = any(flag.endswith("/monitor.py") for flag in flags)
-        if monitor and flags.get("--gcs-address") == gcs_address:
-            path = flags.get("--autoscaling-config")
-            return yaml.safe_load(Path(path).expanduser().read_text()) if path else {}
-    return None
-
-
-def node_types(config: dict[str, Any] | None) -> tuple[tuple[NodeType, ...] | None, int]:
-    """Node types of a cluster yaml, and most nodes beside the head, with Ray's defaults."""
-    if config is None:
-        return None, 0
-    limit, types = config.get("max_workers", 2), []
-    for name, kind in config.get("available_node_types", {}).items():
-        has, default = kind.get("resources", {}), 0 if name == config["head_node_type"] else limit
-        cpus, gpus = float(has.get("CPU", 0)), float(has.get("GPU", 0))
-        types.append(NodeType(name, cpus, gpus, kind.get("max_workers", default)))
-    return tuple(types), limit

@@ -1,38 +1,38 @@
-"""A clip with a known truth, masked from three clicks: what `make demo` shows of video.
+"""Two clips whose truth is known, for `make demo` to mask: things cut out of photographs, moved.
 
-    python -m jobs.demo --out runs/demo/video
+    python -m jobs.demo --out runs/demo/clips
+    python -m jobs.mask --manifest docs/demo.csv --root runs/demo/clips --out runs/demo/masks
 
-Two things cut out of one photograph (both come with scikit-learn) move over another and pass each
-other. Written are the clip, its prompts as a manifest, and an overlay video; printed is J&F.
+Both photographs come with scikit-learn. Written are flower.mp4, tower.mp4, and for `--score` their
+truth, as DAVIS has it: truth/<video>/00000.png.
 """
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
-import pandas as pd
 from sklearn.datasets import load_sample_image
 
-from jobs import segmenters
 from jobs.config import ConfigError, parse
-from jobs.evaluate import choose_device
 from jobs.storage import Location, StorageError, check_writable
-from masking.clicks import deepest
 from masking.decode import Bools, Pixels
 from masking.film import Film
-from masking.masks import davis
-from masking.overlay import draw_masks
-from masking.propagate import mask_video
-from masking.sam import CheckpointError
+from masking.outputs import davis_png
 from masking.staged import Actor, Pose, Stage, panned
 
-SIZE, FRAMES, RATE = (270, 480), 60, 25
+SIZE, FRAMES, RATE = (270, 480), 40, 20
 LEAF = [(0, 95), (60, 85), (143, 62), (135, 120), (110, 200), (60, 290), (20, 330), (0, 320)]
 """Outline of a leaf in the photograph of the flower."""
+TOWER = [
+    (205, 30), (216, 52), (262, 98), (318, 126), (292, 138), (296, 160), (328, 176), (318, 190),
+    (320, 236), (351, 257), (338, 272), (346, 302), (348, 322), (370, 336), (330, 372), (212, 368),
+    (78, 340), (80, 282), (64, 264), (102, 238), (104, 192), (85, 178), (124, 160), (120, 138),
+    (97, 126), (130, 102), (190, 60), (197, 36),
+]  # fmt: skip
+"""Outline of the tower in the other photograph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,7 @@ class DemoConfig:
     """Settings of `jobs.demo`."""
 
     out: str
-    """Local folder for the clip, its manifest and the overlay video."""
-    weights: str = "mini"
-    """mini, vit_b, vit_l or vit_h; or a path or s3:// of a checkpoint or a run."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    """Local folder for the clips and their truth."""
 
 
 def flower(photograph: Pixels) -> Bools:
@@ -56,69 +52,56 @@ def flower(photograph: Pixels) -> Bools:
     return cv2.morphologyEx(largest, cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8)) > 0
 
 
-def stage() -> Stage:
-    """The clip: a flower that turns and comes nearer, and a leaf that it passes in front of."""
-    photograph, town = load_sample_image("flower.jpg"), load_sample_image("china.jpg")
-    leaf = np.zeros(photograph.shape[:2], np.uint8)
-    cv2.fillPoly(leaf, [np.array(LEAF, np.int32)], 1)
-    return Stage(
-        SIZE,
-        FRAMES,
-        panned(town, SIZE, (0.7, 0.2)),
-        [
-            Actor(photograph, leaf > 0, lambda t: Pose(360 - 3 * t, 110 + t, 0.7 * t, 0.5), 2),
-            Actor(
-                photograph,
-                flower(photograph),
-                lambda t: Pose(110 + 4.2 * t, 150 - 30 * np.sin(t / 12), 2 * t, 0.42 + 0.003 * t),
-                1,
-            ),
-        ],
-    )
+def outlined(photograph: Pixels, outline: Sequence[tuple[int, int]]) -> Bools:
+    """(H, W): what lies in an outline."""
+    mask = np.zeros(photograph.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [np.array(outline, np.int32)], 1)
+    return mask > 0
 
 
-def prompts(labels: Pixels) -> pd.DataFrame:
-    """Two clicks on the flower and one on the leaf, on the first frame."""
-    x, y, _ = deepest(labels == 1) or (0, 0, 0)
-    rows = [(1, "flower", x, y), (1, "flower", x - 30, y + 10)]
-    x, y, _ = deepest(labels == 2) or (0, 0, 0)
-    table = pd.DataFrame([*rows, (2, "leaf", x, y)], columns=["object_id", "object_name", "x", "y"])
-    return table.assign(uri="clip.mp4", frame=0, label=1)
+def stages() -> dict[str, Stage]:
+    """A flower that turns, comes nearer and passes a leaf; a tower that a flower hides in part."""
+    bloom, town = load_sample_image("flower.jpg"), load_sample_image("china.jpg")
+    dahlia, leaf, tower = flower(bloom), outlined(bloom, LEAF), outlined(town, TOWER)
+
+    def turning(t: int) -> Pose:
+        return Pose(110 + 5 * t, 150 - 30 * np.sin(t / 12), 2 * t, 0.42 + 0.003 * t)
+
+    over_town = [
+        Actor(bloom, leaf, lambda t: Pose(360 - 3 * t, 110 + t, 0.7 * t, 0.5), 2),
+        Actor(bloom, dahlia, turning, 1),
+    ]
+    over_leaves = [
+        Actor(town, tower, lambda t: Pose(120 + 6 * t, 140, 4 * np.sin(t / 8), 0.6), 1),
+        Actor(bloom, dahlia, lambda t: Pose(250 - 0.5 * t, 205, -t, 0.36), 2),
+    ]
+    return {
+        "flower": Stage(SIZE, FRAMES, panned(town, SIZE, (0.7, 0.2)), over_town),
+        "tower": Stage(SIZE, FRAMES, panned(bloom[:, 450:], SIZE, (-0.8, 0.1)), over_leaves),
+    }
 
 
-def show(config: DemoConfig) -> None:
-    """The stages of the job, in order: make the clip, mask it, draw it, score it."""
+def make(config: DemoConfig) -> None:
+    """Write the clips and their truth."""
     out = Path(config.out).absolute()
     check_writable(Location.parse(str(out)))
-    segmenters.announce(config.weights)
-    segmenter = segmenters.bring(config.weights, choose_device(config.device))
     out.mkdir(parents=True, exist_ok=True)
-    clip = list(stage())
-    with Film(out / "clip.mp4", "overlay", SIZE) as film:
-        for index, (image, _) in enumerate(clip):
-            film.write(image, index / RATE)
-    table = prompts(clip[0][1])
-    table.to_csv(out / "manifest.csv", index=False)
-    masks = []
-    with Film(out / "overlay.mp4", "overlay", SIZE, out / "clip.mp4") as film:
-        for frame in mask_video(out / "clip.mp4", table, segmenter):
-            masks.append(frame.masks)
-            film.write(draw_masks(frame.image, frame.masks), frame.time_s)
-    truth = np.stack([labels for _, labels in clip])
-    for place, name in enumerate(("flower", "leaf")):
-        j, f = davis(list(truth == place + 1), [mask[place] for mask in masks])
-        print(f"{name}: J&F {(j + f) / 2:.3f} (J {j:.3f}, F {f:.3f}) over {len(masks)} frames")
-    print(f"overlay: {out / 'overlay.mp4'}")
-    manifest = f"{Path(config.out) / 'manifest.csv'}"
-    print(f"its clicks in a browser: python -m jobs.prompt {manifest} --out {manifest}")
+    for name, stage in stages().items():
+        truth = Location.parse(str(out)) / f"truth/{name}"
+        with Film(out / f"{name}.mp4", "overlay", SIZE) as film:
+            for index, (image, labels) in enumerate(stage):
+                film.write(image, index / RATE)
+                png = davis_png(labels.astype(np.uint16))
+                (truth / f"{index:05d}.png").write_bytes(png)
+        print(f"{out / name}.mp4: {FRAMES} frames")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        show(parse(DemoConfig, argv, "jobs.demo", __doc__))
-    except (ConfigError, CheckpointError, StorageError) as error:
+        make(parse(DemoConfig, argv, "jobs.demo", __doc__))
+    except (ConfigError, StorageError) as error:
         sys.stderr.write(f"jobs.demo: {error}\n")
         return 2
     return 0

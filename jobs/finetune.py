@@ -3,8 +3,8 @@
     python -m jobs.finetune --data masks/ --out runs/mine --workers 2
 
 goes on from `mini`; --init-weights vit_b from Meta's SAM. --data are Parquet files (columns image,
-masks, ignore), COCO JSON beside its images, or DAVIS folders. The same command on the same folder
-goes on where it stopped, whatever stopped it.
+masks, ignore), COCO JSON beside its images, DAVIS folders, or the --out of a jobs.mask. The same
+command on the same folder goes on where it stopped, whatever stopped it.
 
     python -m jobs.finetune --evaluate --weights runs/mine --data held-back.parquet --json out.json
 

@@ -18,7 +18,8 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from jobs import runs
+from jobs import nodes, runs
+from jobs.capacity import Ask, waiting
 from jobs.link import Link
 from jobs.progress import TrainingProgress
 from jobs.ranks import Ranks
@@ -33,6 +34,8 @@ SHOW_SECONDS = 0.3
 """Between two looks at what workers pushed."""
 DATA_SECONDS = 24 * 3600
 """How long ranks wait for one whose node brings its data anew; a dead one shows at once."""
+LOOK_SECONDS = 5.0
+"""Between two looks at the nodes of the cluster."""
 PATIENCE_SECONDS = 60.0
 """Without a word from the workers, before saying so."""
 
@@ -157,10 +160,12 @@ def launch(
     out: Location,
     progress: TrainingProgress,
     stop: Stop,
+    wait: float | None = None,
 ) -> dict[str, Any]:
     """Run `body` on every worker, restart what is lost, show progress; returns rank 0's facts.
 
-    Raises LaunchError when workers failed more often than `max_restarts`.
+    Raises LaunchError when workers failed more often than `max_restarts`, or nodes for them have
+    been missing for longer than `wait` seconds (`cluster.require` says what None means).
     """
     link = Link.open()
     stop.then(link.stop)
@@ -193,6 +198,7 @@ def launch(
     (out / ".ray").delete()  # of earlier starts; no resume reads it
     running = background(trainer.fit)
     started, heard = time.monotonic(), False
+    lost = LostNodes(resources, wait)
     with progress:
         while not running.done():
             messages = link.drain()
@@ -203,6 +209,8 @@ def launch(
                 progress.say("Ray has not started the workers yet; still waiting")
                 started = time.monotonic()
             progress.show(messages)
+            if not stop.requested.is_set():
+                lost.look(progress.say)
             time.sleep(SHOW_SECONDS)
         progress.show(link.drain())
     try:
@@ -210,6 +218,31 @@ def launch(
     except ray.train.TrainingFailedError as error:
         raise LaunchError(_cause(error)) from error
     return result.return_value
+
+
+class LostNodes:
+    """Ends a training whose nodes do not come back: Ray Train alone would wait without end."""
+
+    def __init__(self, resources: Resources, wait: float | None) -> None:
+        """Of all workers, on nodes that may be missing for `wait` seconds."""
+        self._missing = nodes.Missing(Ask(resources.workers, resources.cpus, resources.gpus), wait)
+        self._next, self._said = 0.0, False
+
+    def look(self, say: Callable[[str], None]) -> None:
+        """Look now and then; raises LaunchError when it is too late."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LOOK_SECONDS
+        found = nodes.there()
+        if self._missing.too_long(found):
+            late = self._missing.late(found)
+            raise LaunchError(
+                f"a node is lost: {late}; the same command with workers that fit goes on from the"
+                " last checkpoint"
+            )
+        if self._missing.seconds and not self._said:
+            say(f"a node is lost; {waiting(self._missing.ask, found)}")
+        self._said = bool(self._missing.seconds)
 
 
 def _cause(error: BaseException) -> str:

@@ -98,7 +98,7 @@ def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) ->
     try:
         path = localize(Location.parse(work.uri))
         with Video.open(path) as video:
-            record["content_sha256"] = _hash(path)
+            record["content_sha256"] = hash_of(path)
             plans, size = plan(video, work.rows)
             with Masking(video, segmenter, plans, size, config) as run:
                 _write(run, target, record)
@@ -159,7 +159,7 @@ def _about(video: Video, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _hash(path: Path) -> str:
+def hash_of(path: Path) -> str:
     """Of a file, or of a folder's files and their names."""
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

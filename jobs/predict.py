@@ -253,7 +253,7 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
     cuda, gpus = cluster.choose_device(
         config.device, workers, config.cpus_per_worker, config.gpus_per_worker
     )
-    cluster.require(workers, config.cpus_per_worker, gpus, stop)
+    cluster.require(workers, config.cpus_per_worker, gpus, stop, wait=config.wait_for_nodes)
     device = torch.device("cuda" if cuda else "cpu")
     arguments = (config, wanted, max(1, int(config.cpus_per_worker)), device)
     rows = [{"part": json.dumps(asdict(part))} for part in todo]

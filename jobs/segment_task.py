@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import segmenters
+from jobs import masked, segmenters
 from jobs.checkpoints import Checkpoints
 from jobs.config import MAY_CHANGE, ConfigError
 from jobs.fetch import localize
@@ -37,11 +37,12 @@ class FinetuneConfig(TrainingConfig):
 
     data: tuple[str, ...] = field(metadata=MAY_CHANGE)
     """Images with masks, local or s3://: Parquet files (columns image, masks, ignore), COCO JSON
-    beside its images, or DAVIS folders."""
+    beside its images, DAVIS folders, or the --out of a jobs.mask whose videos are still there."""
     val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """The same, held back for validation; none: a share of the data is."""
     val_fraction: float = 0.03
-    """Share of the data that is held back when there is no --val."""
+    """Share of the data that is held back when there is no --val: images, so of masked videos
+    frames whose neighbours are trained on."""
     max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
     """Images that may fail to decode, or have masks of another size; the next ones stand in."""
     val_images: int = field(default=64, metadata=MAY_CHANGE)
@@ -110,9 +111,9 @@ class Sets:
 def load(config: FinetuneConfig) -> Sets:
     """Find the pairs on this node, and hold some back."""
     cv2.setNumThreads(0)  # torch's threads have the cores
-    found = survey(local(config.data), config.pairs)
+    found = survey(local(config.data, config.pairs.longest), config.pairs)
     if config.val:
-        return Sets(found, survey(local(config.val), config.pairs))
+        return Sets(found, survey(local(config.val, config.pairs.longest), config.pairs))
     order = rng.permutation(len(found), "val", config.seed).numpy()
     count = max(1, round(config.val_fraction * len(found)))
     if count >= len(found):
@@ -121,12 +122,17 @@ def load(config: FinetuneConfig) -> Sets:
     return Sets(found.subset(kept), found.subset(held))
 
 
-def local(paths: Sequence[str]) -> list[Path]:
-    """The same files on this node; of a COCO file in S3 its folder with the images comes along."""
-    return [_local(Location.parse(path)) for path in paths]
+def local(paths: Sequence[str], longest: int) -> list[Path]:
+    """The same files on this node; of a COCO file in S3 its folder with the images comes along.
+
+    Of a mask run some frames of its videos, the longer side at most `longest` pixels (0: any).
+    """
+    return [_local(Location.parse(path), longest) for path in paths]
 
 
-def _local(place: Location) -> Path:
+def _local(place: Location, longest: int) -> Path:
+    if masked.is_run(place):
+        return masked.as_pairs(place, longest)
     if place.local_path is not None or not place.name.endswith(".json"):
         return localize(place)
     folder, name = place.parent, place.name

@@ -31,9 +31,13 @@ def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) ->
             config.device, config.workers, config.cpus_per_worker, config.gpus_per_worker
         )
         resources = Resources(config.workers, config.cpus_per_worker, gpus, cuda)
-        cluster.require(config.workers, config.cpus_per_worker, gpus, stop)
+        cluster.require(
+            config.workers, config.cpus_per_worker, gpus, stop, wait=config.wait_for_nodes
+        )
         progress = TrainingProgress(config.epochs)
-        return launch(body, config, resources, config.max_restarts, out, progress, stop)
+        return launch(
+            body, config, resources, config.max_restarts, out, progress, stop, config.wait_for_nodes
+        )
 
 
 def failed(facts: dict[str, Any], stop: Stop, prog: str) -> int | None:

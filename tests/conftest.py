@@ -1,5 +1,6 @@
 """What all tests share: one thread, a cache of their own, and one Ray cluster a session."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -57,12 +59,25 @@ class RayCluster:
         self._wait("dashboard", self.dashboard)
         self.nodes.append(self._node("--address", self.address))
 
+    def add(self, *flags):
+        """Another node like the others, or as `flags` say; `lose` it before the test ends."""
+        self.nodes.append(self._node("--address", self.address, *flags))
+        return self.nodes[-1]
+
+    def lose(self, node):
+        """A node that falls: the raylet and all its workers are killed."""
+        for process in [*psutil.Process(node.pid).children(recursive=True), node]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        node.wait(timeout=20)
+        self.nodes.remove(node)
+
     def _node(self, *flags):
         ray = Path(sys.executable).parent / "ray"
         size = ["--num-cpus", "2", "--num-gpus", "1", "--object-store-memory", str(128 << 20)]
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen(
-                [ray, "start", *flags, *size, "--block"],
+                [ray, "start", *size, *flags, "--block"],
                 env=self.environment, cwd=self.folder, stdout=log, stderr=log,
             )  # fmt: skip
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import capacity, cluster
+from jobs import capacity, cluster, nodes
 from jobs.capacity import Ask, Node, Nodes, NodeType, Room
 from jobs.cluster import ClusterError
 from jobs.signals import Stop, background
@@ -159,12 +159,12 @@ def test_node_types_have_rays_defaults():
         "head_node_type": "head",
         "available_node_types": {"head": {"resources": {}}, "gpu": worker},
     }
-    assert cluster.node_types(config) == (
+    assert nodes.node_types(config) == (
         (NodeType("head", 0, 0, 0), NodeType("gpu", 4, 1, 2)),
         2,
     )
-    assert cluster.node_types({}) == ((), 2)
-    assert cluster.node_types(None)[0] is None
+    assert nodes.node_types({}) == ((), 2)
+    assert nodes.node_types(None)[0] is None
 
 
 @pytest.fixture
@@ -445,7 +445,7 @@ def autoscaling(short_folder):
 def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
     code = """
     import json, ray
-    from jobs import cluster
+    from jobs import cluster, nodes
     from jobs.link import Link
     from jobs.signals import Stop, background
 
@@ -461,7 +461,7 @@ def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
         refused = len(said)
         cluster.require(2, 2, 0.5, say=said.append)
         facts["said"] = said[refused:]
-        facts["after"] = sorted(node.type for node in cluster._nodes().there)
+        facts["after"] = sorted(node.type for node in nodes.there().there)
     print(json.dumps(facts))
     """
     host, port = autoscaling.split(":")

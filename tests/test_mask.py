@@ -15,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import mask, mask_plan, mask_work, segmenters
+from jobs import mask, mask_batch, mask_plan, mask_work, segmenters
 from jobs.mask_plan import Work
 from jobs.mask_work import Attempts, Masker, WorkerError
+from jobs.signals import Stop
 from jobs.storage import Location
 from masking.outputs import frames_of, mask_of
 from masking.propagate import mask_video
@@ -212,10 +213,10 @@ def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path
     found = plan(clips, settings)
     records = [json.loads(worker({"work": w.to_json()})["record"]) for w in found.work[:2]]
     for record in records:
-        mask.publish(record, out, out / ".parts/token")
+        mask_batch.publish(record, out, out / ".parts/token")
     records[0]["uri"] = str(clips / "gone.mp4")
     config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=("overlay", "youtube-vos"))
-    assert mask.export(config, out, records) == 1
+    assert mask.finish(config, out, records, 0, Stop()) == 1
     assert f"not exported: {records[0]['video_id']}: VideoError" in capsys.readouterr().out
     assert (out / f"export/overlay/{records[1]['video_id']}.mp4").exists()
     assert (out / "export/youtube-vos/meta.json").exists()

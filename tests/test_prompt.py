@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jobs import mask, mask_plan, prompt, prompt_videos
+from jobs import mask, mask_batch, mask_plan, prompt, prompt_videos
 from jobs.config import ConfigError
 from jobs.prompt_frames import Frames, Survey
 from jobs.prompt_masks import Click, Previewer
@@ -524,7 +524,7 @@ def run_by_hand(config, out, only=None):
         record["review"] = [] if only else spans
         place = mask_plan.part_place(out / ".parts" / "token", work.video_id)
         place.write_bytes(local.read_bytes())
-        mask.publish(record, out, out / ".parts" / "token")
+        mask_batch.publish(record, out, out / ".parts" / "token")
         records.append(record)
     mask.conclude(config, out, plan, records, 1.0)
     return [work.video_id for work in todo]

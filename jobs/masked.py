@@ -1,0 +1,153 @@
+"""The output of a mask run as images with masks: some frames of each video, in one Parquet file.
+
+Only masks that can be trusted are taken (prompted, tracked); what the tracker was not sure of is
+void. The frames come from the run's videos, which have to be what they were.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs.fetch import cache_folder, localize, once
+from jobs.mask_exports import Rows, table_of
+from jobs.mask_work import hash_of
+from jobs.storage import Location, StorageError
+from masking.decode import Bools, PairError, Pixels, nearest
+from masking.outputs import frames_of, label_map, mask_of
+from masking.video import Video, VideoError
+
+FORMAT = 1
+"""Version of what is made of a run: raise it when that changes."""
+TRUSTED = ("prompted", "tracked")
+FRAMES = 32
+"""Most frames of a video, those with prompts first, the others evenly spread: neighbours are too
+alike to teach much."""
+QUALITY = 95
+"""Of the JPEGs."""
+_SCHEMA = pa.schema(
+    [("image", pa.binary()), ("masks", pa.binary()), ("ignore", pa.binary()), ("key", pa.string())]
+)
+
+
+def is_run(place: Location) -> bool:
+    """Whether a folder is the output of a mask run."""
+    return (place / "videos.parquet").exists() and (place / "masks").exists()
+
+
+def as_pairs(place: Location, longest: int) -> Path:
+    """A Parquet file of a run's frames in this node's cache, made once for a state of the run.
+
+    Args:
+        place: folder of the run.
+        longest: longer side in pixels that larger frames are shrunk to; 0: none is.
+
+    Raises:
+        PairError: videos that are gone, or others by now; a run without any trusted mask.
+    """
+    ledger = (place / "videos.parquet").read_bytes()
+    good = [row for row in _rows(ledger) if row["status"] in ("ok", "partial")]
+    if not good:
+        raise PairError(f"{place}: a mask run without a masked video")
+    videos = _videos(place, good)
+    state = [(row["video_id"], row["masks_sha256"], row["content_sha256"]) for row in good]
+    digest = hashlib.sha256(repr((FORMAT, FRAMES, QUALITY, longest, state)).encode()).hexdigest()
+
+    def make(target: Path) -> None:
+        count = 0
+        with pq.ParquetWriter(target, _SCHEMA) as writer:
+            for row in good:
+                made = list(_frames(place, row["video_id"], videos[row["video_id"]], longest))
+                writer.write_table(pa.Table.from_pylist(made, _SCHEMA))
+                count += len(made)
+        if not count:
+            raise PairError(f"{place}: not one mask of this run was prompted or tracked")
+
+    return once(cache_folder() / "masked" / f"{digest[:16]}.parquet", make)
+
+
+def _rows(ledger: bytes) -> list[dict[str, Any]]:
+    columns = ["video_id", "uri", "status", "content_sha256", "masks_sha256"]
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(ledger), columns=columns).to_pylist()
+    return rows
+
+
+def _videos(place: Location, rows: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
+    """The videos on this node; every one that cannot be had is named."""
+    found, faults = {}, []
+    for row in rows:
+        try:
+            path = localize(Location.parse(row["uri"]))
+            if not path.exists():
+                raise FileNotFoundError("it is not there")
+            if hash_of(path) != row["content_sha256"]:
+                raise FileNotFoundError("it is another one than was masked")
+            found[row["video_id"]] = path
+        except (StorageError, FileNotFoundError) as error:
+            faults.append(f"{place}: video {row['video_id']} ({row['uri']}): {error}")
+    if faults:
+        raise PairError(
+            *faults,
+            "A mask run holds masks, not frames: bring its videos back to where they were, or mask"
+            " them anew where they are.",
+        )
+    return found
+
+
+def _frames(place: Location, video_id: str, path: Path, longest: int) -> Iterator[dict[str, Any]]:
+    """Rows of the frames that are taken of a video."""
+    masks = {
+        frame: rows
+        for frame, rows in frames_of(table_of(place, video_id))
+        if any(row["state"] in TRUSTED and row["area"] for row in rows)
+    }
+    wanted = chosen(masks)
+    try:
+        with Video.open(path) as video:
+            for frame in video:
+                if frame.index in wanted:
+                    key = f"{video_id} frame {frame.index}"
+                    yield _row(frame.image, masks[frame.index], longest) | {"key": key}
+                if frame.index >= max(wanted, default=-1):
+                    break
+    except VideoError as error:
+        raise PairError(f"{place}: video {video_id}: {error}") from error
+
+
+def chosen(masks: Mapping[int, Rows]) -> set[int]:
+    """The frames to take of those with trusted masks."""
+    prompted = [n for n, rows in masks.items() if any(row["state"] == "prompted" for row in rows)]
+    others = [frame for frame in masks if frame not in prompted]
+    count = min(len(others), max(0, FRAMES - len(prompted)))
+    places: list[int] = np.linspace(0, len(others) - 1, count).round().astype(int).tolist()
+    return {*prompted[:FRAMES], *(others[place] for place in places)}
+
+
+def _row(image: Pixels, rows: Rows, longest: int) -> dict[str, Any]:
+    trusted = [row for row in rows if row["state"] in TRUSTED]
+    labels = label_map(trusted)
+    void: Bools = np.zeros(labels.shape, dtype=np.bool_)
+    for row in rows:
+        if row["state"] not in TRUSTED:
+            void |= mask_of(row)
+    picture = Image.fromarray(image)
+    if longest:
+        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    size = picture.size[::-1]
+    return {
+        "image": _encoded(picture, "jpeg"),
+        "masks": _encoded(Image.fromarray(nearest(labels, size)), "png"),
+        "ignore": _encoded(Image.fromarray(nearest(void & (labels == 0), size)), "png"),
+    }
+
+
+def _encoded(picture: Image.Image, form: str) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, form, **({"quality": QUALITY} if form == "jpeg" else {}))
+    return content.getvalue()

@@ -1,0 +1,104 @@
+"""A picture of a mask run: a row a video, some of its frames with their masks.
+
+    python -m jobs.strip --run runs/demo/masks --out docs/strip.png
+
+Frames are evenly spread from the first to the last. The picture has 256 colours, to be small.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from jobs.config import ConfigError, parse
+from jobs.fetch import localize
+from jobs.mask_exports import table_of
+from jobs.mask_plan import commits
+from jobs.storage import Location, StorageError, check_writable
+from masking.decode import Pixels
+from masking.outputs import frames_of, mask_of
+from masking.overlay import draw_masks
+from masking.video import Video, VideoError
+
+GAP = 4
+"""Pixels between pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StripConfig:
+    """Settings of `jobs.strip`."""
+
+    run: str
+    """Folder of a mask run, local or s3://; its videos have to be where they were."""
+    out: str
+    """PNG to write, local or s3://."""
+    videos: tuple[str, ...] = ()
+    """Ids of those to show; none: the first four."""
+    frames: int = 5
+    """Of each video."""
+    width: int = 180
+    """Of a frame in the picture, in pixels."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for flag, value in (("frames", self.frames), ("width", self.width)):
+            if value < 1:
+                raise ConfigError(f"--{flag} is {value}; at least 1 is needed")
+
+
+def row_of(run: Location, video_id: str, uri: str, config: StripConfig) -> Pixels:
+    """(h, W, 3) uint8 RGB of one video's frames side by side."""
+    by_frame = dict(frames_of(table_of(run, video_id)))
+    wanted = set(np.linspace(0, len(by_frame) - 1, config.frames).round().astype(int).tolist())
+    pictures = []
+    with Video.open(localize(Location.parse(uri))) as video:
+        for frame in video:
+            if frame.index in wanted:
+                masks = np.stack([mask_of(row) for row in by_frame[frame.index]])
+                drawn = draw_masks(frame.image, masks)
+                size = (config.width, round(config.width * drawn.shape[0] / drawn.shape[1]))
+                small = cv2.resize(drawn, size, interpolation=cv2.INTER_AREA)
+                pictures.append(np.pad(small, ((0, GAP), (0, GAP), (0, 0)), constant_values=255))
+    return np.concatenate(pictures, axis=1)
+
+
+def show(config: StripConfig) -> None:
+    """Draw and write the picture."""
+    run, out = Location.parse(config.run), Location.parse(config.out)
+    check_writable(out.parent)
+    done = {name: one for name, one in commits(run).items() if one["status"] != "failed"}
+    names = config.videos or tuple(sorted(done))[:4]
+    missing = sorted(set(names) - set(done))
+    if missing or not names:
+        what = f"no masks of {', '.join(missing)}" if missing else "no masked video"
+        raise ConfigError(f"--run {run}: {what}")
+    rows = [row_of(run, name, done[name]["uri"], config) for name in names]
+    width = max(row.shape[1] for row in rows)
+    padded = [
+        np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
+    ]
+    picture = Image.fromarray(np.concatenate(padded)[:-GAP, :-GAP])
+    content = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(content, "png", optimize=True)
+    out.write_bytes(content.getvalue())
+    print(f"{out}: {picture.width} x {picture.height}, {len(content.getvalue()) // 1024} KB")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        show(parse(StripConfig, argv, "jobs.strip", __doc__))
+    except (ConfigError, StorageError, VideoError) as error:
+        sys.stderr.write(f"jobs.strip: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The stand-in that mask benchmarks measure with, and how odd files are judged."""
+
+import json
+import time
+
+import torch
+
+from benchmarks import odd_batch, stand_in
+from jobs import mask_plan, segmenters
+from jobs.mask_plan import Work
+from masking.sam import Segmenter
+from masking.track import TrackConfig
+
+SIZE = (96, 160)
+
+
+def test_the_stand_in_is_followed_and_its_work_counted(tmp_path):
+    clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
+    manifest = stand_in.write_manifest(tmp_path / "clicks.csv", [clip.name], SIZE)
+    settings = mask_plan.settings_of(segmenters.locate("mini"), "float32", TrackConfig())
+    [work] = mask_plan.make([str(manifest)], None, settings).work
+    worker = stand_in.SleepingWorker(
+        str(tmp_path), "t", "mini", settings, "float32", TrackConfig(), 1,
+        torch.device("cpu"), 60.0, node=lambda: "here", alive=lambda name: True,
+    )  # fmt: skip
+    started = time.perf_counter()
+    record = json.loads(worker({"work": Work.to_json(work)})["record"])
+    assert time.perf_counter() - started >= record["busy"]
+    assert record["status"] == "ok"
+    assert record["objects"]["1"] == {"prompted": 1, "tracked": 5}
+    assert record["busy"] >= 6 * stand_in.SleepingWorker.seconds * 0.99
+    assert record["begun"] < record["ended"]
+
+
+def test_a_timed_network_answers_as_itself():
+    plain = segmenters.bring("mini", torch.device("cpu"), "float32")
+    timed = stand_in.Timed(plain.network)
+    wrapped = Segmenter(timed, torch.device("cpu"), "float32")
+    frames = torch.randint(0, 255, (1, 64, 64, 3), dtype=torch.uint8)
+    assert wrapped.frames_at_once == plain.frames_at_once
+    ours, theirs = (each.encode(frames).features for each in (wrapped, plain))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert timed.busy > 0
+
+
+def test_odd_files_are_judged_by_the_table_and_by_corrupt_packets():
+    assert odd_batch.expected({"decoded_frames": "0", "decode_errors": "3"}) == "failed"
+    assert odd_batch.expected({"decoded_frames": "9", "decode_errors": "1"}) == "partial"
+    assert odd_batch.expected({"decoded_frames": "9", "decode_errors": ""}) == "ok"
+    assert odd_batch.fits({"status": "partial", "corrupt_packets": 2}, "ok")
+    assert not odd_batch.fits({"status": "partial", "corrupt_packets": 0}, "ok")
+    assert not odd_batch.fits({"status": "ok", "corrupt_packets": 0}, "partial")

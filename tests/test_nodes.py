@@ -1,0 +1,99 @@
+"""How long nodes may be missing, and what follows, without Ray."""
+
+import pytest
+
+from jobs import actors, launch, nodes
+from jobs.capacity import Ask, Node, Nodes, NodeType
+from jobs.config import ConfigError, JobConfig
+from jobs.launch import LaunchError, LostNodes, Resources
+
+ONE, TWO = Nodes((Node(2),)), Nodes((Node(2), Node(2)))
+GROWING = Nodes((Node(2),), (NodeType("more", 2, 0, 4),), 4)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that a test moves on."""
+
+    class Clock:
+        now = 100.0
+
+        def monotonic(self):
+            return self.now
+
+        def sleep(self, seconds):
+            self.now += seconds
+
+    found = Clock()
+    for module in (nodes, launch, actors):
+        monkeypatch.setattr(module, "time", found)
+    return found
+
+
+def test_missing_nodes_are_waited_for_as_long_as_was_said(clock):
+    missing = nodes.Missing(Ask(2, 2), wait=60)
+    assert not missing.too_long(ONE)
+    clock.now += 59
+    assert not missing.too_long(ONE)
+    assert not missing.too_long(GROWING)  # whoever is to bring them
+    assert not missing.too_long(TWO)  # back: the clock starts anew
+    assert missing.seconds == 0
+    assert not missing.too_long(ONE)
+    clock.now += 60
+    assert missing.too_long(GROWING)
+    assert missing.late(ONE) == (
+        "2 workers ask for 2 CPUs each; this machine has 2 CPUs, after 60 s of waiting for nodes:"
+        " --workers 1 would fit; --wait-for-nodes waits longer"
+    )
+
+
+def test_without_the_flag_only_an_autoscaler_is_waited_for(clock):
+    missing = nodes.Missing(Ask(2, 2), wait=None)
+    assert not missing.too_long(ONE)  # it may only be out of sight
+    clock.now += nodes.SETTLE_SECONDS
+    assert missing.too_long(ONE)
+    clock.now += 10_000
+    assert not missing.too_long(GROWING)
+    assert not missing.too_long(Nodes((Node(2),), None))
+
+
+def test_a_training_whose_nodes_stay_away_ends(clock, monkeypatch):
+    there = [TWO]
+    monkeypatch.setattr(nodes, "there", lambda: there[0])
+    lost, said = LostNodes(Resources(2, 2, 0, cuda=False), wait=30), []
+    lost.look(said.append)
+    there[0] = ONE
+    for _ in range(6):
+        clock.now += launch.LOOK_SECONDS
+        lost.look(said.append)
+    assert len(said) == 1
+    assert said[0].startswith("a node is lost; waiting for nodes, 1 of 2 fit")
+    clock.now += launch.LOOK_SECONDS
+    with pytest.raises(LaunchError, match=r"--workers 1 would fit.*goes on from the last"):
+        lost.look(said.append)
+
+
+def test_rows_are_stuck_when_nobody_works_and_nodes_are_missing(clock, monkeypatch):
+    monkeypatch.setattr(nodes, "there", lambda: ONE)
+    shown = []
+    actors.Watch.begin()
+    stuck = actors._Stuck(Ask(2, 2), 60, lambda: shown.append(1))
+    for _ in range(14):
+        stuck.look()
+        clock.now += actors.LOOK_SECONDS
+        actors.Watch.worked = clock.now  # the other one still works
+    stuck.look()
+    assert not actors.Watch.was_cut()
+    clock.now += actors.IDLE_SECONDS + 1
+    stuck.look()
+    assert actors.Watch.was_cut()
+    with pytest.raises(actors.CutError):
+        actors.Watch().on_execution_step(None)
+    assert len(shown) == 16
+    actors.Watch.begin()
+    assert not actors.Watch.was_cut()
+
+
+def test_the_flag_is_checked():
+    with pytest.raises(ConfigError, match="--wait-for-nodes is -1"):
+        JobConfig(out="x", wait_for_nodes=-1)
