@@ -12,6 +12,13 @@ class Ask:
     workers: int
     cpus: float
     gpus: float = 0.0
+    trial: bool = False
+    """They are the processes of one trial of a sweep, whose flags say what all of them take."""
+
+    @property
+    def flag_of_gpus(self) -> str:
+        """What says how many GPUs."""
+        return "--gpus-per-trial" if self.trial else "--gpus-per-worker"
 
 
 @dataclass(frozen=True)
@@ -142,12 +149,13 @@ def late(ask: Ask, nodes: Nodes, seconds: float) -> str:
 def refusal(ask: Ask, nodes: Nodes) -> str:
     """Why the workers can never fit, and which flags would make them fit."""
     flags = []
+    per, times = ("trial", ask.workers) if ask.trial else ("worker", 1)
     if ever := int(room(ask, nodes).ever):
-        flags.append(f"--workers {ever}")
+        flags.append(f"--workers{'-per-trial' if ask.trial else ''} {ever}")
     if cpus := _smaller_cpus(ask, nodes):
-        flags.append(f"--cpus-per-worker {cpus:g}")
+        flags.append(f"--cpus-per-{per} {cpus * times:g}")
     if ask.gpus and ask.cpus and room(replace(ask, gpus=0.0), nodes).ever >= ask.workers:
-        flags.append("--gpus-per-worker 0")
+        flags.append(f"{ask.flag_of_gpus} 0")
     cure = (
         f"use {', or '.join(flags)}" if flags else "lower what a worker takes, or add larger nodes"
     )

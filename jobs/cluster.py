@@ -196,6 +196,7 @@ def require(
     say: Callable[[str], None] = _print,
     wait: float | None = None,
     least: int | None = None,
+    trial: bool = False,
 ) -> None:
     """Return once `workers` times (`cpus`, `gpus`) are free; wait for what may still come.
 
@@ -213,16 +214,18 @@ def require(
         say: told what is missing.
         wait: seconds that nodes may be missing.
         least: so many workers will do once nodes were waited for; None: all are needed.
+        trial: they are the processes of one trial of a sweep; for messages.
 
     Raises:
         ClusterError: not enough nodes, now or after the wait.
         SystemExit: `stop` was asked for meanwhile; has its exit code.
     """
-    ask = Ask(workers, cpus, gpus)
+    ask = Ask(workers, cpus, gpus, trial)
     if gpus > 1 and gpus != int(gpus):
+        times = workers if trial else 1
         raise ClusterError(
-            f"--gpus-per-worker is {gpus:g}; above 1, Ray gives out whole GPUs only: use "
-            f"{math.floor(gpus)} or {math.ceil(gpus)}"
+            f"{ask.flag_of_gpus} is {gpus * times:g}; above 1 a process, Ray gives out whole GPUs"
+            f" only: use {math.floor(gpus) * times} or {math.ceil(gpus) * times}"
         )
     found = nodes.there()
     if wait is None and room(ask, found).ever < (least or workers):

@@ -37,6 +37,17 @@ class OutConfig:
     """All randomness follows from it."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
     """Where workers compute; auto: on GPUs if the cluster has any."""
+    wait_for_nodes: float | None = field(default=None, metadata=MAY_CHANGE)
+    """Seconds that nodes for all workers may be missing, at the start or after one is lost, whoever
+    brings them. Default: nodes that an autoscaler can bring take as long as they take, others are
+    not waited for. --device auto looks at the start only."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.wait_for_nodes is not None and self.wait_for_nodes < 0:
+            raise ConfigError(
+                f"--wait-for-nodes is {self.wait_for_nodes:g}; at least 0 s is needed"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +60,10 @@ class JobConfig(OutConfig):
     """CPUs, and so threads, of a worker; below 1, workers share one."""
     gpus_per_worker: float | None = field(default=None, metadata=MAY_CHANGE)
     """GPUs of a worker; fractions share one, over gloo. Default: 1 on cuda, 0 on cpu."""
-    wait_for_nodes: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Seconds that nodes for all workers may be missing, at the start or after one is lost, whoever
-    brings them. Default: nodes that an autoscaler can bring take as long as they take, others are
-    not waited for. --device auto looks at the start only."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        OutConfig.__post_init__(self)
         if self.workers < 1:
             raise ConfigError(f"--workers is {self.workers}; at least 1 is needed")
         if self.cpus_per_worker <= 0:
@@ -64,10 +72,6 @@ class JobConfig(OutConfig):
             raise ConfigError(f"--gpus-per-worker is {self.gpus_per_worker}; it must be at least 0")
         if self.device == "cuda" and self.gpus_per_worker == 0:
             raise ConfigError("--device cuda needs a GPU, but --gpus-per-worker is 0")
-        if self.wait_for_nodes is not None and self.wait_for_nodes < 0:
-            raise ConfigError(
-                f"--wait-for-nodes is {self.wait_for_nodes:g}; at least 0 s is needed"
-            )
 
 
 def parse(

@@ -76,6 +76,7 @@ class TuneConfig(VitConfig, OutConfig):
 
     def __post_init__(self) -> None:
         """Check what no single group shows."""
+        OutConfig.__post_init__(self)
         VitConfig.__post_init__(self)
         for name in ("trials", "workers_per_trial", "seeds"):
             if getattr(self, name) < 1:
@@ -187,6 +188,7 @@ class Plan:
                 out=str(folder),
                 seed=config.seed,
                 device=config.device,
+                wait_for_nodes=config.wait_for_nodes,
                 workers=workers,
                 cpus_per_worker=cpus,
                 gpus_per_worker=gpus,

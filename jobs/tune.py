@@ -95,7 +95,7 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
     workers, cpus, gpus = sweep.plan.shares()
     with cluster.connect():
         cuda, gpus = cluster.choose_device(config.device, workers, cpus, gpus)
-        cluster.require(workers, cpus, gpus, stop)
+        cluster.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
         if cluster.starts_own():
             load(sweep.settings(sweep.trials[0]) if sweep.trials else sweep.plan.base())
         slots = config.concurrent or max(1, cluster.holds(cpus, gpus) // workers)
@@ -154,7 +154,15 @@ def conclude(sweep: Sweep, dimensions: Sequence[Dimension], again: Sweep | None)
 def best_yaml(sweep: Sweep, trial: Trial) -> str:
     """The settings of a trial's training, as `jobs.train --config` takes them."""
     settings = as_settings(sweep.settings(trial))
-    own = ("out", "config", "workers", "device", "cpus_per_worker", "gpus_per_worker")
+    own = (
+        "out",
+        "config",
+        "workers",
+        "device",
+        "cpus_per_worker",
+        "gpus_per_worker",
+        "wait_for_nodes",
+    )
     kept = {name: value for name, value in settings.items() if name not in own}
     head = (
         f"# Trial {trial.number} of {sweep.folder}\n"

@@ -155,6 +155,7 @@ def test_more_gpus_than_any_node_has(ray_cluster, tmp_path):
     code, said = finish(job)
     assert code == 2
     assert "3 GPUs" in said
+    assert "--gpus-per-trial 0" in said
     assert not (tmp_path / "sweep/trials").exists()
 
 
