@@ -35,7 +35,7 @@ demo: $(READY)
 		"--root runs/demo/clips --out runs/demo/clicks.csv"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow
