@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -67,6 +68,11 @@ _BY_AWS_ERROR = {
 }
 
 
+_LASTING = ("NO_SUCH_BUCKET", "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
+READ_WAITS = (0.2, 1.0, 3.0)
+"""Seconds before each further attempt at a read from S3 that broke off."""
+
+
 class StorageError(OSError):
     """Storage refused; the message names the URI and the remedy.
 
@@ -82,6 +88,12 @@ class StorageError(OSError):
     def __reduce__(self) -> tuple[type["StorageError"], tuple[str, int | None]]:
         """Errors travel from Ray's workers to the driver: OSError's own pickling loses errno."""
         return type(self), (str(self), self.errno)
+
+
+def _may_pass(error: OSError) -> bool:
+    """Whether S3 may answer the next time: pyarrow does not repeat an answer that broke off."""
+    reason = str(error).rpartition("AWS Error ")[2]
+    return error.errno is None and not any(reason.startswith(name) for name in _LASTING)
 
 
 def explain(action: str, what: object, error: Exception) -> StorageError:
@@ -222,8 +234,7 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole file. Raises StorageError, with errno ENOENT when there is none."""
-        with explained("read", self), self.open() as file:
-            return file.read()
+        return b"".join(self._chunks())
 
     def read_text(self) -> str:
         """The whole file as UTF-8."""
@@ -315,9 +326,22 @@ class Location:
         return tuple(sorted(visible, key=lambda entry: entry.path))
 
     def _chunks(self) -> Iterator[bytes]:
-        with explained("read", self), self.open() as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
+        """The file piece by piece; what breaks off in S3 goes on where it stopped."""
+        position, failures = 0, 0
+        with explained("read", self):
+            while True:
+                try:
+                    with self.filesystem.open_input_file(self.path) as file:
+                        file.seek(position)
+                        while chunk := file.read(CHUNK):
+                            position, failures = position + len(chunk), 0
+                            yield chunk
+                    return
+                except OSError as error:
+                    failures += 1
+                    if failures > len(READ_WAITS) or not (self.is_s3 and _may_pass(error)):
+                        raise
+                    time.sleep(READ_WAITS[failures - 1])
 
     def _write(self, chunks: Iterable[Buffer], sync: bool = True) -> None:
         with explained("write", self):

@@ -12,6 +12,18 @@ EVERY = 9
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 
 
+def body_of(request):
+    if request.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length") or 0))
+    parts = []
+    while size := int(request.rfile.readline().split(b";")[0], 16):
+        parts.append(request.rfile.read(size))
+        request.rfile.readline()
+    while request.rfile.readline().strip():  # trailers
+        pass
+    return b"".join(parts)
+
+
 @contextmanager
 def flaky(endpoint):
     """Pass requests on to `endpoint`; yields (host:port, what happened to how many requests)."""
@@ -25,12 +37,14 @@ def flaky(endpoint):
                 place = next(numbers) % EVERY
                 what = {4: "refused", 8: "cut"}.get(place, "passed on")
                 seen[what] += 1
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = body_of(self)
             if what == "refused":
                 self.reply(503, [("Content-Type", "application/xml")], _SLOW_DOWN)
                 return
             target = http.client.HTTPConnection(urlsplit(endpoint).netloc)
-            target.request(self.command, self.path, body, dict(self.headers))
+            dropped = ("transfer-encoding", "expect", "content-length")
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+            target.request(self.command, self.path, body, headers)
             response = target.getresponse()
             content = response.read()
             target.close()

@@ -22,6 +22,7 @@ from jobs import fetch as fetching
 from jobs import storage
 from jobs.fetch import fetch, localize, once
 from jobs.storage import Location, StorageError, check_writable
+from tests.flaky_s3 import flaky
 
 ROOT = Path(__file__).parents[1]
 MB = 1 << 20
@@ -736,3 +737,19 @@ def test_a_key_cannot_leave_the_mirror(s3, cache, monkeypatch):
     with pytest.raises(StorageError, match="escaped"):
         localize(Location.parse(s3) / "set")
     assert json.dumps(all_files(cache)) == "[]"
+
+
+def test_s3_that_refuses_and_cuts_off(s3_server, s3):
+    """503s are repeated by pyarrow, answers that break off by us, from where they stopped."""
+    content = os.urandom(300_000)
+    with flaky(s3_server) as (address, seen):
+        folder = Location.parse(f"{s3}/run?endpoint_override={address}&scheme=http")
+        for number in range(8):
+            (folder / f"{number}.bin").write_bytes(content)
+            assert (folder / f"{number}.bin").read_bytes() == content
+            assert len(folder.list()) == number + 1
+        with pytest.raises(StorageError) as caught:
+            (folder / "none").read_bytes()
+        assert caught.value.errno == errno.ENOENT
+    assert seen["cut"] > 1
+    assert seen["refused"] > 1
