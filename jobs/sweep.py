@@ -23,7 +23,7 @@ from vit.search import Sample
 FORMAT = 1
 """Version of trial.json."""
 
-CLOCK_SECONDS = 5.0
+CLOCK_SECONDS = 15.0
 """Between two notes of the wall time: what a kill may lose of it."""
 
 FATES = ("finished", "stopped", "diverged", "failed")
@@ -127,7 +127,10 @@ class Sweep:
     def _write(self, trial: Trial) -> None:
         path = self.folder / "trials" / trial.name / "trial.json"
         path.write_json({"format": FORMAT, **asdict(trial)})
-        if self.wall_seconds - self._noted > CLOCK_SECONDS:
+
+    def note_clock(self, now: bool = False) -> None:
+        """Write down the wall time now and then; with `now` at once."""
+        if now or self.wall_seconds - self._noted > CLOCK_SECONDS:
             self._noted = self.wall_seconds
             (self.folder / "clock.json").write_json({"wall_s": self._noted})
 

@@ -110,12 +110,14 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
             while not running.done():
                 progress.show(link.drain())
                 sweep.forget_checkpoints()
+                sweep.note_clock()
                 time.sleep(SHOW_SECONDS)
         try:
             running.result()
         except StorageError as error:
             raise LaunchError(f"a trial could not be written down: {error}") from error
     sweep.forget_checkpoints(again=True)
+    sweep.note_clock(now=True)
 
 
 def retrain(sweep: Sweep, stop: Stop) -> Sweep | None:
