@@ -61,7 +61,8 @@ class TrackConfig:
     """Least share of what was remembered that a mask must hold to be the object found again, as a
     share of the usual one."""
     rivals: bool = True
-    """Points of other objects that lie near are negatives."""
+    """Points of other objects are negatives: their clicks on the same frame, and of what is carried
+    the points that lie near."""
 
 
 @dataclass(frozen=True)

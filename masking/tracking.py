@@ -232,6 +232,10 @@ class Step:
             labels = np.concatenate([labels, np.ones(len(more), np.int64)])
         if mask is None and asked.box is None and not (labels == 1).any():
             return None
+        if self.config.rivals:
+            theirs = [w.points[w.labels == 1] for other, w in self.asked.items() if other != row]
+            points = np.concatenate([points, *theirs])
+            labels = np.pad(labels, (0, len(points) - len(labels)))  # 0: not of this one
         return _Query(row, points, labels, asked.box, mask, asked=asked)
 
     def _sought(self, row: int, far: Tensor | None) -> _Query | None:
@@ -264,20 +268,63 @@ class Step:
     # What the segmenter says
 
     def _ask(self, queries: list[_Query]) -> list[_Answer]:
+        """One answer each. A person's clicks are told one after another, each with the mask of
+        those before, as SAM learnt them (Kirillov et al. 2023, appendix A).
+
+        There every later click was a correction. So one that the mask obeys is not told: it would
+        be taken for a sign that the mask is too small.
+        """
+        told = {i: self._opening(query) for i, query in enumerate(queries)}
+        asking, answers = told, dict[int, _Answer]()
+        while asking:
+            told, answers = told | asking, answers | self._answers(asking)
+            corrected = {i: self._corrected(queries[i], told[i], answers[i]) for i in asking}
+            asking = {i: query for i, query in corrected.items() if query is not None}
+        # In the end once more with its own mask and no new click, SAM's way of refining.
+        refined = self._answers(
+            {i: replace(q, mask=answers[i].logits) for i, q in told.items() if q.asked is not None}
+        )
+        obeying = {i: a for i, a in refined.items() if self._obeys(a, queries[i])}
+        return [(answers | obeying)[i] for i in range(len(queries))]
+
+    def _answers(self, queries: Mapping[int, _Query]) -> dict[int, _Answer]:
         if not queries:
-            return []
-        logits, scores = self._decode(queries)
-        answers = [self._choose(q, logits[i], scores[i]) for i, q in enumerate(queries)]
-        # A person's click gets a second pass with its own mask, SAM's way of refining.
-        again = [i for i, query in enumerate(queries) if query.asked is not None]
-        if again:
-            second = [replace(queries[i], mask=answers[i].logits) for i in again]
-            logits, scores = self._decode(second)
-            for place, i in enumerate(again):
-                answer = _Answer(logits[place, 0], float(scores[place, 0]), 1.0, 1.0, 1.0)
-                if self._obeys(answer, queries[i]):
-                    answers[i] = answer
-        return answers
+            return {}
+        logits, scores = self._decode(list(queries.values()))
+        return {
+            i: self._choose(query, logits[place], scores[place])
+            for place, (i, query) in enumerate(queries.items())
+        }
+
+    def _opening(self, query: _Query) -> _Query:
+        """Of a person's prompts the box, or else the first positive click."""
+        if query.asked is None:
+            return query
+        first = np.flatnonzero(query.labels == 1)[: int(query.box is None)]
+        return replace(query, points=query.points[first], labels=query.labels[first])
+
+    def _corrected(self, query: _Query, told: _Query, answer: _Answer) -> _Query | None:
+        """What was told and the first click that the answer disobeys; None if it obeys all."""
+        if query.asked is None:
+            return None
+        known = (query.points[:, None] == told.points).all(axis=2).any(axis=1)
+        new = np.flatnonzero(self._disobeyed(answer, query) & ~known)[:1]
+        if not len(new):
+            return None
+        points = np.concatenate([told.points, query.points[new]])
+        labels = np.concatenate([told.labels, query.labels[new]])
+        return replace(told, points=points, labels=labels, mask=answer.logits)
+
+    def _disobeyed(self, answer: _Answer, query: _Query) -> Bools:
+        """(P,) positive clicks outside of a mask, and negative ones in it."""
+        wrong: Bools = (self._at(answer.logits, query.points) > 0) != (query.labels == 1)
+        return wrong
+
+    def _obeys(self, answer: _Answer, query: _Query) -> bool:
+        """Whether a mask holds the positives, leaves out the negatives, and is not everything."""
+        h, w = (round(side * self.scale) for side in self.size)
+        share = float((answer.logits[:h, :w] > 0).float().mean())
+        return not self._disobeyed(answer, query).any() and 0 < share <= _LARGEST
 
     def _ask_again(
         self, tracks: Sequence[Track], queries: list[_Query], answers: list[_Answer]
@@ -337,13 +384,6 @@ class Step:
         held = float(query.expected[mask].mean()) if mask.any() else 0.0
         predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
         return _Answer(logits[best], predicted, agreed, hit, held)
-
-    def _obeys(self, answer: _Answer, query: _Query) -> bool:
-        """Whether a mask holds the positives, leaves out the negatives, and is not everything."""
-        hit = self._at(answer.logits, query.points) > 0
-        h, w = (round(side * self.scale) for side in self.size)
-        share = float((answer.logits[:h, :w] > 0).float().mean())
-        return bool((hit == (query.labels == 1)).all()) and 0 < share <= _LARGEST
 
     # What is learnt
 

@@ -108,6 +108,59 @@ def test_all_objects_of_a_frame_are_decoded_in_one_call():
         assert seeing.network.calls == ([3, 3] if index == 0 else [3])  # a click has two passes
 
 
+def told(asked, config=None):
+    """What the network is told of each object in each round: [(points, labels, with a mask)]."""
+    seeing, rounds = segmenter(), []
+    decode = seeing.network.decode
+
+    def listen(features, frames, points, labels, boxes, mask_input):
+        given = [None] * len(points) if mask_input is None else mask_input
+        rounds.append(
+            [
+                (
+                    place[kind >= 0].tolist(),
+                    kind[kind >= 0].tolist(),
+                    mask is not None and bool(mask.isfinite().all()),
+                )
+                for place, kind, mask in zip(points, labels, given, strict=True)
+            ]
+        )
+        return decode(features, frames, points, labels, boxes, mask_input)
+
+    seeing.network.decode = listen
+    image, _ = picture({1: (40, 40, 14), 2: (110, 60, 14)})
+    embeddings = seeing.encode(image[None])
+    scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
+    tracking.advance(seeing, config or TrackConfig(), track.begin(len(asked)), scene, asked)
+    return rounds
+
+
+def test_of_a_persons_clicks_those_are_told_that_correct_the_mask():
+    places = np.array([[60, 20], [40, 40], [44, 44], [110, 60], [36, 36]], np.float32)
+    rounds = told({0: Asked(places, np.array([0, 1, 1, 1, 0]))})
+    assert rounds[:-1] == [
+        [([[40, 40]], [1], False)],
+        [([[40, 40], [110, 60]], [1, 1], True)],
+        [([[40, 40], [110, 60], [36, 36]], [1, 1, 0], True)],
+    ]
+    assert rounds[-1] == rounds[-2]  # once more, with its own mask
+
+
+def test_a_box_is_told_before_the_clicks():
+    box = np.array([26, 26, 55, 55], np.float32)
+    rounds = told({0: Asked(np.array([[42, 42], [110, 60]], np.float32), np.ones(2, int), box)})
+    assert rounds[:2] == [[([], [], False)], [([[110, 60]], [1], True)]]
+
+
+def test_clicks_on_other_objects_are_negatives_where_the_mask_holds_them():
+    asked = {0: click(40, 40), 1: click(44, 44), 2: click(110, 60)}
+    first = [([[x, y]], [1], False) for x, y in ((40, 40), (44, 44), (110, 60))]
+    second = [([[40, 40], [44, 44]], [1, 0], True), ([[44, 44], [40, 40]], [1, 0], True)]
+    assert told(asked)[:2] == [first, second]
+    alone = told(asked, TrackConfig(rivals=False))
+    assert all(labels == [1] for rounds in alone for _, labels, _ in rounds)
+
+
 def test_a_step_changes_nothing_that_it_was_given_and_goes_on_from_a_file(tmp_path):
     clip = [picture({1: (30 + 2 * t, 40 + t, 14)}) for t in range(14)]
     asked = {0: {0: click(30, 40)}}
