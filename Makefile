@@ -35,7 +35,8 @@ demo: $(READY)
 		"--root runs/demo/clips --out runs/demo/clicks.csv"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu and not ray" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu and ray"
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -17,6 +17,13 @@ ROOT = Path(__file__).parent.parent
 pytest_plugins = ["tests.s3_server", "tests.trained", "tests.browser"]
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what runs on the session's Ray cluster: it wants the machine for itself."""
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """Decoded data sets and fetched files go to a folder of this session."""

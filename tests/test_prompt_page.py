@@ -13,7 +13,7 @@ import torch
 
 from jobs import mask_plan, prompt_videos, segmenters
 from jobs.demo import SIZE as CLIP_SIZE
-from jobs.demo import stage
+from jobs.demo import stages
 from jobs.prompt_review import Run
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
@@ -41,7 +41,7 @@ def clips(tmp_path_factory):
     """The demo's clip, a short one, and the short one turned."""
     folder = tmp_path_factory.mktemp("clips")
     with Film(folder / "demo.mp4", "overlay", CLIP_SIZE) as target:
-        for index, (image, _) in zip(range(30), stage(), strict=False):
+        for index, (image, _) in zip(range(30), stages()["flower"], strict=False):
             target.write(image, index / 25)
     film(folder / "discs.mp4", [picture({1: (30 + 2 * t, 40, 13)}) for t in range(12)])
     turned = (folder / "discs.mp4").read_bytes()
@@ -95,7 +95,7 @@ def complaints(page):
 
 def test_click_see_a_mask_reload_undo_and_a_second_object(page, serve, mini, tmp_path):
     page.open(serve(mini).address)
-    labels = stage().frame(0)[1]
+    labels = stages()["flower"].frame(0)[1]
     page.click(*FLOWER)
     page.click(FLOWER[0] - 30, FLOWER[1] + 10)
     page.wait("return patchray.layers.preview.size === 1 && patchray.view.layers.length === 1")
