@@ -109,6 +109,7 @@ def test_a_node_that_comes_late_and_one_that_falls(ray_cluster, clips, alone, tm
     assert hashes(out) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_submitted_over_a_bad_line_with_a_worker_killed(
     ray_cluster, clips, alone, s3_server, s3, monkeypatch

@@ -42,7 +42,7 @@ def write_images(dataset, folder):
 
 
 OTHERS = {"mini.yaml", "mini_longer.yaml", "digits_sweep.yaml", "cifar10_sweep.yaml"}
-"""Recipes of `jobs.finetune`; tests/test_finetune.py takes their first steps."""
+"""Recipes of `jobs.finetune` and `jobs.tune`, whose own tests take their first steps."""
 
 
 @pytest.mark.parametrize("recipe", sorted({p.name for p in RECIPES.glob("*.yaml")} - OTHERS))
