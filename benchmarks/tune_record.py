@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.plain_train import Silent
 from jobs import runs, trial
 from jobs.checkpoints import Checkpoints
 from jobs.config import parse
@@ -32,30 +32,6 @@ from vit import data, search
 
 TRAIN, VAL = 4000, 2000
 RECIPE = Path(__file__).parent / "tune.yaml"
-
-
-class Quiet:
-    """Hooks that tell nobody."""
-
-    def report(self, row: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def progress(self, facts: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def say(self, line: str) -> None:
-        """Say nothing."""
-
-    def record(self, history: list[dict[str, Any]]) -> None:
-        """Say nothing."""
-
-    def stop_requested(self) -> bool:
-        """Nobody asks."""
-        return False
-
-    def preempted(self) -> bool:
-        """Nothing is taken away."""
-        return False
 
 
 def subset(source: Path, folder: Path) -> Path:
@@ -86,7 +62,7 @@ def train(job: tuple[Plan, search.Sample, int, Path]) -> None:
     keep_memory()
     torch.set_num_threads(1)
     config = replace(plan.trial(sample, Location.parse(str(folder))), seed=seed)
-    facts = trial.train(config, torch.device("cpu"), Quiet(), test=False)
+    facts = trial.train(config, torch.device("cpu"), Silent(), test=False)
     assert facts["ended"] in ("epochs", "non-finite"), facts["error"]
     temporary = folder / "curve.new"
     temporary.write_text(json.dumps({"history": facts["history"], "ended": facts["ended"]}))

@@ -201,10 +201,6 @@ class Plan:
         optim = replace(varied.optim, warmup_epochs=warmup)
         return replace(varied, epochs=epochs, optim=optim)
 
-    def base(self) -> TrainConfig:
-        """The settings of a training that varies nothing."""
-        return self.trial({}, Location.parse(self.config.out))
-
     def shares(self) -> tuple[int, float, float | None]:
         """Processes of a trial, and the CPUs and GPUs of each."""
         workers = self.config.workers_per_trial

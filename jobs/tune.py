@@ -32,7 +32,7 @@ from jobs.sweep_progress import SweepProgress, sample_text
 from jobs.sweep_report import report
 from jobs.sweep_tables import COUNTED, summarize, write_trials
 from jobs.trial import BUDGETS, Plan, TuneConfig
-from jobs.vit_task import VitConfig, absolute, check_present, load, local_paths
+from jobs.vit_task import VitConfig, absolute, check_present, local_paths
 from vit import data
 from vit.decode import DataError
 from vit.search import Dimension, SearchError, space
@@ -96,8 +96,6 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
     with cluster.connect():
         cuda, gpus = cluster.choose_device(config.device, workers, cpus, gpus)
         cluster.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
-        if cluster.starts_own():
-            load(sweep.settings(sweep.trials[0]) if sweep.trials else sweep.plan.base())
         slots = config.concurrent or max(1, cluster.holds(cpus, gpus) // workers)
         print(f"trials at once: {slots}, {workers} x ({cpus:g} CPU, {gpus:g} GPU) each")
         link = Link.open()
