@@ -4,8 +4,10 @@
 
 1. Overlap: encoder and decoder are stood in for by a sleep of 25 ms a frame, which leaves the
    processor free as a GPU does. Told is the whole job's rate over the ideal one, workers / 25 ms,
-   from the first video's begin to the last one's end, and with start-up.
-2. The same of `mini`: how long encoder and decoder are at work, over the workers' time.
+   from the first video's begin to the last one's end, and with start-up; for one worker, which has
+   the machine to itself, and for several that share it, each with a GPU of its own.
+2. The same of `mini`, with the most workers: how long encoder and decoder are at work, each in a
+   thread of its own and so up to twice at a time, over the workers' time.
 3. vit_b (random weights, which take as long) through `mask_video` over a plain loop that calls
    segment_anything's SamPredictor, set_image then predict, on each frame in float32; frame by
    frame in turns, in one process.
@@ -100,10 +102,10 @@ def beside_a_loop(frames: int, threads: int, folder: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=8)
+    parser.add_argument("--videos", type=int, default=4, help="a worker")
     parser.add_argument("--frames", type=int, default=500, help="of each video, with the stand-in")
     parser.add_argument("--mini-frames", type=int, default=50, help="of each video, with mini")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=3, help="of the job with the stand-in")
     parser.add_argument("--sam-frames", type=int, default=3, help="with vit_b; 0: not measured")
     parser.add_argument("--json", type=Path, help="write the result there")
@@ -112,20 +114,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.mask --videos {options.videos} --frames {options.frames}"
         f" --mini-frames {options.mini_frames} --sam-frames {options.sam_frames}"
-        f" --repeats {options.repeats} --workers {options.workers}",
+        f" --repeats {options.repeats} --workers {' '.join(map(str, options.workers))}",
         "load_before": psutil.getloadavg()[0],
+        "stand_in": [],
     }
-    size = (options.videos, options.frames, options.workers)
-    result["stand_in"] = [job(stand_in.SleepingWorker, *size) for _ in range(options.repeats)]
-    for one in result["stand_in"]:
-        print(f"stand-in of 25 ms: {one['share_of_ideal']:.3f} of the ideal rate", flush=True)
+    for workers in options.repeats * options.workers:
+        one = job(stand_in.SleepingWorker, options.videos * workers, options.frames, workers)
+        result["stand_in"].append(one)
+        share = one["share_of_ideal"]
+        print(f"stand-in of 25 ms, {workers} workers: {share:.3f} of the ideal rate", flush=True)
+    most = max(options.workers)
     if options.mini_frames:
-        size = (options.videos, options.mini_frames, options.workers)
-        result["mini"] = job(stand_in.MiniWorker, *size)
+        result["mini"] = job(stand_in.MiniWorker, options.videos * most, options.mini_frames, most)
         print(f"mini: {result['mini']['share_of_ideal']:.3f} of the workers' time in its network")
     if options.sam_frames:
         with tempfile.TemporaryDirectory() as folder:
-            result["vit_b"] = beside_a_loop(options.sam_frames, options.workers, Path(folder))
+            result["vit_b"] = beside_a_loop(options.sam_frames, most, Path(folder))
         print(f"vit_b: {result['vit_b']['times_as_fast']:.2f} times as fast as the plain loop")
     result |= {"hardware": runs.hardware(), "versions": runs.versions()}
     if options.json:

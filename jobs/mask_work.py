@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pyarrow.parquet as pq
 import ray
 import torch
@@ -203,6 +204,7 @@ class Masker:
             alive: whether a node of a name is still there.
         """
         torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)  # it would take all cores, beside the other workers
         self.segmenter = segmenters.bring(weights, device, precision)
         if settings_of(segmenters.locate(weights), precision, config) != wanted:
             raise WorkerError(

@@ -1,63 +1,134 @@
 """Frames with their embeddings, a little before they are needed."""
 
-import queue
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 
 from masking import track
 from masking.decode import Pixels
-from masking.sam import Segmenter
+from masking.sam import Prepared, Segmenter
 from masking.track import Scene
 from masking.video import Frame
 
-_AHEAD = 2  # micro-batches that wait
+T = TypeVar("T")
+_AHEAD = 3  # micro-batches that wait
+Wanted = Callable[[int], bool]
 
 
 def scenes(
-    segmenter: Segmenter,
-    frames: Iterator[Frame],
-    size: tuple[int, int],
-    wanted: Callable[[int], bool],
-) -> Iterator[tuple[Frame, Scene | None]]:
-    """Frames with their embeddings, made in micro-batches by a thread that runs ahead.
+    segmenter: Segmenter, frames: Iterator[Frame], size: tuple[int, int], wanted: Wanted
+) -> Generator[tuple[Frame, Scene | None], None, None]:
+    """Frames with their embeddings, made in micro-batches by threads that run ahead.
 
-    Decoding, resizing and encoding go on while the caller tracks, draws or writes.
+    One decodes and resizes, one encodes, while the caller tracks, draws or writes: so neither a GPU
+    nor its network waits for a decoder.
     """
-    results: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
-    stop = threading.Event()
+    prepared = ahead(_prepared(segmenter, frames, size, wanted), "decode")
+    with closing(ahead(_encoded(segmenter, prepared), "encode")) as encoded:
+        for some in encoded:
+            yield from some
 
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                results.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+
+def ahead(items: Generator[T, None, None], name: str) -> Generator[T, None, None]:
+    """What a generator gives, made by a thread that runs ahead of the caller.
+
+    Closed, it closes the other one, in that thread, and waits for its end.
+    """
+    results = _Line(_AHEAD)
 
     def work() -> None:
         try:
-            for some in _batches(frames, segmenter.frames_at_once):
-                if not put(_encoded(segmenter, some, size, wanted)):
-                    return
-            put(None)
+            with closing(items):
+                for item in items:
+                    if not results.put((item, None)):
+                        return
+            results.put((None, StopIteration()))
         except BaseException as error:  # the caller's to see
-            put(error)
+            results.put((None, error))
 
-    worker = threading.Thread(target=work, name="encode", daemon=True)
+    worker = threading.Thread(target=work, name=name, daemon=True)
     worker.start()
     try:
-        while (item := results.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield from item
+        while True:
+            item, error = results.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
     finally:
-        stop.set()
+        results.close()
         worker.join()
+
+
+class _Line:
+    """Things that wait for their turn.
+
+    A line that was full takes no more until half of it is gone. Else an encoder that is the faster
+    one would start over whenever a frame is taken, and the decoder of that very frame would find
+    the device busy.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Of at most so many."""
+        self._most, self._closed = most, False
+        self._items: deque[tuple[Any, BaseException | None]] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, item: tuple[Any, BaseException | None]) -> bool:
+        """Add one, as soon as there is room; or say that nobody wants it any more."""
+        with self._changed:
+            if len(self._items) >= self._most:
+                self._changed.wait_for(lambda: self._closed or len(self._items) <= self._most // 2)
+            self._items.append(item)
+            self._changed.notify_all()
+            return not self._closed
+
+    def get(self) -> tuple[Any, BaseException | None]:
+        """Take the next one, as soon as it is there."""
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._items) > 0)
+            self._changed.notify_all()
+            return self._items.popleft()
+
+    def close(self) -> None:
+        """Take no more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+_Batch = tuple[list[Frame], dict[int, Pixels], Prepared | None]
+"""Frames that are encoded together; of those that are wanted the grey picture by index, and what
+`Segmenter.encode` takes."""
+
+
+def _prepared(
+    segmenter: Segmenter, frames: Iterator[Frame], size: tuple[int, int], wanted: Wanted
+) -> Generator[_Batch, None, None]:
+    for some in _batches(frames, segmenter.frames_at_once):
+        images = {frame.index: _scaled(frame.image, size) for frame in some if wanted(frame.index)}
+        greys = {index: track.shrunk_grey(image) for index, image in images.items()}
+        yield some, greys, segmenter.prepare(np.stack([*images.values()])) if images else None
+
+
+def _encoded(
+    segmenter: Segmenter, batches: Generator[_Batch, None, None]
+) -> Generator[list[tuple[Frame, Scene | None]], None, None]:
+    with closing(batches):
+        for frames, greys, prepared in batches:
+            scenes = {}
+            if prepared is not None:
+                embeddings = segmenter.encode(prepared)
+                keys = segmenter.keys(embeddings)
+                for i, (index, grey) in enumerate(greys.items()):
+                    scenes[index] = Scene(embeddings[i : i + 1], keys[i].clone(), grey)
+            yield [(frame, scenes.get(frame.index)) for frame in frames]
 
 
 def _batches(frames: Iterator[Frame], most: int) -> Iterator[list[Frame]]:
@@ -70,21 +141,6 @@ def _batches(frames: Iterator[Frame], most: int) -> Iterator[list[Frame]]:
         some.append(frame)
     if some:
         yield some
-
-
-def _encoded(
-    segmenter: Segmenter, frames: list[Frame], size: tuple[int, int], wanted: Callable[[int], bool]
-) -> list[tuple[Frame, Scene | None]]:
-    asked = [frame for frame in frames if wanted(frame.index)]
-    scenes = {}
-    if asked:
-        images = [_scaled(frame.image, size) for frame in asked]
-        embeddings = segmenter.encode(np.stack(images))
-        keys = segmenter.keys(embeddings)
-        for i, (frame, image) in enumerate(zip(asked, images, strict=True)):
-            grey = track.shrunk_grey(image)
-            scenes[frame.index] = Scene(embeddings[i : i + 1], keys[i].clone(), grey)
-    return [(frame, scenes.get(frame.index)) for frame in frames]
 
 
 def _scaled(image: Pixels, size: tuple[int, int]) -> Pixels:

@@ -18,6 +18,11 @@ from torch import Tensor
 TEMPERATURE = 0.07
 RADIUS = 0.25
 """How far an object may move from a remembered frame, as a share of the map's longer side."""
+TILE = 6
+"""Cells along the side of a tile: of larger ones more pairs are compared in vain, smaller ones cost
+more in calls."""
+FAINT = 0.01
+"""Share below which a cell counts as of no object."""
 _FAR = -60.0
 """Exponent of cells that are too far apart: as good as nothing. CPUs take eight times as long over
 the exponential of what has none in float32."""
@@ -89,26 +94,68 @@ class Memory:
         """
         more = self.last_seen.values() if anywhere else self.recent
         frames = (*self.prompted, *more)
-        total = torch.zeros(2 * len(frames[0].known), keys.shape[0], device=keys.device)
-        bias = torch.full((), -1 / TEMPERATURE, device=keys.device)  # of vectors alike: exp(0)
-        if not anywhere:
-            bias = _nearness(self.grid, keys.device)
-        for frame in frames:  # one at a time: a map of likeness fits a processor's cache
-            likeness = torch.addmm(bias, frame.keys, keys.T, alpha=1 / TEMPERATURE).exp_()
-            known = frame.known[:, None].expand_as(frame.shares)
-            total.addmm_(torch.cat([frame.shares * known, known]), likeness)
-        shares, weight = total.chunk(2)
-        return shares / weight.clamp(min=1e-20)
+        known = torch.stack([frame.known for frame in frames])[:, None]
+        shares = torch.stack([frame.shares.T for frame in frames]) * known
+        told = torch.cat([shares, known.expand_as(shares)], dim=2)  # (S, M, 2K)
+        seen = torch.stack([frame.keys for frame in frames])
+        total = torch.zeros(told.shape[2], len(keys), device=keys.device)
+        for tile in _tiles(self.grid, keys.device, anywhere):
+            weights = told.index_select(1, tile.near)
+            if tile.part and float(weights[..., : shares.shape[2]].max()) < FAINT:
+                continue  # a share is a mean of these
+            # Of all frames at once: many small products cost more in calls than in arithmetic.
+            wanted = keys.index_select(0, tile.cells).T.expand(len(seen), -1, -1)
+            likeness = torch.baddbmm(
+                tile.bias, seen.index_select(1, tile.near), wanted, alpha=1 / TEMPERATURE
+            ).exp_()
+            total[:, tile.cells] = weights.flatten(0, 1).T @ likeness.flatten(0, 1)
+        found, weight = total.chunk(2)
+        return found / weight.clamp(min=1e-20)
 
 
-@lru_cache(maxsize=4)
-def _nearness(grid: tuple[int, int], device: torch.device) -> Tensor:
-    """(M, M): what is added to the exponent of two cells; much less where they are far apart."""
-    h, w = grid
-    y, x = (torch.arange(n, device=device).float() for n in grid)
-    places = torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).view(h * w, 2)
-    far = torch.cdist(places, places) > RADIUS * max(grid)
-    return torch.where(far, _FAR, -1 / TEMPERATURE)
+@dataclass(frozen=True)
+class _Tile:
+    """Cells of a map, and those of remembered frames that they are compared with."""
+
+    cells: Tensor
+    """Indices (n,), of M."""
+    near: Tensor
+    """Indices (m,), of M: all that lie within `RADIUS` of any of them, and others."""
+    bias: Tensor
+    """(m, n): what is added to the exponent of two cells; much less where they are far apart."""
+    part: bool
+    """Whether it is not the whole map."""
+
+
+@lru_cache(maxsize=8)
+def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple[_Tile, ...]:
+    """A map in tiles, for processors: most pairs of cells lie too far apart to be looked at.
+
+    A GPU has the whole map in one piece: it waits for small products, not for large ones.
+    """
+    everything = torch.arange(grid[0] * grid[1], device=device)
+    alike = torch.full((1, 1), -1 / TEMPERATURE, device=device)  # of vectors alike: exp(0)
+    if anywhere:
+        return (_Tile(everything, everything, alike, False),)
+    radius = RADIUS * max(grid)
+    y, x = (axis.flatten() for axis in _places(grid, device))
+    far = torch.hypot(y[:, None] - y, x[:, None] - x) > radius
+    bias = torch.where(far, _FAR, alike)
+    if device.type != "cpu":
+        return (_Tile(everything, everything, bias, False),)
+    of = y.long() // TILE * grid[1] + x.long() // TILE
+    tiles = []
+    for number in of.unique():
+        cells = (of == number).nonzero()[:, 0]
+        near = (~far[:, cells]).any(dim=1).nonzero()[:, 0]
+        tiles.append(_Tile(cells, near, bias[near][:, cells], True))
+    return tuple(tiles)
+
+
+def _places(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
+    """Rows and columns of the cells, each (h, w) float32."""
+    axes = (torch.arange(n, device=device).float() for n in grid)
+    return list(torch.meshgrid(*axes, indexing="ij"))
 
 
 def shares(logits: Tensor, grid: tuple[int, int]) -> Tensor:

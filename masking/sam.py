@@ -36,6 +36,7 @@ __all__ = [
     "Embeddings",
     "Masks",
     "Network",
+    "Prepared",
     "PromptError",
     "Prompts",
     "Segmenter",
@@ -77,6 +78,18 @@ class Embeddings:
         """On another device, or in another floating-point format."""
         moved = tuple(part.to(device=device, dtype=dtype) for part in self.features)
         return Embeddings(moved, self.frame_size)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """T frames of the same size as `encode` sends them to the device, resized and padded."""
+
+    canvases: tuple[Tensor, ...]
+    """Each (B, h, w, 3) uint8, on the host: frames that go through the network together."""
+    count: int
+    """T; the last canvas may have room for more."""
+    frame_size: tuple[int, int]
+    """(H, W) of the original frames, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -168,30 +181,41 @@ class Segmenter:
         """Frames that `encode` takes through the network together."""
         return CUDA_FRAMES if self.device.type == "cuda" else 1
 
-    @torch.no_grad()
-    def encode(self, frames: NDArray[np.uint8] | Tensor) -> Embeddings:
-        """Embed (T, H, W, 3) uint8 RGB frames.
+    def prepare(self, frames: NDArray[np.uint8] | Tensor) -> Prepared:
+        """Resize (T, H, W, 3) uint8 RGB frames for `encode`; work of the host, for other threads.
 
-        Frames are resized on the host by Pillow, as SAM was trained and as `SamPredictor` does; a
-        GPU gets them from pinned memory while it works on the ones before.
+        Frames are resized by Pillow, as SAM was trained and as `SamPredictor` does.
 
         Raises:
             ValueError: frames of another shape or type.
         """
         images = _frames(frames)
         size = (images.shape[1], images.shape[2])
-        step = self.frames_at_once
-        parts = []
-        for start in range(0, len(images), step):
-            canvas = self._canvas(images[start : start + step], size, step)
+        starts = range(0, len(images), self.frames_at_once)
+        canvases = [self._canvas(images[at : at + self.frames_at_once], size) for at in starts]
+        return Prepared(tuple(canvases), len(images), size)
+
+    @torch.no_grad()
+    def encode(self, frames: NDArray[np.uint8] | Tensor | Prepared) -> Embeddings:
+        """Embed (T, H, W, 3) uint8 RGB frames, or what `prepare` made of them.
+
+        A GPU gets them from pinned memory while it works on the ones before.
+
+        Raises:
+            ValueError: frames of another shape or type.
+        """
+        prepared = frames if isinstance(frames, Prepared) else self.prepare(frames)
+        left, parts = prepared.count, []
+        for canvas in prepared.canvases:
+            images = self._images(canvas, prepared.frame_size)
             with self._autocast:
-                features = self._encode(canvas)
-            count = min(step, len(images) - start)
-            parts.append(tuple(feature[:count] for feature in features))
+                features = self._encode(images)
+            parts.append(tuple(feature[:left] for feature in features))
+            left -= len(canvas)
         joined = (
             part[0] if len(part) == 1 else torch.cat(part) for part in zip(*parts, strict=True)
         )
-        return Embeddings(tuple(joined), size)
+        return Embeddings(tuple(joined), prepared.frame_size)
 
     def decode(self, embeddings: Embeddings, prompts: Prompts, outputs: Outputs = "best") -> Masks:
         """Masks of all prompt sets, on whichever frames, in one call.
@@ -297,15 +321,20 @@ class Segmenter:
         )
         return h, w
 
-    def _canvas(self, frames: NDArray[np.uint8], size: tuple[int, int], step: int) -> Tensor:
-        """(B, 3, h, w) float32 on the device of some frames; B is `step` where shapes must stay."""
+    def _canvas(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+        """(B, h, w, 3) uint8 on the host; B is `frames_at_once` where shapes must stay."""
         h, w = self._resized(size)
-        canvas_h, canvas_w = self.network.canvas(size)
-        count = step if self._compiled else len(frames)
+        count = self.frames_at_once if self._compiled else len(frames)
         pinned = self.device.type == "cuda"
-        canvas = torch.zeros(count, canvas_h, canvas_w, 3, dtype=torch.uint8, pin_memory=pinned)
+        shape = (count, *self.network.canvas(size), 3)
+        canvas = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
         for target, frame in zip(canvas.numpy(), frames, strict=False):
             target[:h, :w] = Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR)
+        return canvas
+
+    def _images(self, canvas: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, 3, h, w) float32 on the device."""
+        h, w = self._resized(size)
         images = canvas.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().contiguous()
         if any(self.network.fill):  # SAM pads what is normalised, so with its mean colour
             for channel, value in enumerate(self.network.fill):

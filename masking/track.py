@@ -38,7 +38,7 @@ class TrackConfig:
     """Corner points of a good mask that are carried beside the clicks; 0: clicks only."""
     every: int = 5
     """Frames after which corner points are taken anew from a good mask."""
-    recent: int = 10
+    recent: int = 5
     """Frames whose looks are remembered, beside those with prompts; -1: nothing is remembered."""
     mask_prompt: bool = True
     """Prompt with the mask that is expected, too; without it points are all."""

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from contextlib import closing
 
 import av
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 import masking
+from masking.ahead import ahead
 from masking.propagate import MaskingState
 from masking.rows import ManifestError
 from masking.video import VideoError
@@ -117,6 +119,29 @@ def test_words_without_a_place(clip, path):
     states = [frame.states[0] for frame in masking.mask_video(path, rows, segmenter())]
     assert states[5:9] == ["absent"] * 4
     assert set(states[9:]) <= {"absent", "lost", "recovered", "tracked"}
+
+
+def test_what_runs_ahead_keeps_order_and_hands_on_what_fails():
+    def numbers(closed):
+        try:
+            yield from range(50)
+            raise KeyError("at the end")
+        finally:
+            closed.append(threading.current_thread().name)
+
+    def doubled(items):
+        with closing(items):
+            for number in items:
+                yield 2 * number
+
+    closed = []
+    found = []
+    with pytest.raises(KeyError, match="at the end"):
+        found.extend(ahead(numbers(closed), "inner"))
+    nested = ahead(doubled(ahead(numbers(closed), "inner")), "outer")
+    assert [next(nested) for _ in range(3)] == [0, 2, 4]
+    nested.close()
+    assert closed == ["inner", "inner"]
 
 
 def test_a_run_that_is_left_frees_its_thread(path):

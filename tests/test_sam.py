@@ -243,7 +243,7 @@ def test_encoding_is_one_graph(sam, segmenter):
     encode = torch.compile(
         segmenter.network.encode, dynamic=False, fullgraph=True, backend="aot_eager"
     )
-    images = segmenter._canvas(frames, (57, 101), 1)
+    images = segmenter._images(segmenter.prepare(frames).canvases[0], (57, 101))
     with torch.no_grad():
         same(encode(images)[0], segmenter.encode(frames).features[0])
 

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from masking import motion, recall, snapshot, track, tracking
 from masking.track import Asked, Scene, TrackConfig
@@ -214,6 +215,39 @@ def test_memory_knows_again_and_says_nothing_of_what_it_does_not_know():
     read = memory.read(keys.flip(0), anywhere=True)
     assert read[0] == pytest.approx([0, 0, 0, 0, 0, 0, 1, 1], abs=1e-5)
     assert not read[1].any()
+
+
+@pytest.mark.parametrize("grid", [(5, 4), (13, 21), (21, 13)])
+def test_memory_in_tiles_reads_what_all_pairs_of_cells_give(grid):
+    """Against every cell beside every other of every frame, in float64."""
+    random = torch.Generator().manual_seed(0)
+    h, w = grid
+    memory, objects, every = recall.Memory(grid), 3, []
+    for index in range(4):
+        keys = F.normalize(torch.randn(h * w, 8, generator=random), dim=1)
+        shares = torch.zeros(objects, h, w)
+        shares[0, h // 3 : h // 2, : w // 4] = torch.rand((), generator=random)
+        shares[1, :, w // 2] = 1
+        known = torch.tensor([1.0, float(index != 2), 0.0])
+        frame = recall.Remembered(keys, shares.flatten(1), known, (True,) * objects)
+        memory = memory.keep(frame) if index == 0 else memory.add(frame, 3)
+        every.append(frame)
+    keys = F.normalize(torch.randn(h * w, 8, generator=random), dim=1)
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w)))
+    near = torch.hypot(y[:, None] - y.double(), x[:, None] - x.double()) <= recall.RADIUS * max(
+        h, w
+    )
+    total, weight = torch.zeros(2, objects, h * w, dtype=torch.float64)
+    for frame in every:
+        alike = (frame.keys.double() @ keys.double().T / recall.TEMPERATURE).exp() * near
+        total += (frame.shares * frame.known[:, None]).double() @ alike
+        weight += frame.known[:, None].double() * alike.sum(0)
+    expected = torch.where(weight > 0, total / weight.clamp(min=1e-9), 0)
+    read = memory.read(keys)
+    assert (read - expected).abs().max() < recall.FAINT
+    clear = expected > recall.FAINT
+    assert clear.any()
+    assert read[clear] == pytest.approx(expected[clear], abs=1e-5)
 
 
 def test_memory_keeps_the_last_frames_only():
