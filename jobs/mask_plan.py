@@ -14,7 +14,7 @@ import torch
 from jobs.storage import Location, StorageError
 from masking import checkpoint, outputs
 from masking.manifest import VideoPrompts, parse_table, read_manifest
-from masking.rows import Fault, ManifestError, Row
+from masking.rows import Fault, ManifestError, Row, prompts
 from masking.track import TrackConfig
 
 ATTEMPTS_PER_VIDEO = 2
@@ -130,11 +130,6 @@ def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
     work.sort(key=lambda one: (-one.size, one.video_id))
     named = {video_id: tuple(faults) for video_id, faults in invalid.items()}
     return Plan(tuple(work), named, tuple(loose), accepted)
-
-
-def prompts(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The rows that masks hang on: all but the accepts."""
-    return tuple(row for row in rows if row.role != "accept")
 
 
 def is_accepted(rows: Sequence[Row], span: Mapping[str, Any]) -> bool:

@@ -27,14 +27,13 @@ import pandas as pd
 from jobs import prompt_videos, segmenters
 from jobs.config import ConfigError, Positional, parse
 from jobs.evaluate import choose_device
-from jobs.mask_plan import prompts
 from jobs.prompt_review import Run
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
 from jobs.signals import Stop
 from jobs.storage import Location, StorageError
-from masking.rows import ManifestError, object_faults, parse_rows
+from masking.rows import ManifestError, object_faults, parse_rows, prompts
 from masking.sam import CheckpointError
 
 

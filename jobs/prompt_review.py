@@ -17,14 +17,13 @@ from jobs.mask_plan import (
     commits,
     is_accepted,
     key_of,
-    prompts,
     settings_of,
     state_of,
 )
 from jobs.storage import Location
 from masking.decode import Bools
 from masking.outputs import mask_of
-from masking.rows import Row
+from masking.rows import Row, prompts
 from masking.track import TrackConfig
 
 Marker = Mapping[str, Any]

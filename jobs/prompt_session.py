@@ -12,7 +12,6 @@ from typing import Any
 
 from jobs import prompt_rows
 from jobs.fetch import localize
-from jobs.mask_plan import prompts
 from jobs.prompt_frames import Frames, Survey, jpeg
 from jobs.prompt_masks import Click, Key, Line, Previewer
 from jobs.prompt_review import Run
@@ -21,7 +20,7 @@ from jobs.prompt_track import TrackError, Tracking, window
 from jobs.prompt_videos import Clip
 from masking.decode import Bools, Pixels
 from masking.masks import encode_rle
-from masking.rows import object_faults, parse_rows, resolve
+from masking.rows import object_faults, parse_rows, prompts, resolve
 from masking.sam import Segmenter
 from masking.video import Video, VideoError
 

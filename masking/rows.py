@@ -17,7 +17,8 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 
-from masking.track import Asked, Role
+from masking import track
+from masking.track import Asked
 
 Coords = Literal["pixel", "normalized"]
 
@@ -44,6 +45,8 @@ COLUMNS = {
 }
 """Columns of a manifest that have a meaning, and what they hold."""
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
+Role = track.Role | Literal["accept"]
+_ROLES: tuple[Role, ...] = ("init", "correct", "accept", "end", "absent")
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
 LARGEST_ID = 65_535
 """Of an object: label maps have 16 bits."""
@@ -179,7 +182,7 @@ class _Reader:
         frame, time_s = self._whole("frame", 0), self._number("time_s", 0)
         if frame is None and time_s is None and not self.faults:
             self._fault("frame", "empty", "a frame from 0, or time_s in seconds")
-        role = cast(Role, self._choice("role", get_args(Role), "init"))
+        role = cast(Role, self._choice("role", _ROLES, "init"))
         boxed = self._choice("prompt_type", ("point", "box"), "point") == "box"
         placed = role not in _WORDS or self._given("x")
         xy = self._pair("x", "y") if placed else None
@@ -311,7 +314,7 @@ def resolve(
     for object_id, mine in _by_object(rows).items():
         by_frame: dict[int, list[Row]] = {}
         start, end = span(mine)
-        for row in mine:
+        for row in prompts(mine):
             frame = frame_of(row, times, complete, faults)
             if frame is not None and (fault := _outside(row, frame, start, end)):
                 faults.append(fault)
@@ -333,6 +336,11 @@ def resolve(
     if faults:
         raise ManifestError(faults)
     return plans
+
+
+def prompts(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows that masks hang on: all but accepts, which speak of masks that are there."""
+    return tuple(row for row in rows if row.role != "accept")
 
 
 def _begins(asked: Asked) -> bool:
@@ -399,7 +407,10 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
             Fault(rows[0].number, "role", ", ".join(sorted(roles)), "one role an object and frame")
         )
     return Asked(
-        np.array(points, np.float32).reshape(-1, 2), np.array(labels, np.int64), box, rows[0].role
+        np.array(points, np.float32).reshape(-1, 2),
+        np.array(labels, np.int64),
+        box,
+        cast(track.Role, rows[0].role),
     )
 
 

@@ -19,7 +19,7 @@ from masking.recall import Memory
 from masking.sam import Embeddings
 
 State = Literal["prompted", "tracked", "uncertain", "lost", "recovered", "absent"]
-Role = Literal["init", "correct", "accept", "end", "absent"]
+Role = Literal["init", "correct", "end", "absent"]
 
 FLOW_WIDTH = 640
 """Pixels of the longer side that optical flow works on; frames are shrunk to it."""
@@ -76,8 +76,8 @@ class Asked:
     box: NDArray[np.float32] | None = None
     """x1 y1 x2 y2."""
     role: Role = "init"
-    """init and correct: here it is; accept: what is drawn is right; end: not asked for from here
-    on; absent: not to be seen from here on."""
+    """init and correct: here it is; end: not asked for from here on; absent: not to be seen from
+    here on."""
 
 
 @dataclass(frozen=True)

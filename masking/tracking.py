@@ -170,7 +170,7 @@ class Step:
         far: Tensor | None,
     ) -> _Query | None:
         asked = self.asked.get(row)
-        if asked is not None and asked.role in ("init", "correct", "accept"):
+        if asked is not None and asked.role in ("init", "correct"):
             return self._prompted(row, track, asked, near)
         if asked is not None or track.state in (None, "absent"):
             return None

@@ -2,7 +2,7 @@
 
 from masking.rows import ObjectPlan
 
-_POSITIVE = ("init", "correct", "accept")
+_POSITIVE = ("init", "correct")
 
 
 class Ways:
