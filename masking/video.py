@@ -233,6 +233,9 @@ class _File:
                     last = pts
                 if index >= start:
                     yield self._frame(raw, index, first)
+        if missing := _missing_bytes(self.path):
+            self.report.cut_off = True
+            self.report.note(f"the file ends {missing:,} bytes before it says")
         if not self.report.frames:
             raise VideoError(
                 "no_frames",
@@ -468,6 +471,23 @@ def _flushed(stream: av.VideoStream, report: Report) -> Iterator[VideoFrame]:
         yield from stream.codec_context.decode(None)
     except (FFmpegError, OSError) as error:
         report.note(f"the decoder says: {error.strerror}")
+
+
+def _missing_bytes(path: Path) -> int:
+    """How much shorter a Matroska or WebM file is than its header says; FFmpeg only logs it.
+
+    RFC 8794: a master element is its id and its length, which takes as many bytes as the first of
+    them has zeros in front, and one; all ones: unknown, as of a live stream.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    at = head.find(b"\x18\x53\x80\x67") + 4  # Segment, which holds all that follows
+    if not head.startswith(b"\x1a\x45\xdf\xa3") or at < 4 or at >= len(head) or not head[at]:
+        return 0
+    width = 9 - head[at].bit_length()
+    unknown = (1 << 7 * width) - 1
+    length = int.from_bytes(head[at : at + width], "big") & unknown
+    return 0 if length == unknown else max(0, at + width + length - path.stat().st_size)
 
 
 def _rotation(raw: VideoFrame, report: Report) -> int:

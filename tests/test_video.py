@@ -169,6 +169,17 @@ def test_broken_files_give_frames_or_a_typed_error(tmp_path):
     assert not [name for name in counts if name.endswith("mp4")]  # their index came last
 
 
+def test_a_matroska_file_that_is_cut_short_says_so(tmp_path):
+    content = clip(tmp_path / "whole.mkv").read_bytes()
+    cut = tmp_path / "cut.mkv"
+    for share, says in ((1.0, False), (0.9, True), (0.6, True)):
+        cut.write_bytes(content[: int(share * len(content))])
+        with Video.open(cut) as video:
+            assert list(video)
+            assert video.report.cut_off is says
+            assert any("bytes before it says" in note for note in video.report.notes) is says
+
+
 @pytest.mark.parametrize(("name", "code"), [("absent.mp4", "not_found"), ("folder", "not_a_video")])
 def test_nothing_to_read(tmp_path, name, code):
     (tmp_path / "folder").mkdir()
