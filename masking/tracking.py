@@ -10,62 +10,30 @@ pixels of the frame, h x w of low-resolution logits, M cells of a key map.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from masking import motion, recall
-from masking.clicks import deepest, iou
+from masking.asking import Answer, Asking, Query
+from masking.clicks import iou
 from masking.decode import Bools
 from masking.motion import Points
 from masking.recall import Memory, Remembered
-from masking.sam import Prompts, Segmenter
+from masking.sam import Segmenter
 from masking.track import NOTHING, Asked, Found, Scene, State, Track, TrackConfig, Tracker
 
 SURE = 6.0
 """Logit of a cell that certainly is, or is not, of an object."""
-_LARGEST = 0.8  # share of the frame above which a mask is the background's
 _FORGETS = 0.9  # what stays of the usual figures of an object from one trusted mask to the next
 _OTHER = 0.5  # IoU with what was expected below which a prompted mask is of something else
 _DOUBTFUL = 0.3  # share expected below which a point is taken to have left its object
 _INNER = 2.0  # cells of the logits from the edge, from which a point lies well inside
 _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they are of the same thing
-
-
-@dataclass
-class _Query:
-    """What the segmenter is asked of one object, and how its answers are judged."""
-
-    row: int
-    points: Points
-    labels: NDArray[np.int64]
-    box: NDArray[np.float32] | None = None
-    mask: Tensor | None = None
-    expected: Tensor | None = None
-    """(h, w) probabilities."""
-    carried: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
-    asked: Asked | None = None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """The output that was chosen."""
-
-    logits: Tensor
-    predicted: float
-    agreement: float
-    inside: float
-    likeness: float
-
-    @property
-    def area(self) -> float:
-        """Cells of the mask."""
-        return float((self.logits > 0).sum())
 
 
 class Step:
@@ -82,8 +50,8 @@ class Step:
         """Take what is known."""
         self.segmenter, self.config, self.tracker, self.here = segmenter, config, tracker, here
         self.asked = asked
+        self.asking = Asking(segmenter, here.embeddings)
         self.size = here.embeddings.frame_size
-        self.scale = segmenter.mask_scale(self.size)
         ratio = np.array(here.grey.shape[::-1]) / self.size[::-1]
         self.shrunk = ratio.astype(np.float32)  # of x and of y: shrunk sizes are rounded
         self.low = segmenter.low_res(self.size)
@@ -103,7 +71,7 @@ class Step:
             query = self._query(row, track, tracks, near, far)
             if query is not None:
                 queries.append(query)
-        answers = self._ask(queries)
+        answers = self.asking.ask(queries)
         self._ask_again(tracks, queries, answers)
         told = {q.row: (q, answer) for q, answer in zip(queries, answers, strict=True)}
         results = [
@@ -144,7 +112,7 @@ class Step:
         kept[:count][sure[:count]] = agree
         logits = track.logits
         if matrix is not None:
-            moved = motion.warped(logits.cpu().numpy(), matrix, self.scale, NOTHING)
+            moved = motion.warped(logits.cpu().numpy(), matrix, self.asking.scale, NOTHING)
             logits = torch.from_numpy(moved).to(logits.device)
         return replace(
             track,
@@ -168,7 +136,7 @@ class Step:
         tracks: Sequence[Track],
         near: Tensor | None,
         far: Tensor | None,
-    ) -> _Query | None:
+    ) -> Query | None:
         asked = self.asked.get(row)
         if asked is not None and asked.role in ("init", "correct"):
             return self._prompted(row, track, asked, near)
@@ -179,13 +147,13 @@ class Step:
         expected = near[row] if near is not None else torch.sigmoid(track.logits)
         points = track.points
         if near is not None:
-            points = points[self._at(expected, points) > _DOUBTFUL]
+            points = points[self.asking.at(expected, points) > _DOUBTFUL]
         chosen = motion.spread(self._inner_first(points, expected), self.config.points)
         if not len(chosen):
-            chosen = self._middle(expected)
+            chosen = self.asking.middle(expected)
         if not len(chosen):
             return None
-        query = _Query(
+        query = Query(
             row, chosen, np.ones(len(chosen), np.int64), expected=expected, carried=points
         )
         self._add_negatives(query, track, tracks)
@@ -200,23 +168,23 @@ class Step:
             return points
         inside = np.pad((expected > 0.5).cpu().numpy().astype(np.uint8), 1)
         depths = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-        depth = self._at(torch.from_numpy(depths), points)
+        depth = self.asking.at(torch.from_numpy(depths), points)
         first = int((depth >= min(_INNER, depth.max())).argmax())
         return np.concatenate([points[first : first + 1], np.delete(points, first, axis=0)])
 
-    def _add_negatives(self, query: _Query, track: Track, tracks: Sequence[Track]) -> None:
+    def _add_negatives(self, query: Query, track: Track, tracks: Sequence[Track]) -> None:
         """Negative clicks, and other objects' points where this one is not expected."""
         negatives = [track.negatives]
         if self.config.rivals and query.expected is not None:
             for other in tracks:
                 if other is not track and len(other.points):
                     theirs = motion.spread(other.points, 1)
-                    negatives.append(theirs[self._at(query.expected, theirs) < _DOUBTFUL])
+                    negatives.append(theirs[self.asking.at(query.expected, theirs) < _DOUBTFUL])
         wrong = np.concatenate(negatives)
         query.points = np.concatenate([query.points, wrong])
         query.labels = np.concatenate([query.labels, np.zeros(len(wrong), np.int64)])
 
-    def _prompted(self, row: int, track: Track, asked: Asked, near: Tensor | None) -> _Query | None:
+    def _prompted(self, row: int, track: Track, asked: Asked, near: Tensor | None) -> Query | None:
         """A person's clicks; a correction goes on from the mask that is expected.
 
         None: it says nothing of where an object is of which nothing is known.
@@ -227,7 +195,7 @@ class Step:
             mask = SURE * (2 * near[row] - 1)
         points, labels = asked.points, asked.labels
         if not (labels == 1).any() and asked.box is None and mask is not None:
-            more = self._middle(torch.sigmoid(mask))
+            more = self.asking.middle(torch.sigmoid(mask))
             points = np.concatenate([points, more])
             labels = np.concatenate([labels, np.ones(len(more), np.int64)])
         if mask is None and asked.box is None and not (labels == 1).any():
@@ -236,154 +204,38 @@ class Step:
             theirs = [w.points[w.labels == 1] for other, w in self.asked.items() if other != row]
             points = np.concatenate([points, *theirs])
             labels = np.pad(labels, (0, len(points) - len(labels)))  # 0: not of this one
-        return _Query(row, points, labels, asked.box, mask, asked=asked)
+        return Query(row, points, labels, asked.box, mask, asked=asked)
 
-    def _sought(self, row: int, far: Tensor | None) -> _Query | None:
+    def _sought(self, row: int, far: Tensor | None) -> Query | None:
         """Where a lost object may be."""
         if far is None:
             return None
-        place = self._middle(far[row])
+        place = self.asking.middle(far[row])
         if not len(place):
             return None
-        return _Query(
+        return Query(
             row, place, np.ones(1, np.int64), mask=SURE * (2 * far[row] - 1), expected=far[row]
         )
 
-    def _middle(self, expected: Tensor) -> Points:
-        """(1, 2): the deepest point of where an object is expected; (0, 2) if it is nowhere."""
-        found = deepest((expected > 0.5).cpu().numpy())
-        if found is None:
-            return np.zeros((0, 2), np.float32)
-        h, w = self.size
-        at = (np.array([found[:2]], np.float32) + 0.5) / np.float32(self.scale) - 0.5
-        return np.clip(at, 0, [w - 1, h - 1]).astype(np.float32)
-
-    def _at(self, maps: Tensor, points: Points) -> NDArray[np.float32]:
-        """(P,) values of an (h, w) map at points."""
-        h, w = maps.shape
-        cells = np.clip((points + 0.5) * self.scale, 0, [w - 1, h - 1]).astype(np.int64)
-        values: NDArray[np.float32] = maps.cpu().numpy()[cells[:, 1], cells[:, 0]]
-        return values
-
-    # What the segmenter says
-
-    def _ask(self, queries: list[_Query]) -> list[_Answer]:
-        """One answer each. A person's clicks are told one after another, each with the mask of
-        those before, as SAM learnt them (Kirillov et al. 2023, appendix A).
-
-        There every later click was a correction. So one that the mask obeys is not told: it would
-        be taken for a sign that the mask is too small.
-        """
-        told = {i: self._opening(query) for i, query in enumerate(queries)}
-        asking, answers = told, dict[int, _Answer]()
-        while asking:
-            told, answers = told | asking, answers | self._answers(asking)
-            corrected = {i: self._corrected(queries[i], told[i], answers[i]) for i in asking}
-            asking = {i: query for i, query in corrected.items() if query is not None}
-        # In the end once more with its own mask and no new click, SAM's way of refining.
-        refined = self._answers(
-            {i: replace(q, mask=answers[i].logits) for i, q in told.items() if q.asked is not None}
-        )
-        obeying = {i: a for i, a in refined.items() if self._obeys(a, queries[i])}
-        return [(answers | obeying)[i] for i in range(len(queries))]
-
-    def _answers(self, queries: Mapping[int, _Query]) -> dict[int, _Answer]:
-        if not queries:
-            return {}
-        logits, scores = self._decode(list(queries.values()))
-        return {
-            i: self._choose(query, logits[place], scores[place])
-            for place, (i, query) in enumerate(queries.items())
-        }
-
-    def _opening(self, query: _Query) -> _Query:
-        """Of a person's prompts the box, or else the first positive click."""
-        if query.asked is None:
-            return query
-        first = np.flatnonzero(query.labels == 1)[: int(query.box is None)]
-        return replace(query, points=query.points[first], labels=query.labels[first])
-
-    def _corrected(self, query: _Query, told: _Query, answer: _Answer) -> _Query | None:
-        """What was told and the first click that the answer disobeys; None if it obeys all."""
-        if query.asked is None:
-            return None
-        known = (query.points[:, None] == told.points).all(axis=2).any(axis=1)
-        new = np.flatnonzero(self._disobeyed(answer, query) & ~known)[:1]
-        if not len(new):
-            return None
-        points = np.concatenate([told.points, query.points[new]])
-        labels = np.concatenate([told.labels, query.labels[new]])
-        return replace(told, points=points, labels=labels, mask=answer.logits)
-
-    def _disobeyed(self, answer: _Answer, query: _Query) -> Bools:
-        """(P,) positive clicks outside of a mask, and negative ones in it."""
-        wrong: Bools = (self._at(answer.logits, query.points) > 0) != (query.labels == 1)
-        return wrong
-
-    def _obeys(self, answer: _Answer, query: _Query) -> bool:
-        """Whether a mask holds the positives, leaves out the negatives, and is not everything."""
-        h, w = (round(side * self.scale) for side in self.size)
-        share = float((answer.logits[:h, :w] > 0).float().mean())
-        return not self._disobeyed(answer, query).any() and 0 < share <= _LARGEST
-
     def _ask_again(
-        self, tracks: Sequence[Track], queries: list[_Query], answers: list[_Answer]
+        self, tracks: Sequence[Track], queries: list[Query], answers: list[Answer]
     ) -> None:
         """Where a carried point led to nothing good, ask with the middle of what is expected."""
-        doubtful, changed = [], []
+        changed: dict[int, Query] = {}
         for i, (query, answer) in enumerate(zip(queries, answers, strict=True)):
             track = tracks[query.row]
             followed = query.asked is None and track.state != "lost"
             if not followed or query.expected is None or self._trusted(track, answer):
                 continue
-            middle = self._middle(query.expected)
+            middle = self.asking.middle(query.expected)
             if len(middle):
                 negative = query.labels == 0
                 points = np.concatenate([middle, query.points[negative]])
                 labels = np.concatenate([np.ones(1, np.int64), query.labels[negative]])
-                doubtful.append(i)
-                changed.append(replace(query, points=points, labels=labels))
-        if not changed:
-            return
-        logits, scores = self._decode(changed)
-        for place, (i, query) in enumerate(zip(doubtful, changed, strict=True)):
-            answer = self._choose(query, logits[place], scores[place])
-            if self._trusted(tracks[query.row], answer):
-                queries[i], answers[i] = query, answer
-
-    def _decode(self, queries: list[_Query]) -> tuple[Tensor, Tensor]:
-        def mask(query: _Query) -> NDArray[np.float32] | None:
-            return None if query.mask is None else query.mask.cpu().numpy()
-
-        prompts = Prompts.of(
-            self.size,
-            [q.points for q in queries],
-            [q.labels for q in queries],
-            boxes=[q.box for q in queries],
-            mask_input=[mask(q) for q in queries],
-        )
-        return self.segmenter.logits(self.here.embeddings, prompts)
-
-    def _choose(self, query: _Query, logits: Tensor, scores: Tensor) -> _Answer:
-        """Of four outputs the one that is predicted best and agrees best with what is expected."""
-        if query.expected is None:
-            ambiguous = (
-                (query.labels == 1).sum() == 1 and len(query.labels) == 1 and query.box is None
-            )
-            best = 1 + int(scores[1:].argmax()) if ambiguous and query.mask is None else 0
-            return _Answer(logits[best], float(scores[best]), 1.0, 1.0, 1.0)
-        p = torch.sigmoid(logits)
-        both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)
-        agreement = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
-        inside = torch.ones(len(logits))
-        if len(query.carried):
-            inside = torch.tensor([float((self._at(x, query.carried) > 0).mean()) for x in logits])
-        value = scores.cpu() + agreement.cpu() + 0.5 * inside
-        best = int(value.argmax())
-        mask = logits[best] > 0
-        held = float(query.expected[mask].mean()) if mask.any() else 0.0
-        predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
-        return _Answer(logits[best], predicted, agreed, hit, held)
+                changed[i] = replace(query, points=points, labels=labels)
+        for i, answer in self.asking.answers(changed).items():
+            if self._trusted(tracks[queries[i].row], answer):
+                queries[i], answers[i] = changed[i], answer
 
     # What is learnt
 
@@ -391,8 +243,8 @@ class Step:
         self,
         row: int,
         track: Track,
-        query: _Query | None,
-        answer: _Answer | None,
+        query: Query | None,
+        answer: Answer | None,
     ) -> tuple[Track, Tensor, float, float]:
         """The new track of an object, its logits, score and quality."""
         nothing = torch.full(self.low, NOTHING, device=self.keys.device)
@@ -416,7 +268,7 @@ class Step:
             return missed, nothing, 0.0, 0.0
         return missed, answer.logits, answer.predicted, answer.agreement
 
-    def _trusted(self, track: Track, answer: _Answer) -> bool:
+    def _trusted(self, track: Track, answer: Answer) -> bool:
         config = self.config
         grown = max(answer.area, 1.0) / max(track.area, 1.0)
         return (
@@ -427,7 +279,7 @@ class Step:
         )
 
     def _started(
-        self, track: Track, asked: Asked, answer: _Answer
+        self, track: Track, asked: Asked, answer: Answer
     ) -> tuple[Track, Tensor, float, float]:
         positive = asked.labels == 1
         fresh = Track(
@@ -441,12 +293,12 @@ class Step:
         return fresh, answer.logits, answer.predicted, 1.0
 
     def _followed(
-        self, track: Track, state: State, answer: _Answer
+        self, track: Track, state: State, answer: Answer
     ) -> tuple[Track, Tensor, float, float]:
         points = track.points
         few = len(points) < self.config.corners // 3
         if self.config.corners and (few or self.tracker.age % self.config.every == 0):
-            inside = self._at(answer.logits, points) > 0
+            inside = self.asking.at(answer.logits, points) > 0
             points = np.concatenate([points[inside][:1], self._corners(answer.logits)])
         track = replace(
             track,
@@ -460,7 +312,7 @@ class Step:
         )
         return track, answer.logits, answer.predicted, answer.agreement
 
-    def _usual(self, track: Track, answer: _Answer) -> tuple[float, float, float]:
+    def _usual(self, track: Track, answer: Answer) -> tuple[float, float, float]:
         now = (answer.predicted, answer.agreement, answer.likeness)
         first, second, third = (
             _FORGETS * usual + (1 - _FORGETS) * new
@@ -468,7 +320,7 @@ class Step:
         )
         return first, second, third
 
-    def _missed(self, track: Track, answer: _Answer | None) -> Track:
+    def _missed(self, track: Track, answer: Answer | None) -> Track:
         misses = track.misses + 1
         if track.state == "lost":
             return replace(track, misses=misses, sighting=None)
@@ -479,7 +331,7 @@ class Step:
         return replace(track, state="uncertain", misses=misses)
 
     def _seen(
-        self, track: Track, query: _Query, answer: _Answer, nothing: Tensor
+        self, track: Track, query: Query, answer: Answer, nothing: Tensor
     ) -> tuple[Track, Tensor, float, float]:
         """A lost object is found if it is seen on two frames running, in much the same place."""
         grown = max(answer.area, 1.0) / max(track.area, 1.0)
