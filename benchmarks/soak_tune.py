@@ -48,6 +48,11 @@ def records(out: Path) -> dict[str, Any]:
     return {path.parent.name: json.loads(path.read_text()) for path in out.glob("trials/*/*.json")}
 
 
+def epochs(out: Path) -> int:
+    """Epochs on record, of all trials."""
+    return sum(len(trial["rows"]) for trial in records(out).values())
+
+
 def kill(job: Job) -> None:
     """kill -9 of the driver and of all that it started."""
     for process in family(job):
@@ -60,14 +65,15 @@ def kill(job: Job) -> None:
 
 def kills(root: Path, times: int) -> dict[str, Any]:
     """Kill the sweep at random moments; compare the record before and after each."""
-    out, flags = root / "kills", ("--trials", "12")
+    out, flags = root / "kills", ("--trials", "16")
     moments: list[dict[str, int]] = []
     over: dict[str, Any] = {}
     job = start(out, *flags)
     while len(moments) < times:
-        deadline = time.monotonic() + random.uniform(12, 45)
-        while time.monotonic() < deadline and job.poll() is None:
+        begun = epochs(out)
+        while epochs(out) == begun and job.poll() is None:  # until it is at work
             time.sleep(0.1)
+        time.sleep(random.uniform(0, 8))
         if job.poll() is not None:
             break
         kill(job)

@@ -13,10 +13,13 @@ sample's distance to the grid's best mean. Compute is a share of training the wh
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,15 +204,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| sweep | missed, points: median (quartiles) | compute, median | within half a point |")
     print("| --- | --- | --- | --- |")
     results = []
-    for name, flags in (VARIANTS | {STOCK: VARIANTS["ASHA, random"]}).items():
-        found = run(name, flags, truth, options.seeds)
-        results.append(found)
-        low, high = found["missed_quartiles"]
-        print(
-            f"| {name} | {found['missed_median']:.2f} ({low:.2f} to {high:.2f}) |"
-            f" {found['compute_median']:.0%} | {found['within']:.0%} |",
-            flush=True,
-        )
+    variants = VARIANTS | {STOCK: VARIANTS["ASHA, random"]}
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        replays = partial(run, truth=truth, seeds=options.seeds)
+        for found in pool.map(replays, variants, variants.values()):
+            results.append(found)
+            low, high = found["missed_quartiles"]
+            print(
+                f"| {found['variant']} | {found['missed_median']:.2f} ({low:.2f} to {high:.2f}) |"
+                f" {found['compute_median']:.0%} | {found['within']:.0%} |",
+                flush=True,
+            )
     if options.json:
         about = {"seeds": options.seeds, "noise": noise, "variants": results}
         options.json.write_text(

@@ -108,22 +108,24 @@ class Searcher:
 
     def _modelled(self, past: Sequence[Past]) -> Iterator[Sample]:
         """Valid samples that TPE thinks well of (Bergstra et al. 2011, Watanabe 2023)."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        distributions = {d.name: _distribution(d) for d in self.dimensions}
-        trials = [_as_optuna(trial, self.dimensions, distributions, past) for trial in past]
+        distributions = _distributions(self.dimensions)
+        study = study_of(past, self.dimensions)
         for attempt in range(20):
             seed = rng.fold(self.seed, "tpe", len(past), attempt) % 2**32
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # multivariate TPE is called experimental
-                sampler = optuna.samplers.TPESampler(
+                study.sampler = optuna.samplers.TPESampler(
                     seed=seed, multivariate=True, constant_liar=True, n_startup_trials=WARM_UP
                 )
-                study = optuna.create_study(direction="maximize", sampler=sampler)
-                study.add_trials(trials)
                 asked = study.ask(distributions)
+            study.tell(asked, state=TrialState.FAIL)  # the next attempt knows nothing of it
             sample = {d.name: _decode(d, asked.params[d.name]) for d in self.dimensions}
             if self._is_valid(sample):
                 yield sample
+
+
+def _distributions(dimensions: Sequence[Dimension]) -> dict[str, BaseDistribution]:
+    return {dimension.name: _distribution(dimension) for dimension in dimensions}
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
@@ -169,9 +171,10 @@ def _as_optuna(
     )
 
 
-def as_complete(
-    past: Sequence[Past], dimensions: Sequence[Dimension]
-) -> list[optuna.trial.FrozenTrial]:
-    """Trials that finished, in Optuna's words."""
-    distributions = {d.name: _distribution(d) for d in dimensions}
-    return [_as_optuna(trial, dimensions, distributions, past) for trial in past]
+def study_of(past: Sequence[Past], dimensions: Sequence[Dimension]) -> optuna.Study:
+    """Trials in Optuna's words, as a study of them."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions = _distributions(dimensions)
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([_as_optuna(trial, dimensions, distributions, past) for trial in past])
+    return study

@@ -11,7 +11,7 @@ import optuna
 
 from jobs import rungs, runs
 from jobs.progress import clock
-from jobs.searchers import Past, as_complete
+from jobs.searchers import Past, study_of
 from jobs.storage import Location
 from jobs.sweep import Sweep
 from jobs.sweep_progress import count, sample_text
@@ -225,8 +225,7 @@ def importances(
     points: Sequence[tuple[dict[str, Any], float]], dimensions: Sequence[Dimension]
 ) -> dict[str, float]:
     """Share of the variance of values that each setting explains: fANOVA (Hutter et al. 2014)."""
-    study = optuna.create_study(direction="maximize")
-    study.add_trials(as_complete([Past(s, final=v, over=True) for s, v in points], dimensions))
+    study = study_of([Past(s, final=v, over=True) for s, v in points], dimensions)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 

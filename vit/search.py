@@ -17,6 +17,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
@@ -268,6 +269,7 @@ def assign(config: T, sample: Sample) -> T:
     return replace(config, **changes)  # type: ignore[type-var]
 
 
+@lru_cache(maxsize=256)
 def parameters(config: ModelConfig, num_classes: int) -> int:
     """How many parameters the model has."""
     with torch.device("meta"):
