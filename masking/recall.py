@@ -8,6 +8,7 @@ that look like it. It drifts less than flow, and finds what was hidden.
 Shapes: S remembered frames, M = h x w cells of a key map, C channels, K objects.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -101,7 +102,7 @@ class Memory:
         total = torch.zeros(told.shape[2], len(keys), device=keys.device)
         for tile in _tiles(self.grid, keys.device, anywhere):
             weights = told.index_select(1, tile.near)
-            if tile.part and float(weights[..., : shares.shape[2]].max()) < FAINT:
+            if keys.device.type == "cpu" and float(weights[..., : shares.shape[2]].max()) < FAINT:
                 continue  # a share is a mean of these
             # Of all frames at once: many small products cost more in calls than in arithmetic.
             wanted = keys.index_select(0, tile.cells).T.expand(len(seen), -1, -1)
@@ -123,8 +124,6 @@ class _Tile:
     """Indices (m,), of M: all that lie within `RADIUS` of any of them, and others."""
     bias: Tensor
     """(m, n): what is added to the exponent of two cells; much less where they are far apart."""
-    part: bool
-    """Whether it is not the whole map."""
 
 
 @lru_cache(maxsize=8)
@@ -133,22 +132,19 @@ def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple
 
     A GPU has the whole map in one piece: it waits for small products, not for large ones.
     """
-    everything = torch.arange(grid[0] * grid[1], device=device)
-    alike = torch.full((1, 1), -1 / TEMPERATURE, device=device)  # of vectors alike: exp(0)
-    if anywhere:
-        return (_Tile(everything, everything, alike, False),)
-    radius = RADIUS * max(grid)
+    radius = math.inf if anywhere else RADIUS * max(grid)
     y, x = (axis.flatten() for axis in _places(grid, device))
     far = torch.hypot(y[:, None] - y, x[:, None] - x) > radius
-    bias = torch.where(far, _FAR, alike)
+    bias = torch.where(far, _FAR, -1 / TEMPERATURE)  # of vectors alike: exp(0)
     if device.type != "cpu":
-        return (_Tile(everything, everything, bias, False),)
+        everything = torch.arange(len(y), device=device)
+        return (_Tile(everything, everything, bias),)
     of = y.long() // TILE * grid[1] + x.long() // TILE
     tiles = []
     for number in of.unique():
         cells = (of == number).nonzero()[:, 0]
         near = (~far[:, cells]).any(dim=1).nonzero()[:, 0]
-        tiles.append(_Tile(cells, near, bias[near][:, cells], True))
+        tiles.append(_Tile(cells, near, bias[near][:, cells]))
     return tuple(tiles)
 
 
