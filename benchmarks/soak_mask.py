@@ -3,7 +3,8 @@
     python -m benchmarks.soak_mask --kills 20 --videos 12 --json benchmarks/results/soak_mask.json
 
 Half of the kills are a `kill -9` of a worker, half of the driver, which is then started again with
-the same command; the moments are random. A Ray of `ray start` stays up throughout, as on a
+the same command. They are spread over the batch, kill k of K not before k/K of the videos are done,
+and fall at random while a worker is at work. A Ray of `ray start` stays up throughout, as on a
 cluster. At the end: the masks' bytes are those of the uninterrupted run, every video is there once,
 and no video was masked again after it was committed.
 """
@@ -103,8 +104,9 @@ def soak(
     def over() -> bool:
         return job.poll() is not None
 
-    for what in order:
-        while not workers_of(head, WORKER + AT_WORK) and not over():
+    for number, what in enumerate(order):
+        due = number * options.videos // options.kills
+        while (len(seen) < due or not workers_of(head, WORKER + AT_WORK)) and not over():
             look()
             time.sleep(0.05)
         time.sleep(random.uniform(0, options.longest))
@@ -147,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=40, help="of each video")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=8.0, help="seconds from work to a kill")
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds from work to a kill")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)

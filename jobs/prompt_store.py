@@ -6,6 +6,7 @@ The journal is also what undo goes by, so that it survives a restart. A change n
 the rows that it is meant for; if there is another one by now, it is refused.
 """
 
+import base64
 import csv
 import fcntl
 import hashlib
@@ -34,6 +35,8 @@ NEW_COLUMNS = (
 )  # fmt: skip
 """Of a manifest that begins here; others are added when they are needed."""
 FORMATS = (".csv", ".jsonl", ".ndjson", ".parquet")
+_BOX = "$parquet"
+"""Key of a value in the journal that JSON does not know: a Parquet file of that one."""
 
 
 class StaleError(Exception):
@@ -204,7 +207,7 @@ class Store:
         }  # fmt: skip
         end = self._journal.seek(0, os.SEEK_END)
         try:
-            self._journal.write(json.dumps(line, default=str).encode() + b"\n")
+            self._journal.write(json.dumps(line, default=_boxed).encode() + b"\n")
             self._journal.flush()
             os.fsync(self._journal.fileno())
             self._publish(content)
@@ -229,7 +232,8 @@ class Store:
         content = self._journal.read()
         whole = content.rfind(b"\n") + 1
         self._journal.truncate(whole)
-        return [json.loads(line) for line in content[:whole].splitlines()]
+        lines = content[:whole].splitlines()
+        return [json.loads(line, object_hook=_unboxed) for line in lines]
 
     def _load(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Read the manifest, and of the journal what led to it."""
@@ -305,6 +309,19 @@ def _leading_to(digest: str, entries: Sequence[Mapping[str, Any]]) -> Sequence[M
 
 def _change(entry: Mapping[str, Any]) -> Change:
     return Change(entry["at"], entry["removed"], entry["added"])
+
+
+def _boxed(value: Any) -> dict[str, str]:
+    """What JSON does not know, such as a timestamp of a Parquet file, with its type."""
+    table, stream = pa.table({"value": [value]}), io.BytesIO()
+    pq.write_table(table, stream)
+    return {_BOX: base64.b64encode(stream.getvalue()).decode()}
+
+
+def _unboxed(found: dict[str, Any]) -> Any:
+    if found.keys() != {_BOX}:
+        return found
+    return pq.read_table(io.BytesIO(base64.b64decode(found[_BOX])))["value"][0].as_py()
 
 
 def _clean(record: Mapping[str, Any]) -> Record:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from jobs.config import ConfigError, as_yaml, changed, parse_yaml
 from jobs.storage import Location
@@ -104,7 +103,7 @@ class Events:
     def __init__(self, folder: Location) -> None:
         """Nothing is written before the first `write`."""
         self._folder = folder
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
         self._written = 0
 
     def write(self, history: list[dict[str, Any]]) -> None:
@@ -112,6 +111,8 @@ class Events:
         if self._writer is None:
             self._folder.delete()
             local = self._folder.local_path or Path(tempfile.mkdtemp(prefix="patchray-events-"))
+            from torch.utils.tensorboard import SummaryWriter  # here: half a second of import
+
             self._writer = SummaryWriter(str(local))
         for row in history[self._written :]:
             for name, value in row.items():

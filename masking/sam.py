@@ -16,7 +16,7 @@ low-resolution logits. The CUDA path has not been run yet.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ from torch import Tensor, nn
 from masking import checkpoint
 from masking.checkpoint import CheckpointError
 from masking.mini import Mini
-from masking.official import Official
 from masking.prompts import PromptError, Prompts
+
+if TYPE_CHECKING:
+    from masking.official import Official
 
 __all__ = [
     "CheckpointError",
@@ -391,20 +393,23 @@ def load(
     """
     file = checkpoint.find(path)
     tensors, metadata = checkpoint.read(file)
-    network = build(tensors, metadata.get("architecture", "sam"), file)
-    if isinstance(network, Official) and resolve(precision, device) == "bfloat16":
+    architecture = metadata.get("architecture", "sam")
+    network = build(tensors, architecture, file)
+    if architecture != "mini" and resolve(precision, device) == "bfloat16":
         network.encoder.bfloat16()  # once; the decoder stays float32
     return Segmenter(network, device, precision, compile=compile)
 
 
-def build(tensors: Mapping[str, Tensor], architecture: str, file: Path) -> Mini | Official:
+def build(tensors: Mapping[str, Tensor], architecture: str, file: Path) -> "Mini | Official":
     """A network with these weights, in float32; `file` is what messages name.
 
     Raises:
         CheckpointError: they are not of this architecture, "mini" or "sam".
     """
     if architecture != "mini":
-        return Official(checkpoint.build(tensors, file))
+        from masking import official  # here: it brings torchvision along, seconds of import
+
+        return official.Official(official.build(tensors, file))
     mini = Mini()
     checkpoint.fill(mini, tensors, file, "`mini`")
     return mini

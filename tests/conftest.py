@@ -59,6 +59,7 @@ class RayCluster:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_enable_open_telemetry": "0",
+            "RAY_health_check_period_ms": "500",  # of Ray's 3 s: five refusals, and a node is lost
         }
         ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
         self.nodes = [self._node("--head", *ports)]
@@ -81,6 +82,8 @@ class RayCluster:
 
     def _node(self, *flags):
         ray = Path(sys.executable).parent / "ray"
+        # At one port for all, the last agent fails: if it is the head's, no job can be submitted.
+        flags = [*flags, "--dashboard-agent-listen-port", str(*_free_ports(1))]
         size = ["--num-cpus", "2", "--num-gpus", "1", "--object-store-memory", str(128 << 20)]
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen(

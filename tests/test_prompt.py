@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import mask, mask_batch, mask_plan, prompt, prompt_videos
@@ -133,6 +135,20 @@ def test_undo_and_redo_survive_a_restart(tmp_path):
     for _ in range(5):
         again.undo("a", again.revision("a"))
     assert (places(), again.steps("a")) == ([], (0, 3))
+
+
+def test_undo_after_a_restart_gives_back_what_json_does_not_know(tmp_path):
+    path, when = tmp_path / "m.parquet", pd.Timestamp("2026-01-02 03:04:05.000006")
+    pd.DataFrame([row(when=when, blob=b"\x00\xff")]).to_parquet(path)
+    before = pq.read_table(path)
+    store = Store(path)
+    store.replace("a", store.revision("a"), [row(x=1)])
+    store.close()
+    again = Store(path)
+    again.undo("a", again.revision("a"))
+    after = pq.read_table(path).select(before.column_names)
+    assert after.cast(before.schema).to_pylist() == before.to_pylist()
+    assert after.schema.field("when").type == pa.timestamp("us")
 
 
 def test_a_journal_that_is_ahead_is_made_up_for(tmp_path):
