@@ -30,7 +30,7 @@ from jobs.launch import keep_memory
 from masking.decode import Bools
 from masking.masks import davis
 from masking.propagate import mask_video
-from masking.sam import Embeddings, Prompts, Segmenter
+from masking.sam import Embeddings, Prepared, Prompts, Segmenter
 from masking.track import TrackConfig
 from masking.video import Video
 
@@ -75,14 +75,16 @@ class Once(Segmenter):
 
     def encode(self, frames: Any) -> Embeddings:
         """As of `Segmenter`; of the frames of one sequence."""
+        prepared = frames if isinstance(frames, Prepared) else self.prepare(frames)
         found = []
-        for frame in np.asarray(frames):
-            key = frame[::4, ::4].tobytes()
+        for canvas in torch.cat(prepared.canvases)[: prepared.count]:
+            key = canvas[::4, ::4].numpy().tobytes()
             if key not in self._seen:
-                self._seen[key] = super().encode(frame[None])
+                one = Prepared((canvas[None],), 1, prepared.frame_size)
+                self._seen[key] = super().encode(one)
             found.append(self._seen[key])
         features = zip(*(one.features for one in found), strict=True)
-        return Embeddings(tuple(torch.cat(part) for part in features), found[0].frame_size)
+        return Embeddings(tuple(torch.cat(part) for part in features), prepared.frame_size)
 
     def forget(self) -> None:
         """Before another sequence."""

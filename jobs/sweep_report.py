@@ -13,14 +13,17 @@ from jobs import rungs, runs
 from jobs.progress import clock
 from jobs.searchers import Past, study_of
 from jobs.storage import Location
-from jobs.sweep import Sweep
+from jobs.sweep import Sweep, Trial
 from jobs.sweep_progress import count, sample_text
 from jobs.sweep_tables import COUNTED, common_budget, frame, summarize
 from jobs.trial import BUDGETS
 from vit.search import Dimension
 
-COLORS = {"finished": "#1b7f3b", "stopped": "#9aa5b1", "diverged": "#c0392b", "failed": "#8e44ad"}
-"""Of a trial's curve, by its fate."""
+COLORS = {
+    "finished": "#1b7f3b", "stopped": "#9aa5b1", "diverged": "#c0392b", "failed": "#8e44ad",
+    "left": "#e0a030",
+}  # fmt: skip
+"""Of a trial's curve, by its fate; left: it has none yet."""
 FEWEST_FOR_IMPORTANCE = 8
 """Trials; of fewer nothing is said."""
 
@@ -60,24 +63,34 @@ def _axes(columns: int, height: float = 4) -> tuple[Any, Any]:
 
 
 def _curves(sweep: Sweep) -> tuple[Any, str]:
+    from matplotlib.ticker import EngFormatter
+
     figure, axes = _axes(3)
     measure = sweep.config.measure
-    for trial in [trial for trial in sweep.snapshot() if trial.rows]:
+    trials = [trial for trial in sweep.snapshot() if trial.rows]
+    for trial in trials:
         samples = [row["samples_seen"] for row in trial.rows]
         values = [row[measure] for row in trial.rows]
         flops = [seen * trial.flops for seen in samples]
         seconds = [row["samples_seen"] / row["images_per_s"] for row in trial.rows]
-        color = COLORS.get(trial.fate, "#e0a030")
         for axis, x in zip(axes, (samples, flops, seconds), strict=True):
-            axis.plot(x, values, color=color, linewidth=1, marker="." if len(x) == 1 else "")
+            axis.plot(
+                x, values, color=_color(trial), linewidth=1, marker="." if len(x) == 1 else ""
+            )
     labels = ("training images", "training FLOP", "seconds of training")
     for axis, label in zip(axes, labels, strict=True):
         axis.set(xlabel=label, ylabel=measure)
+        axis.xaxis.set_major_formatter("{x:,.0f}" if axis is axes[2] else EngFormatter(sep=""))
         axis.grid(alpha=0.3)
-    for fate, color in COLORS.items():
-        axes[0].plot([], [], color=color, label=fate)
-    axes[0].legend()
+    for fate in {trial.fate or "left": None for trial in trials}:
+        axes[0].plot([], [], color=COLORS[fate], label=fate)
+    if trials:
+        axes[0].legend()
     return figure, f"{measure} of the validation set; colours are how a trial ended."
+
+
+def _color(trial: Trial) -> str:
+    return COLORS[trial.fate or "left"]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -103,7 +116,7 @@ def _pareto(sweep: Sweep) -> tuple[Any, str]:
     )
     for axis, (label, cost) in zip(axes, costs, strict=True):
         for trial, x, y in zip(trials, cost, values, strict=True):
-            axis.scatter(x, sign * y, color=COLORS.get(trial.fate, "#e0a030"), s=18)
+            axis.scatter(x, sign * y, color=_color(trial), s=18)
         front = pareto(list(zip(cost, values, strict=True)))
         axis.step([cost[i] for i in front], [sign * values[i] for i in front], where="post")
         for i in front:

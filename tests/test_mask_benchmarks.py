@@ -3,11 +3,13 @@
 import json
 import time
 
+import numpy as np
 import torch
 
-from benchmarks import odd_batch, stand_in
+from benchmarks import odd_batch, stand_in, tracking
 from jobs import mask_plan, segmenters
 from jobs.mask_plan import Work
+from masking.propagate import mask_video
 from masking.sam import Segmenter
 from masking.track import TrackConfig
 
@@ -41,6 +43,19 @@ def test_a_timed_network_answers_as_itself():
     ours, theirs = (each.encode(frames).features for each in (wrapped, plain))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert timed.busy > 0
+
+
+def test_frames_that_are_encoded_once_are_those_of_the_segmenter(tmp_path):
+    """By whatever way `masking.mask_video` hands them over."""
+    plain = segmenters.bring("mini", torch.device("cpu"), "float32")
+    clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
+    clicks = [{"object_id": 1, "frame": 0, "x": 20, "y": 30}]
+    ours, theirs = (
+        [frame.masks for frame in mask_video(clip, clicks, weights=each)]
+        for each in (tracking.Once(plain), plain)
+    )
+    assert len(ours) == 6
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_odd_files_are_judged_by_the_table_and_by_corrupt_packets():
