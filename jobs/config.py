@@ -14,6 +14,8 @@ import tyro
 import yaml
 from tyro.conf import Positional as Positional  # of a field that is given without its flag
 
+from jobs.storage import Location
+
 RECIPES = Path(__file__).parent / "recipes"
 MAY_CHANGE = {"may_change": True}
 """Metadata of a field that a resumed run may set anew."""
@@ -32,7 +34,8 @@ class OutConfig:
     out: str = field(metadata=MAY_CHANGE)
     """Folder of the run, local or s3://; the same command on the same folder goes on."""
     config: str | None = field(default=None, metadata=MAY_CHANGE)
-    """Settings to start from: a YAML file, or the name of one in jobs/recipes/; flags win."""
+    """Settings to start from: a YAML file, local or s3://, or one of jobs/recipes/ by name; flags
+    win."""
     seed: int = 0
     """All randomness follows from it."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
@@ -95,25 +98,19 @@ def parse(
     Raises:
         SystemExit: 0 after `--help`; 2 on bad settings, which were then printed.
     """
-    path = None
+    named = ""
     try:
-        path = _config_path(argv)
-        preset = [] if path is None else list(_as_flags(read_yaml(path), cls, str(path)))
+        named, settings = _named(flag(argv, "--config"))
+        preset = list(_as_flags(settings, cls, named))
         first = list(_as_flags(stored or {}, cls, source))
         return tyro.cli(cls, args=[*first, *preset, *argv], prog=prog, description=description)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         raise SystemExit(2) from None
     except SystemExit as stop:
-        if stop.code and path is not None:
-            sys.stderr.write(f"{prog}: settings come from {path}, then from the flags\n")
+        if stop.code and named:
+            sys.stderr.write(f"{prog}: settings come from {named}, then from the flags\n")
         raise
-
-
-def _config_path(argv: Sequence[str]) -> Path | None:
-    """The file that `--config` names, or None; a bare name is looked up among the recipes."""
-    value = flag(argv, "--config")
-    return None if value is None else _find_recipe(value)
 
 
 def flag(argv: Sequence[str], wanted: str) -> str | None:
@@ -125,17 +122,20 @@ def flag(argv: Sequence[str], wanted: str) -> str | None:
     return None
 
 
-def _find_recipe(name: str) -> Path:
+def _named(name: str | None) -> tuple[str, dict[str, Any]]:
+    """Where `--config` leads, and the settings there; "" and none without it."""
+    if name is None:
+        return "", {}
+    if "://" in name:
+        try:
+            return name, parse_yaml(Location.parse(name).read_text(), name)
+        except OSError as error:
+            raise ConfigError(f"--config {name}: {error}") from None
     for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
         if path.is_file():
-            return path
+            return str(path), parse_yaml(path.read_text(), str(path))
     known = ", ".join(sorted(path.name for path in RECIPES.glob("*.yaml")))
     raise ConfigError(f"--config {name}: no such file, nor a recipe; recipes: {known}")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Settings of a YAML file, groups nested. Raises ConfigError naming file and line."""
-    return parse_yaml(path.read_text(), str(path))
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

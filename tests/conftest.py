@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -48,13 +50,18 @@ def _free_ports(count):
 
 
 class RayCluster:
-    """Two nodes of `ray start` on this machine, each with 2 CPUs and a GPU that is not there."""
+    """Two nodes of `ray start` on this machine, each with 2 CPUs and a GPU that is not there.
+
+    Each has a folder and a port for its agent of its own, as machines have. In one folder a node
+    unpacks the files of a submitted job over those that the others stand in; at one port the last
+    agent fails, and if it is the head's, no job can be submitted.
+    """
 
     def __init__(self, folder):
         self.gcs, self.dashboard = _free_ports(2)
         self.address = f"127.0.0.1:{self.gcs}"
         self.http = f"http://127.0.0.1:{self.dashboard}"
-        self.folder = folder
+        self.folder, self._homes = folder, []
         self.environment = os.environ | {
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -82,8 +89,9 @@ class RayCluster:
 
     def _node(self, *flags):
         ray = Path(sys.executable).parent / "ray"
-        # At one port for all, the last agent fails: if it is the head's, no job can be submitted.
-        flags = [*flags, "--dashboard-agent-listen-port", str(*_free_ports(1))]
+        self._homes.append(tempfile.mkdtemp(prefix="ray"))  # short: sockets lie in it
+        flags = [*flags, "--temp-dir", self._homes[-1]]
+        flags += ["--dashboard-agent-listen-port", str(*_free_ports(1))]
         size = ["--num-cpus", "2", "--num-gpus", "1", "--object-store-memory", str(128 << 20)]
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen(
@@ -118,6 +126,8 @@ class RayCluster:
                 node.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 node.kill()
+        for home in self._homes:
+            shutil.rmtree(home, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import yaml
 
 from jobs.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
 from jobs.segment_task import FinetuneConfig
+from jobs.storage import Location
 from jobs.trial import TuneConfig
 from jobs.vit_task import TrainConfig
 
@@ -109,3 +110,10 @@ def test_parse_yaml_needs_settings():
         parse_yaml("[1]", "a file")
     assert yaml.safe_load(as_yaml(read()))["model"]["depth"] == 6
     assert Path(RECIPES).is_dir()
+
+
+def test_settings_may_lie_in_s3(s3, capsys):
+    """As best.yaml of a sweep does whose folder is a bucket."""
+    Location.parse(f"{s3}/best.yaml").write_bytes(b"epochs: 7")
+    assert read("--config", f"{s3}/best.yaml").epochs == 7
+    assert f"--config {s3}/none.yaml: " in refused(capsys, "--config", f"{s3}/none.yaml")

@@ -41,7 +41,7 @@ def alone(clips, ray_cluster, tmp_path_factory):
     """The hash of each video's masks, from one worker."""
     out = tmp_path_factory.mktemp("alone")
     finish(ray_cluster.job(*flags(clips, out, 1, 0.5), module="jobs.mask"), 0)
-    return hashes(out)
+    return hashes(Location.parse(out))
 
 
 def flags(clips, out, workers, cpus, *more):
@@ -51,7 +51,7 @@ def flags(clips, out, workers, cpus, *more):
 
 def hashes(out):
     """Of the masks of all videos; each is there, and as its marker says."""
-    markers = mask_plan.commits(Location.parse(out))
+    markers = mask_plan.commits(out)
     assert len(markers) == VIDEOS
     for name, marker in markers.items():
         content = (out / f"masks/{name}.parquet").read_bytes()
@@ -106,7 +106,7 @@ def test_a_node_that_comes_late_and_one_that_falls(ray_cluster, clips, alone, tm
     ray_cluster.lose(late)
     output = finish(job, 0)
     assert "waiting for nodes, 2 of 3 fit" in output
-    assert hashes(out) == alone
+    assert hashes(Location.parse(out)) == alone
 
 
 @pytest.mark.slow

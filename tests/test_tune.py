@@ -1,16 +1,20 @@
 """Sweeps on the session's Ray cluster: real trials, a kill, faults, what is left behind."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 
 import pandas as pd
 import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.config import parse
+from jobs.storage import Location
 from jobs.tune import main
 from jobs.vit_task import TrainConfig
+from tests.conftest import ROOT
 
 SMALL = (
     *("--config", "digits_sweep.yaml", "--device", "cpu", "--epochs", "9"),
@@ -147,6 +151,35 @@ def test_trials_of_several_processes_leave_nothing_behind(ray_cluster, tmp_path)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["stopped"] >= 1
     assert summary["finished"] >= 1
+
+
+@pytest.mark.slow
+def test_submitted_with_its_folder_in_s3(ray_cluster, s3, monkeypatch):
+    """By the Jobs API; the same submission once more finds nothing left to do."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    client, out = JobSubmissionClient(ray_cluster.http), Location.parse(f"{s3}/sweep")
+    argv = [*SMALL, "--out", str(out), "--trials", "3", "--budget", "epochs", "--max-budget", "3"]
+
+    def submit():
+        job = client.submit_job(
+            entrypoint=shlex.join([sys.executable, "-m", "jobs.tune", *argv]),
+            runtime_env={"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]},
+        )
+        deadline = time.monotonic() + 400
+        while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+            time.sleep(1)
+        assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
+        return client.get_job_logs(job)
+
+    submit()
+    names = {entry.name for entry in out.list()}
+    assert names >= {"trials.csv", "trials.parquet", "best.yaml", "report.html", "curves.png"}
+    summary = (out / "summary.json").read_json()
+    assert summary["trials"] == 3
+    assert summary["finished"] + summary["stopped"] == 3
+    assert "trials at once" not in submit()
+    best = f"{out}/best.yaml"
+    assert parse(TrainConfig, ["--config", best, "--out", "x"], "jobs.train", "").epochs == 3
 
 
 def test_more_gpus_than_any_node_has(ray_cluster, tmp_path):
