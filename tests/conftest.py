@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -136,3 +137,18 @@ def ray_cluster(tmp_path_factory, s3_server, cache):
     cluster = RayCluster(tmp_path_factory.mktemp("ray"))
     yield cluster
     cluster.stop()
+
+
+def submit(client, module, *argv):
+    """`ray job submit`, once the cluster has started all that takes jobs, which comes last."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=shlex.join([sys.executable, "-m", module, *argv]),
+                runtime_env={"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]},
+            )
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1)

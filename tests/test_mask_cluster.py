@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import io
-import shlex
-import sys
 import time
 
 import psutil
@@ -14,7 +12,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs import mask_plan
 from jobs.storage import Location
-from tests.conftest import ROOT
+from tests.conftest import submit
 from tests.flaky_s3 import flaky
 from tests.moving import picture
 from tests.test_mask import finish, wait_for
@@ -70,21 +68,6 @@ def workers_of(ray_cluster):
     return masking
 
 
-def submit(client, *argv):
-    """Once the cluster has started all that takes jobs, which comes last."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return client.submit_job(
-                entrypoint=shlex.join([sys.executable, "-m", "jobs.mask", *argv]),
-                runtime_env={"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]},
-            )
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(1)
-
-
 def begun(out):
     """Attempts that are under way."""
     return list(out.glob(".parts/*/attempts/*/*.json"))
@@ -123,7 +106,7 @@ def test_submitted_over_a_bad_line_with_a_worker_killed(
         found = ["--manifest", f"{s3}/clips/clicks.csv{line}", "--out", f"{s3}/masks{line}"]
         found += ["--workers", "4", "--cpus-per-worker", "0.5", "--device", "cpu"]
         found += ["--gpus-per-worker", "0.5", "--export", "davis"]
-        job = submit(client, *found)
+        job = submit(client, "jobs.mask", *found)
 
         def ended():
             return client.get_job_status(job).is_terminal()

@@ -18,7 +18,7 @@ from safetensors.torch import load, load_file
 from jobs.config import as_yaml
 from jobs.storage import Location
 from jobs.train import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, submit
 from tests.ranks import on_ranks
 from tests.tasks import every_option, train_small, write_digits
 
@@ -124,16 +124,11 @@ def test_submitted_stopped_and_submitted_again(ray_cluster, tmp_path):
     client = JobSubmissionClient(ray_cluster.http)
     out = tmp_path / "run"
     flags = [*SMALL, "--out", str(out), "--epochs", "300", "--save-minutes", "60"]
-    environment = {"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]}
-
-    def submit(*more):
-        command = " ".join([sys.executable, "-m", "jobs.train", *flags, *more])
-        return client.submit_job(entrypoint=command, runtime_env=environment)
 
     def ended(job):
         return client.get_job_status(job).is_terminal()
 
-    first = submit()
+    first = submit(client, "jobs.train", *flags)
     wait_for(lambda: step_of(out) > 20 or ended(first))
     client.stop_job(first)
     wait_for(lambda: ended(first), 60)
@@ -143,7 +138,9 @@ def test_submitted_stopped_and_submitted_again(ray_cluster, tmp_path):
     stopped_at = step_of(out)
     assert f"stopped after step {stopped_at}" in logs
 
-    second = submit("--patience", "1")  # patience may change: it ends soon
+    second = submit(
+        client, "jobs.train", *flags, "--patience", "1"
+    )  # patience may change: it ends soon
     wait_for(lambda: ended(second))
     logs = client.get_job_logs(second)
     assert client.get_job_status(second) == JobStatus.SUCCEEDED, logs

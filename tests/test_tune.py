@@ -1,7 +1,6 @@
 """Sweeps on the session's Ray cluster: real trials, a kill, faults, what is left behind."""
 
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from jobs.config import parse
 from jobs.storage import Location
 from jobs.tune import main
 from jobs.vit_task import TrainConfig
-from tests.conftest import ROOT
+from tests.conftest import submit
 
 SMALL = (
     *("--config", "digits_sweep.yaml", "--device", "cpu", "--epochs", "9"),
@@ -160,24 +159,21 @@ def test_submitted_with_its_folder_in_s3(ray_cluster, s3, monkeypatch):
     client, out = JobSubmissionClient(ray_cluster.http), Location.parse(f"{s3}/sweep")
     argv = [*SMALL, "--out", str(out), "--trials", "3", "--budget", "epochs", "--max-budget", "3"]
 
-    def submit():
-        job = client.submit_job(
-            entrypoint=shlex.join([sys.executable, "-m", "jobs.tune", *argv]),
-            runtime_env={"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]},
-        )
+    def run():
+        job = submit(client, "jobs.tune", *argv)
         deadline = time.monotonic() + 400
         while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
             time.sleep(1)
         assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
         return client.get_job_logs(job)
 
-    submit()
+    run()
     names = {entry.name for entry in out.list()}
     assert names >= {"trials.csv", "trials.parquet", "best.yaml", "report.html", "curves.png"}
     summary = (out / "summary.json").read_json()
     assert summary["trials"] == 3
     assert summary["finished"] + summary["stopped"] == 3
-    assert "trials at once" not in submit()
+    assert "trials at once" not in run()
     best = f"{out}/best.yaml"
     assert parse(TrainConfig, ["--config", best, "--out", "x"], "jobs.train", "").epochs == 3
 
