@@ -11,7 +11,9 @@ logs, checkpoints, `loss.item()`). What timm has no part for:
   (AutoAugment for ImageNet and RandAugment are timm's `original` and `rand-m..-n..`);
 - a convolutional stem is vit.model's, put in the place of `patch_embed`.
 
-AdamW is torch's fused one, as ours is; timm would leave it to torch, which loops on a CPU.
+AdamW is torch's fused one, as ours is; timm would leave it to torch, which loops on a CPU. Muon is
+timm's, in bfloat16 on any processor: one that does not multiply it
+spends more on it than on the rest of a small model's step; ours takes float32 there.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import torch
 
 from vit.config import ModelConfig, OptimConfig
 from vit.model import build
-from vit.optim import Optimizer, parameter_groups, rate, start_average, update_average
+from vit.optim import Optimizer, orthogonal, parameter_groups, rate, start_average, update_average
 
 SHAPE = ModelConfig(image_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, reg_tokens=1)
 MUON = OptimConfig(optimizer="muon", lr=2e-3, muon_lr=0.01, muon_weight_decay=0.3)
@@ -56,7 +56,8 @@ def test_muon_takes_the_matrices_of_the_blocks():
     assert parts.keys() == dict(net.named_parameters()).keys()
 
 
-def test_steps_are_those_of_torchs_adamw_and_muon():
+def test_steps_are_those_of_torchs_adamw_and_muon(monkeypatch):
+    monkeypatch.setattr("vit.optim.multiplies_bfloat16", lambda device: True)
     net, twin = model(), model()
     ours = Optimizer(net, MUON)
     names = by_name(net, ours.param_groups, "part")
@@ -82,6 +83,18 @@ def test_steps_are_those_of_torchs_adamw_and_muon():
             optimizer.step()
     for name, parameter in net.named_parameters():
         assert torch.equal(parameter, named[name]), name
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_a_step_of_muon_is_orthogonal(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(matrix, torch.float32)
+    assert torch.allclose(found.double(), orthogonal(matrix.double(), torch.float64), atol=1e-4)
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    left = torch.diag(u.T @ found @ v.T)  # the singular vectors stay, the values come near 1
+    assert torch.allclose(u @ torch.diag(left) @ v, found, atol=1e-3)
+    assert left.min() > 0.5
+    assert left.max() < 1.5
 
 
 @pytest.mark.parametrize("config", [OptimConfig(layer_decay=0.7), MUON], ids=["adamw", "muon"])

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Literal
 
 import torch
@@ -230,6 +231,14 @@ class Numerics:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 itself: to emulate it takes many times as long."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def choose_numerics(
     model: nn.Module, inputs: Tensor, precision: Literal["auto", "float32", "bfloat16"]
 ) -> tuple[Numerics, str]:
@@ -250,11 +259,10 @@ def choose_numerics(
         fused = cuda or precision == "float32"
         return Numerics(precision, fused, channels_last=cuda), "--precision says so"
     if cuda:
-        multiplies = torch.cuda.is_bf16_supported(including_emulation=False)
-        chosen: Precision = "bfloat16" if multiplies else "float32"
+        chosen: Precision = "bfloat16" if multiplies_bfloat16(inputs.device) else "float32"
         return Numerics(chosen, True, True), f"the GPU multiplies {chosen}"
     precisions: list[Precision] = ["float32"]
-    if torch.cpu._is_avx512_bf16_supported():
+    if multiplies_bfloat16(inputs.device):
         precisions.append("bfloat16")
     few = inputs[:32]  # enough to tell, and a large model takes seconds for each
     ways = [Numerics(name, fused, False) for name in precisions for fused in (True, False)]
