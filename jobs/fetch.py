@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from jobs.storage import (
     CHUNK,
     TEMPORARY,
+    Entry,
     Location,
     StorageError,
     copy_all,
@@ -96,20 +97,37 @@ def localize(location: Location) -> Path:
     """
     if (path := location.local_path) is not None:
         return path
+    files = _files(location)
+    state = hashlib.sha256(repr((str(location), files)).encode()).hexdigest()[:16]
+    place = cache_folder() / "mirrors" / state / location.name
+    return once(place, lambda part: _mirror(location, files, part))
+
+
+def localize_in(folder: Path, location: Location) -> Path:
+    """As `localize`, but the mirror lies in a folder of the caller's, who deletes it: for what is
+    read once, of which a node's disk could not hold all.
+
+    Raises:
+        StorageError: as `localize`.
+    """
+    if (path := location.local_path) is not None:
+        return path
+    _mirror(location, _files(location), folder / location.name)
+    return folder / location.name
+
+
+def _files(location: Location) -> tuple[Entry, ...]:
     files = location.walk()
     if not files:
         raise explain("read", location, FileNotFoundError(errno.ENOENT, ""))
-    state = hashlib.sha256(repr((str(location), files)).encode()).hexdigest()[:16]
+    return files
 
-    def mirror(part: Path) -> None:
-        with _progress(str(location), sum(file.size for file in files)) as advance:
-            copy_all(location, Location.parse(part), advance, sync=False)
-        if location.walk() != files:
-            raise StorageError(
-                f"{location} changed while it was copied; run again when it is still"
-            )
 
-    return once(cache_folder() / "mirrors" / state / location.name, mirror)
+def _mirror(location: Location, files: tuple[Entry, ...], target: Path) -> None:
+    with _progress(str(location), sum(file.size for file in files)) as advance:
+        copy_all(location, Location.parse(target), advance, sync=False)
+    if location.walk() != files:
+        raise StorageError(f"{location} changed while it was copied; run again when it is still")
 
 
 def fetch(url: str, *, sha256: str, cache: Path | None = None) -> Path:

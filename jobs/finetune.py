@@ -198,8 +198,8 @@ pipeline_tag: mask-generation
 | --- | --- | --- | --- |
 | {miou_1:.3f} | {miou_3:.3f} | {miou_5:.3f} | {clicks_to_85:.2f} |
 
-on images held back from the data, clicks simulated. Use: `--weights` of any job here with the
-folder of this file.
+on images held back from the data, clicks simulated. Use: `--weights` of `jobs.mask`,
+`jobs.click` or `jobs.prompt` with the folder of this file.
 
 ## Recipe
 

@@ -37,6 +37,7 @@ from jobs.mask_plan import Plan, Work, commits
 from jobs.mask_work import RETRIED
 from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
+from masking.outputs import DAVIS_IDS
 from masking.sam import CheckpointError
 
 
@@ -52,6 +53,8 @@ def run(config: MaskConfig) -> int:
     plan = mask_plan.make(config.manifest, config.root, wanted)
     if plan.faults and not config.skip_invalid:
         raise ConfigError(listed(plan.faults))
+    if "davis" in config.export and (faults := beyond_davis(plan)):
+        raise ConfigError("\n".join(faults))
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
     done = commits(out)
@@ -74,7 +77,7 @@ def run(config: MaskConfig) -> int:
         # 3. What it leaves.
         with explained():
             good, failed = conclude(config, out, plan, records, seconds)
-            lost = finish(config, out, good, len(failed), stop)
+            lost = finish(config, out, plan, good, len(failed), stop)
         if stop.requested.is_set():
             return stopped(stop)
     return 1 if lost + len(failed) + len(plan.loose) > config.max_failed else 0
@@ -116,6 +119,27 @@ def listed(faults: Sequence[str]) -> str:
     )  # fmt: skip
 
 
+def beyond_davis(plan: Plan) -> list[str]:
+    """Of each video whose objects an indexed PNG cannot hold, why."""
+    largest = {work.video_id: max(row.object_id for row in work.rows) for work in plan.work}
+    return [
+        f"--export davis: {video_id}: object {number}; an indexed PNG holds ids up to {DAVIS_IDS}."
+        " Leave davis out, or number the objects from 1 in each video"
+        for video_id, number in largest.items()
+        if number > DAVIS_IDS
+    ]
+
+
+def names_of(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, str]]:
+    """Of the videos of the records, what the manifest calls their objects."""
+    wanted = {record["video_id"] for record in records}
+    return {
+        work.video_id: {row.object_id: row.name for row in work.rows if row.name}
+        for work in plan.work
+        if work.video_id in wanted
+    }
+
+
 def is_done(marker: Mapping[str, Any] | None, work: Work, config: MaskConfig) -> bool:
     """Whether nothing is to be done for a video."""
     if marker is None or marker["key"] != work.key:
@@ -145,7 +169,12 @@ def conclude(
         seconds: that it took.
     """
     markers = commits(out)
-    mine = [markers[work.video_id] for work in plan.work if work.video_id in markers]
+    # Where the video is and what its columns say now: the marker has it from when it was masked.
+    mine = [
+        {**markers[work.video_id], "uri": work.uri, "extra": dict(work.extra)}
+        for work in plan.work
+        if work.video_id in markers
+    ]
     good: Records = [record for record in mine if record["status"] != "failed"]
     failed: Records = [record for record in mine if record["status"] == "failed"]
     failed += [
@@ -186,7 +215,9 @@ def conclude(
     return good, failed
 
 
-def finish(config: MaskConfig, out: Location, records: Records, failed: int, stop: Stop) -> int:
+def finish(
+    config: MaskConfig, out: Location, plan: Plan, records: Records, failed: int, stop: Stop
+) -> int:
     """Exports and scores of the videos that have masks; returns of how many something failed."""
     if not config.export and config.score is None:
         return 0
@@ -197,7 +228,7 @@ def finish(config: MaskConfig, out: Location, records: Records, failed: int, sto
     for error in errors:
         print(f"  {error}")
     if config.export:
-        export_all(out, records, config.export)
+        export_all(out, names_of(plan, records), config.export)
         print(f"  export  {out / 'export'}")
     if config.score is not None:
         scores = {name: each["scores"] for name, each in done.items()}

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.fetch import localize
+from jobs.fetch import localize_in
 from jobs.mask_plan import masks_place
 from jobs.storage import Location
 from masking.decode import Pixels
@@ -31,41 +32,64 @@ def table_of(out: Location, video_id: str) -> pa.Table:
     return pq.read_table(io.BytesIO(masks_place(out, video_id).read_bytes()))
 
 
-def export_video(out: Location, record: Mapping[str, Any], kinds: Sequence[str]) -> None:
-    """The formats that have a file a frame, or a film a video."""
+def export_video(out: Location, record: Mapping[str, Any], kind: str) -> None:
+    """A format that has a file a frame, or a film a video."""
     video_id, table = record["video_id"], table_of(out, record["video_id"])
-    for kind in kinds:
-        place = out / "export" / kind
-        if kind == "davis":
-            for frame, rows in frames_of(table):
-                (place / video_id / f"{frame:05d}.png").write_bytes(davis_png(label_map(rows)))
-        elif kind == "png":
-            for frame, rows in frames_of(table):
-                for row in rows:
-                    name = f"{video_id}/{row['object_id']}/{frame:05d}.png"
-                    (place / name).write_bytes(mask_png(mask_of(row)))
-        elif kind in ("cutout", "overlay"):
-            ending = "mov" if kind == "cutout" else "mp4"
-            draw = _cut_out if kind == "cutout" else _overlaid
-            content = _film(record["uri"], table, kind, draw)
-            (place / f"{video_id}.{ending}").write_bytes(content)
+    place = out / "export" / kind
+    if kind == "davis":
+        _pngs(place / video_id, ((f, davis_png(label_map(rows))) for f, rows in frames_of(table)))
+    elif kind == "png":
+        objects = pc.unique(table["object_id"]).to_pylist()
+        for one in objects:
+            mine = table.filter(pc.equal(table["object_id"], one))
+            masks = ((frame, mask_png(mask_of(rows[0]))) for frame, rows in frames_of(mine))
+            _pngs(place / video_id / str(one), masks)
+        for entry in (place / video_id).list():  # of an earlier manifest
+            if entry.name.isdecimal() and entry.is_folder and int(entry.name) not in objects:
+                _pngs(place / video_id / entry.name, ())
+    else:
+        ending = "mov" if kind == "cutout" else "mp4"
+        draw = _cut_out if kind == "cutout" else _overlaid
+        _film(record["uri"], table, kind, draw, place / f"{video_id}.{ending}")
 
 
-def export_all(out: Location, records: Iterable[Mapping[str, Any]], kinds: Sequence[str]) -> None:
-    """The formats that are one file for all videos."""
-    ids = [record["video_id"] for record in records]
+def _pngs(folder: Location, pictures: Iterable[tuple[int, bytes]]) -> None:
+    """A PNG a frame; those of other frames are of earlier masks, and go."""
+    written = set()
+    for frame, content in pictures:
+        name = f"{frame:05d}.png"
+        (folder / name).write_bytes(content)
+        written.add(name)
+    for entry in folder.list():
+        stem, _, ending = entry.name.partition(".")
+        if stem.isdecimal() and ending == "png" and entry.name not in written:
+            (folder / entry.name).delete()
+
+
+def export_all(out: Location, names: Mapping[str, Mapping[int, str]], kinds: Sequence[str]) -> None:
+    """The formats that are one file for all videos; `names` has of each its objects' names."""
     if "coco" in kinds:
-        content = coco(((one, table_of(out, one)) for one in ids), {})
+        content = coco(((one, table_of(out, one)) for one in names), names)
         (out / "export" / "coco" / "annotations.json").write_text(json.dumps(content))
     if "youtube-vos" in kinds:
-        content = youtube_vos(((one, table_of(out, one)) for one in ids), {})
+        content = youtube_vos(((one, table_of(out, one)) for one in names), names)
         (out / "export" / "youtube-vos" / "meta.json").write_text(json.dumps(content))
 
 
-def _film(uri: str, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], Pixels]) -> bytes:
-    source = localize(Location.parse(uri))
-    with TemporaryDirectory(prefix="patchray-film-") as folder, Video.open(source) as video:
+def _film(
+    uri: str, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], Pixels], target: Location
+) -> None:
+    with TemporaryDirectory(prefix="patchray-film-") as folder:
         path = Path(folder) / "film"
+        source = localize_in(Path(folder, "video"), Location.parse(uri))
+        _write_film(path, source, table, kind, draw)
+        target.upload(path)  # in chunks: a cut-out is gigabytes
+
+
+def _write_film(
+    path: Path, source: Path, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], Pixels]
+) -> None:
+    with Video.open(source) as video:
         frames = iter(video)
         first = next(frames)
         size = first.image.shape[:2]
@@ -74,7 +98,6 @@ def _film(uri: str, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], P
             for frame in chain([first], frames):
                 _, rows = next(masks)
                 film.write(draw(frame.image, rows), frame.time_s)
-        return path.read_bytes()
 
 
 def _overlaid(image: Pixels, rows: Rows) -> Pixels:

@@ -21,10 +21,12 @@ def finish(
 ) -> dict[str, Any]:
     """Export and score a video: {"video_id", "errors": why not, "scores"}."""
     errors, scores = [], None
-    try:
-        export_video(out, record, kinds)
-    except Exception as error:  # one video's trouble is not the batch's
-        errors.append(f"not exported: {record['video_id']}: {type(error).__name__}: {error}")
+    for kind in kinds:
+        try:
+            export_video(out, record, kind)
+        except Exception as error:  # one video's trouble is not the batch's, nor other formats'
+            reason = f"{type(error).__name__}: {error}"
+            errors.append(f"not exported: {record['video_id']} as {kind}: {reason}")
     try:
         if truth is not None:
             scores = score_video(out, record["video_id"], Location.parse(truth))

@@ -16,6 +16,7 @@ from masking import checkpoint, outputs
 from masking.manifest import VideoPrompts, parse_table, read_manifest
 from masking.rows import Fault, ManifestError, Row, prompts
 from masking.track import TrackConfig
+from masking.video import IMAGES, is_frame
 
 ATTEMPTS_PER_VIDEO = 2
 """Times that a video may end its worker before it is let alone."""
@@ -155,19 +156,28 @@ def absolute_uri(uri: str, root: str | None, manifest: Location) -> str:
 
 
 def state_of(uri: str) -> list[tuple[str, int, int]] | str:
-    """Names, sizes and times of a video's files; or why there are none."""
+    """Names, sizes and times of a video's file, or of a folder's frames; or why there are none."""
     try:
         files = Location.parse(uri).walk()
     except StorageError as error:
         return str(error)
-    return [(file.path, file.size, file.mtime_ns) for file in files] or "there is none"
+    if not files:
+        return "there is none"
+    frames = [file for file in files if not file.path or _is_frame(file.path)]
+    return [(file.path, file.size, file.mtime_ns) for file in frames] or (
+        f"it is a folder without images ({', '.join(IMAGES)} are read)"
+    )
+
+
+def _is_frame(path: str) -> bool:
+    return "/" not in path and is_frame(path)
 
 
 def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:
     """The key of a video: of `settings_of`, of `state_of`, and of its `prompts`."""
     asked = [asdict(replace(row, number=0)) for row in rows]
     for row in asked:
-        del row["until"]  # of accepts alone
+        del row["until"], row["name"]  # of accepts alone; and what no mask hangs on
     text = json.dumps([outputs.FORMAT, settings, state, asked])
     return hashlib.sha256(text.encode()).hexdigest()
 

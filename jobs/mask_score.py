@@ -8,7 +8,7 @@ from jobs.mask_exports import table_of
 from jobs.storage import Location
 from masking.decode import PairError
 from masking.outputs import frames_of
-from masking.score import Scores, Truth, read_truth, scored_frames
+from masking.score import Scores, Truth, read_mask, read_truth, scored_frames
 
 _ROOTS = ("", "Annotations", "Annotations/480p")
 """Where DAVIS has a folder a video."""
@@ -31,7 +31,9 @@ def files_of(truth: Location, video_id: str) -> Files:
         for file in folder.walk():
             object_id, _, name = file.path.rpartition("/")
             stem, _, ending = name.rpartition(".")
-            if ending.lower() != "png" or (object_id and not object_id.isdecimal()):
+            if ending.lower() != "png" or name.startswith("."):  # ._00000.png is of macOS
+                continue
+            if object_id and not object_id.isdecimal():
                 continue
             if not stem.isdecimal():
                 raise PairError(
@@ -73,9 +75,9 @@ def _truth(files: Mapping[int, Location], size: tuple[int, int]) -> Truth:
         return read_truth(files[0].read_bytes(), str(files[0]), size)
     found = {}
     for number, file in files.items():
-        masks = read_truth(file.read_bytes(), str(file), size).objects
-        if masks:
-            [found[number]] = masks.values()
+        mask = read_mask(file.read_bytes(), str(file), size)
+        if mask.any():
+            found[number] = mask
     return Truth(found)
 
 

@@ -22,7 +22,7 @@ import ray
 import torch
 
 from jobs import segmenters
-from jobs.fetch import localize
+from jobs.fetch import localize_in
 from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, file_name, part_place, settings_of
 from jobs.storage import Location
 from masking.outputs import MaskFile, spans
@@ -30,12 +30,13 @@ from masking.propagate import Masking, plan
 from masking.rows import ManifestError
 from masking.sam import Precision, Segmenter
 from masking.track import TrackConfig
-from masking.video import Video, VideoError
+from masking.video import Video, VideoError, is_frame
 
 TIME_LIMIT = "time_limit"
 _LAST_WORDS = 30.0  # seconds for writing down why a process ends
-RETRIED = ("storage", "out_of_memory")
-"""Codes of failures that a rerun tries again unasked: they need not be the video's fault."""
+RETRIED = ("storage", "out_of_memory", "not_found")
+"""Codes of failures that a rerun tries again unasked: they need not be the video's fault. What the
+job found and a worker does not is a mount that its node lacks."""
 
 
 class WorkerError(RuntimeError):
@@ -86,7 +87,7 @@ class Attempts:
 
 
 def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) -> dict[str, Any]:
-    """Mask a video into a local file.
+    """Mask a video into a local file; a video in S3 lies beside it meanwhile.
 
     Returns:
         Its record: status ok, partial (something did not decode) or failed, with a code.
@@ -97,7 +98,7 @@ def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) ->
         "code": None, "error": None, "frames": 0, "extra": dict(work.extra),
     }  # fmt: skip
     try:
-        path = localize(Location.parse(work.uri))
+        path = localize_in(target.parent / "video", Location.parse(work.uri))
         with Video.open(path) as video:
             record["content_sha256"] = hash_of(path)
             plans, size = plan(video, work.rows)
@@ -161,10 +162,10 @@ def _about(video: Video, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def hash_of(path: Path) -> str:
-    """Of a file, or of a folder's files and their names."""
+    """Of a file, or of a folder's frames and their names."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file == path or is_frame(file.name):
             digest.update(file.relative_to(path).as_posix().encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -9,15 +9,18 @@ from typing import Self, TypeAlias, cast
 import av
 import cv2
 import numpy as np
+from av.audio.layout import AudioLayout
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError
 from av.packet import Packet
 from av.video.frame import PictureType
+from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
 from masking.decode import Pixels
+from masking.video import HD_LINES
 
 Sound: TypeAlias = "Packet[AudioStream]"  # generic for type checkers alone
 Picture: TypeAlias = "Packet[VideoStream]"
@@ -31,11 +34,14 @@ _VIDEO = {
     "cutout": ("prores_ks", "yuva444p10le", {"profile": "4444", "vendor": "apl0"}),
 }
 
+_PCM = ("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be")
 _HELD = {
     "mp4": ("aac", "mp3", "ac3", "eac3", "opus", "flac", "vorbis", "alac"),
-    "mov": ("aac", "mp3", "ac3", "eac3", "alac"),
+    "mov": ("aac", "mp3", "ac3", "eac3", "alac", *_PCM),
 }
 """Codecs of sound that go into a container as they are; others are encoded anew."""
+_USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 5: "5.0", 6: "5.1", 8: "7.1"}
+"""What so many channels mostly are."""
 
 
 class Film:
@@ -73,6 +79,9 @@ class Film:
         self._stream.height, self._stream.width = self._even
         self._stream.pix_fmt = pixels
         self._stream.codec_context.time_base = _CLOCK
+        # As players take untagged video, and `masking.video` with them; and tagged as such.
+        self._matrix = Colorspace.ITU709 if size[0] >= HD_LINES else Colorspace.ITU601
+        self._stream.codec_context.colorspace = self._matrix
         self._last = -1
         self._sound = _Sound(sound, self._container) if sound is not None else None
 
@@ -110,6 +119,7 @@ class Film:
             below, right = (e - s for e, s in zip(self._even, image.shape[:2], strict=True))
             image = np.pad(image, ((0, below), (0, right), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format=self._pixels)
+        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=self._matrix)
         frame.pts, frame.time_base = at, _CLOCK
         frame.pict_type = PictureType.NONE
         self._mux(self._stream.encode(frame), at * _CLOCK)
@@ -153,7 +163,7 @@ class _Sound:
     ) -> Iterator[Sound]:
         """In units of their own stream, from the first frame of the video on."""
         name = stream.codec_context.name
-        holds = name in _HELD[target.format.name] or name.startswith("pcm_")
+        holds = name in _HELD[target.format.name]
         films = source.streams.video
         begin = Fraction(0)
         if films and films[0].start_time is not None and films[0].time_base is not None:
@@ -193,10 +203,12 @@ def _copied(
 def _as_aac(
     source: InputContainer, stream: AudioStream, target: OutputContainer
 ) -> Iterator[Sound]:
-    rate = stream.codec_context.sample_rate
+    rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
+    if layout.name.endswith("channels"):  # AVI and others count them, and do not say where each is
+        layout = AudioLayout(_USUAL.get(layout.nb_channels, "stereo"))
     copy = target.add_stream("aac", rate=rate)
-    copy.codec_context.layout = stream.codec_context.layout
-    resampler = AudioResampler("fltp", stream.codec_context.layout, rate, frame_size=1024)
+    copy.codec_context.layout = layout
+    resampler = AudioResampler("fltp", layout, rate, frame_size=1024)
     for packet in _sound_packets(source, stream):
         try:
             frames = packet.decode()

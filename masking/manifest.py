@@ -15,6 +15,8 @@ import pandas as pd
 
 from masking.rows import COLUMNS, Fault, ManifestError, Row, given, object_faults, parse_rows
 
+_LONGEST = 255 - len(".parquet")  # bytes of a file's name that disks take, less its ending
+
 
 @dataclass(frozen=True)
 class VideoPrompts:
@@ -43,11 +45,13 @@ def parse_table(name: str, content: bytes) -> pd.DataFrame:
     try:
         if name.endswith(".csv"):
             # As text: a frame of 1.0 and an empty one are told apart row by row.
-            return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+            text = io.BytesIO(content)
+            return pd.read_csv(text, dtype=str, keep_default_na=False, index_col=False)
         if name.endswith((".jsonl", ".ndjson")):
-            return pd.DataFrame(list(json_rows(content.decode())))
+            # As objects: numbers of a column with gaps would become floats, 7 "7.0".
+            return pd.DataFrame(list(json_rows(content.decode("utf-8-sig"))), dtype=object)
         if name.endswith(".parquet"):
-            return pd.read_parquet(io.BytesIO(content))
+            return pd.read_parquet(io.BytesIO(content), dtype_backend="numpy_nullable")
     except Exception as error:  # pandas' readers raise all kinds
         raise ManifestError([Fault(0, name, f"unreadable: {error}", "a table")]) from error
     raise ManifestError([Fault(0, name, "of no known kind", ".csv, .jsonl, .ndjson or .parquet")])
@@ -55,7 +59,7 @@ def parse_table(name: str, content: bytes) -> pd.DataFrame:
 
 def json_rows(text: str) -> Iterator[dict[str, Any]]:
     """Rows of JSON lines, as they are; raises ValueError or TypeError with the line."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -65,8 +69,8 @@ def json_rows(text: str) -> Iterator[dict[str, Any]]:
         if not isinstance(value, dict):
             raise TypeError(f"line {number}: {line[:40]!r} is no object")
         nested = value.pop("prompts", None)
-        if nested is None:
-            yield value
+        if not nested:
+            yield value  # a video without prompts is a row with faults, not none at all
         else:
             yield from ({**value, **prompt} for prompt in nested)
 
@@ -131,6 +135,9 @@ def identity(number: int, record: Mapping[str, Any]) -> tuple[Fault | None, str]
     chosen = given(record.get("video_id"))
     video_id = str(record["video_id"]) if chosen else default_id(uri)
     parts = video_id.split("/")
+    if max(len(part.encode()) for part in parts) > _LONGEST:
+        expected = f"names of up to {_LONGEST} bytes; a column video_id can give a shorter one"
+        return Fault(number, "video_id", repr(video_id), expected), video_id
     if not all(parts) or {".", ".."} & set(parts) or "\\" in video_id:
         return (
             Fault(number, "video_id", repr(video_id), "a name, or names with / between them"),

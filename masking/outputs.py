@@ -52,6 +52,8 @@ SCHEMA = pa.schema(
     ],
     metadata={"patchray_masks": str(FORMAT)},
 )
+DAVIS_IDS = 255
+"""The largest object id that an indexed PNG holds."""
 GROUP = 2000
 """Rows of a group of the file: so many are held before they are written."""
 
@@ -187,8 +189,8 @@ def davis_png(labels: NDArray[np.uint16]) -> bytes:
     Raises:
         ValueError: an object id above 255, which such an image cannot hold.
     """
-    if labels.max(initial=0) > 255:
-        raise ValueError(f"object {labels.max()}: an indexed PNG holds ids up to 255")
+    if labels.max(initial=0) > DAVIS_IDS:
+        raise ValueError(f"object {labels.max()}: an indexed PNG holds ids up to {DAVIS_IDS}")
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(palette())
     return _png(picture)
@@ -205,17 +207,21 @@ def _png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def coco(videos: Iterable[tuple[str, pa.Table]], names: Mapping[int, str]) -> dict[str, Any]:
+def coco(
+    videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
+) -> dict[str, Any]:
     """COCO's JSON of masked videos: an image a frame, an annotation a mask that is not empty.
 
     Args:
         videos: ids and mask tables.
-        names: of objects, which are the categories; without one its id is taken.
+        names: of each video's objects. Each name is a category; an object without one is of the
+            category "object N", N being its id.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    objects: set[int] = set()
+    categories: dict[str, int] = {}
     for video_id, table in videos:
+        called = names.get(video_id, {})
         for frame, rows in frames_of(table):
             size = [rows[0]["height"], rows[0]["width"]]
             images.append(
@@ -229,14 +235,17 @@ def coco(videos: Iterable[tuple[str, pa.Table]], names: Mapping[int, str]) -> di
                 }
             )
             for row in rows:
-                objects.add(row["object_id"])
+                object_id = row["object_id"]
+                name = called.get(object_id, f"object {object_id}")
+                category = categories.setdefault(name, len(categories) + 1)
                 if not row["area"]:
                     continue
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": len(images),
-                        "category_id": row["object_id"],
+                        "category_id": category,
+                        "object_id": object_id,
                         "segmentation": {"size": size, "counts": row["rle"].decode()},
                         "area": row["area"],
                         "bbox": row["box"],
@@ -245,8 +254,8 @@ def coco(videos: Iterable[tuple[str, pa.Table]], names: Mapping[int, str]) -> di
                         "state": row["state"],
                     }
                 )
-    categories = [{"id": n, "name": names.get(n, f"object {n}")} for n in sorted(objects)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    listed = [{"id": number, "name": name} for name, number in categories.items()]
+    return {"images": images, "annotations": annotations, "categories": listed}
 
 
 def youtube_vos(

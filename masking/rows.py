@@ -183,6 +183,8 @@ class _Reader:
         if frame is None and time_s is None and not self.faults:
             self._fault("frame", "empty", "a frame from 0, or time_s in seconds")
         role = cast(Role, self._choice("role", _ROLES, "init"))
+        if role == "accept" and frame is None and not self.faults:
+            self._fault("frame", "empty", "the frame that the accept speaks of; time_s will not do")
         boxed = self._choice("prompt_type", ("point", "box"), "point") == "box"
         placed = role not in _WORDS or self._given("x")
         xy = self._pair("x", "y") if placed else None

@@ -60,6 +60,14 @@ def read_truth(content: bytes, name: str, size: tuple[int, int]) -> Truth:
     return Truth(objects, void)
 
 
+def read_mask(content: bytes, name: str, size: tuple[int, int]) -> Bools:
+    """A PNG of one object, (H, W): what is at least half as bright as its brightest pixel, so that
+    a softened edge does not count; of a palette, any entry but 0. Arguments as of `read_truth`."""
+    labels, palette = read_labels(content, name, size)
+    mask: Bools = labels > 0 if palette else labels >= max(1, labels.max() / 2)
+    return mask
+
+
 @dataclass
 class Scores:
     """J and F of the objects of a video, frame by frame."""

@@ -32,11 +32,13 @@ from masking.decode import PairError, Pixels, read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What of a folder is a frame, by the ending of its name."""
+
 RING_BYTES = 256 << 20
 """Decoded frames that a backward pass holds at a time."""
 MAX_PIXELS = 1 << 27
 """Frames of more pixels are refused by the decoder: 16,384 x 8,192."""
-_HD_LINES = 720  # untagged video of so many lines is BT.709, of fewer BT.601, as players take it
+HD_LINES = 720
+"""Untagged video of so many lines is BT.709, of fewer BT.601, as players take it."""
 _HDR = {16: "PQ", 18: "HLG"}  # colour transfers of ITU-T H.273
 _UNTAGGED = 2
 _KEPT_MESSAGES = 5
@@ -355,11 +357,7 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self.report = Report()
         self.path = path
-        files = [
-            file
-            for file in path.iterdir()
-            if file.suffix.lower() in IMAGES and not file.name.startswith(".") and file.is_file()
-        ]
+        files = [file for file in path.iterdir() if is_frame(file.name) and file.is_file()]
         self._files = sorted(files, key=lambda file: _natural(file.name))
         if not files:
             raise VideoError(
@@ -408,6 +406,11 @@ def _time(raw: VideoFrame, first: int | None) -> float | None:
     if raw.pts is None or raw.time_base is None:
         return None
     return float((raw.pts - (first or 0)) * raw.time_base)
+
+
+def is_frame(name: str) -> bool:
+    """Whether a file of a folder is one of its frames."""
+    return name.lower().endswith(IMAGES) and not name.startswith(".")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -518,7 +521,7 @@ class _Converter:
     def _plain(self, raw: VideoFrame) -> Pixels:
         matrix = None
         if int(raw.colorspace) == _UNTAGGED and not raw.format.is_rgb:
-            matrix = Colorspace.ITU709 if raw.height >= _HD_LINES else Colorspace.ITU601
+            matrix = Colorspace.ITU709 if raw.height >= HD_LINES else Colorspace.ITU601
         frame = self._reformatter.reformat(
             raw, format="rgb24", src_colorspace=matrix, threads=1 if raw.height < 720 else 0
         )

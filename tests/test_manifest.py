@@ -48,6 +48,44 @@ def test_every_format_says_the_same(kind):
     assert sound[1].extra == {}
 
 
+def test_ids_that_some_rows_lack_stay_whole():
+    rows = [dict(ROWS[0], video_id=7, frame=2**53 + 1), dict(ROWS[2])]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    file = io.BytesIO()
+    frame = pd.DataFrame(rows).astype({"video_id": "Int64"})
+    frame.to_parquet(file)
+    for name, content in (("m.jsonl", lines.encode("utf-8-sig")), ("m.parquet", file.getvalue())):
+        sound, faulty, loose = read_manifest(parse_table(name, content))
+        assert (faulty, loose) == ({}, [])
+        assert [video.video_id for video in sound] == ["7", "bucket/b/c"]
+
+
+def test_text_that_looks_like_the_end_of_a_line_is_none():
+    line = json.dumps(dict(ROWS[0], camera="north\u2028east"), ensure_ascii=False)
+    (video,), _, _ = read_manifest(parse_table("m.jsonl", line.encode()))
+    assert video.extra == {"camera": "north\u2028east"}
+
+
+def test_a_video_without_prompts_is_a_fault():
+    lines = json.dumps({"uri": "b.mp4", "prompts": []}) + "\n" + json.dumps(ROWS[0])
+    sound, faulty, _ = read_manifest(parse_table("m.jsonl", lines.encode()))
+    assert [video.video_id for video in sound] == ["a"]
+    assert "object_id is empty" in str(faulty["b"][0])
+
+
+def test_a_trailing_comma_shifts_nothing():
+    content = b"uri,object_id,frame,x,y\na.mp4,1,0,20,30,\n"
+    with pytest.warns(pd.errors.ParserWarning):
+        table = parse_table("m.csv", content)
+    (video,), _, _ = read_manifest(table)
+    assert (video.uri, video.rows[0].xy) == ("a.mp4", (20, 30))
+
+
+def test_an_id_that_no_disk_takes_as_a_name():
+    _, _, loose = read_manifest(pd.DataFrame([ROWS[0] | {"uri": "clips/" + "長" * 83 + ".mp4"}]))
+    assert "expected names of up to 247 bytes; a column video_id can give" in str(loose[0])
+
+
 @pytest.mark.parametrize(
     ("uri", "name"),
     [

@@ -216,8 +216,10 @@ def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path
         mask_batch.publish(record, out, out / ".parts/token")
     records[0]["uri"] = str(clips / "gone.mp4")
     config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=("overlay", "youtube-vos"))
-    assert mask.finish(config, out, records, 0, Stop()) == 1
-    assert f"not exported: {records[0]['video_id']}: VideoError" in capsys.readouterr().out
+    assert mask.finish(config, out, found, records, 0, Stop()) == 1
+    assert (
+        f"not exported: {records[0]['video_id']} as overlay: VideoError" in capsys.readouterr().out
+    )
     assert (out / f"export/overlay/{records[1]['video_id']}.mp4").exists()
     assert (out / "export/youtube-vos/meta.json").exists()
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from masking.decode import PairError
 from masking.masks import davis
 from masking.outputs import davis_png, frames_of, mask_of, mask_png
 from masking.pairs import PairsConfig, survey
+from masking.score import read_mask
 from tests.moving import picture
 from tests.test_mask import masker, plan, settings  # noqa: F401
 from tests.test_propagate import film
@@ -79,6 +81,7 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
     one.mkdir(parents=True)
     for t in (0, 4, 5, 7):
         (one / f"{t:05d}.png").write_bytes(mask_png(shown(t)[1] == 2))
+    (one / "._00004.png").write_bytes(b"left by macOS")
     place = Location.parse(tmp_path)
     found = mask_score.score_video(out, "c", place)
     assert (found["frames"], set(found["objects"])) == (2, {2})
@@ -93,11 +96,17 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
     assert "called by the number of its frame" in done["errors"][0]
 
 
-def test_the_job_writes_scores_and_shows_the_worst_first(masked_run, tmp_path, capsys):
+def test_the_job_writes_scores_and_shows_the_worst_first(
+    masked_run,
+    settings,  # noqa: F811
+    tmp_path,
+    capsys,
+):
     folder, out, record = masked_run
     truth = str(write_truth(tmp_path))
     config = mask.MaskConfig(out=str(out), manifest=("m.csv",), score=truth, export=("davis",))
-    assert mask.finish(config, out, [record], 1, Stop()) == 0
+    asked = plan(folder, settings)
+    assert mask.finish(config, out, asked, [record], 1, Stop()) == 0
     found = (out / "score.json").read_json()
     assert found["objects"] == 2
     assert found["videos_without_masks"] == 1
@@ -109,6 +118,60 @@ def test_the_job_writes_scores_and_shows_the_worst_first(masked_run, tmp_path, c
     assert "mean of 2 objects of 1 videos" in table[2]
     gone = ["--manifest", str(folder / "clicks.csv"), "--out", str(tmp_path / "o")]
     assert mask.main([*gone, "--score", str(tmp_path / "gone")]) == 2
+
+
+def test_the_ledger_says_where_videos_are_now(masked_run, settings, tmp_path):  # noqa: F811
+    folder, out, _ = masked_run
+    copy = Location.parse(tmp_path / "run")
+    copy.upload(out.local_path)
+    asked = plan(folder, settings)
+    moved = replace(asked.work[0], uri="/elsewhere/c.mp4", extra={"camera": "south"})
+    config = mask.MaskConfig(out=str(copy), manifest=("m.csv",))
+    (good,), failed = mask.conclude(config, copy, replace(asked, work=(moved,)), [], 1.0)
+    assert (good["uri"], good["extra"], failed) == ("/elsewhere/c.mp4", {"camera": "south"}, [])
+    table = pq.read_table(io.BytesIO((copy / "videos.parquet").read_bytes()))
+    assert table["uri"].to_pylist() == ["/elsewhere/c.mp4"]
+
+
+def test_exports_leave_nothing_of_earlier_masks(masked_run):
+    _, out, record = masked_run
+    frames = {f"{t:05d}.png" for t in range(FRAMES)}
+    for place in ("davis/c", "png/c/1", "png/c/9"):
+        (out / "export" / place / "00099.png").write_bytes(b"old")
+    (out / "export/davis/c/d/00099.png").write_bytes(b"of a video c/d")
+    assert finish(out, record, ["davis", "png"], None)["errors"] == []
+    assert {e.name for e in (out / "export/davis/c").list()} == frames | {"d"}
+    assert (out / "export/davis/c/d/00099.png").exists()
+    for number in (1, 2, 3):
+        assert {e.name for e in (out / f"export/png/c/{number}").list()} == frames
+    assert not (out / "export/png/c/9/00099.png").exists()
+
+
+def test_a_format_that_fails_costs_the_others_nothing(masked_run, monkeypatch):
+    _, out, record = masked_run
+    monkeypatch.setattr("jobs.mask_exports.davis_png", lambda labels: 1 / 0)
+    errors = finish(out, record, ["davis", "overlay"], None)["errors"]
+    assert ["c as davis: ZeroDivisionError" in error for error in errors] == [True]
+    assert (out / "export/overlay/c.mp4").exists()
+
+
+def test_ids_beyond_an_indexed_png_are_refused_before_masking(tmp_path, capsys):
+    film(tmp_path / "c.mp4", [shown(t) for t in range(3)])
+    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nc.mp4,256,0,30,40\n")
+    argv = ["--manifest", str(tmp_path / "m.csv"), "--out", str(tmp_path / "o")]
+    assert mask.main([*argv, "--export", "davis"]) == 2
+    assert "--export davis: c: object 256" in capsys.readouterr().err
+
+
+def test_a_soft_edge_and_a_palette_are_masks_of_one_object():
+    soft = Image.fromarray(np.array([[0, 60, 200, 255]], np.uint8))
+    indexed = Image.fromarray(np.array([[0, 0, 255, 255]], np.uint8))
+    indexed.putpalette([0] * 768)
+    for picture_of in (soft, indexed):
+        content = io.BytesIO()
+        picture_of.save(content, "png")
+        found = read_mask(content.getvalue(), "m.png", (1, 4))
+        assert found.tolist() == [[False, False, True, True]]
 
 
 def test_a_mask_run_is_training_data(masked_run, cache):

@@ -95,17 +95,19 @@ def test_davis_has_indices_and_its_colours():
 
 def test_coco_reads_it(tmp_path):
     one = table(frame(0, square(2), None), frame(1, square(5), square(18)))
-    (tmp_path / "coco.json").write_text(json.dumps(coco([("a", one), ("b/c", one)], {1: "dog"})))
+    names = {"a": {1: "dog"}, "b/c": {1: "cat", 2: "dog"}}
+    (tmp_path / "coco.json").write_text(json.dumps(coco([("a", one), ("b/c", one)], names)))
     read = COCO(str(tmp_path / "coco.json"))
     assert [image["file_name"] for image in read.dataset["images"]][2:] == [
         "b/c/00000.jpg",
         "b/c/00001.jpg",
     ]
-    assert [c["name"] for c in read.dataset["categories"]] == ["dog", "object 2"]
+    assert [c["name"] for c in read.dataset["categories"]] == ["dog", "object 2", "cat"]
     (first,) = read.loadAnns(read.getAnnIds(imgIds=1))
     assert np.array_equal(read.annToMask(first) > 0, square(2))
     assert first["bbox"] == [2, 4, 10, 10]
-    assert len(read.getAnnIds(imgIds=4)) == 2
+    last = read.loadAnns(read.getAnnIds(imgIds=4))
+    assert [(each["object_id"], each["category_id"]) for each in last] == [(1, 3), (2, 1)]
 
 
 def test_youtube_vos_lists_the_frames_of_objects():

@@ -73,6 +73,7 @@ def test_coordinates_of_other_sizes():
         ({"object_id": None}, "row 1: object_id is empty; expected a number from 1"),
         ({"frame": -1}, "row 1: frame is -1; expected a number from 0"),
         ({"frame": None}, "row 1: frame is empty; expected a frame from 0, or time_s in seconds"),
+        ({"role": "accept", "frame": None, "time_s": 1}, "row 1: frame is empty; expected the fra"),
         ({"x": "left"}, "row 1: x is 'left'; expected a number from 0"),
         ({"y": float("nan")}, "row 1: y is empty; expected a number from 0"),
         ({"label": 2}, "row 1: label is 2; expected 1 or positive, 0 or negative"),

@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from jobs import fetch as fetching
 from jobs import storage
-from jobs.fetch import fetch, localize, once
+from jobs.fetch import fetch, localize, localize_in, once
 from jobs.storage import Location, StorageError, check_writable
 from tests.flaky_s3 import flaky
 
@@ -707,6 +707,19 @@ def test_localize_mirrors_once(s3, cache):
     file = localize(folder / "labels.json")
     assert file.name == "labels.json"
     assert file.read_bytes() == b"{}"
+
+
+def test_a_mirror_in_a_folder_of_the_callers_is_its_own(s3, cache, tmp_path):
+    folder = Location.parse(s3) / "clips"
+    (folder / "a b.mp4").write_bytes(noise(MB))
+    (folder / "frames/0.png").write_bytes(b"0")
+    file = localize_in(tmp_path / "one", folder / "a b.mp4")
+    assert (file, file.read_bytes()) == (tmp_path / "one/a b.mp4", noise(MB))
+    assert (localize_in(tmp_path / "two", folder / "frames") / "0.png").read_bytes() == b"0"
+    assert localize_in(tmp_path / "three", Location.parse(tmp_path)) == tmp_path
+    with pytest.raises(StorageError, match="nothing"):
+        localize_in(tmp_path / "four", folder / "nothing")
+    assert all_files(cache) == []
 
 
 def test_localize_of_nothing(s3, cache):

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from PIL import Image
 
 from masking.film import Film
@@ -252,6 +253,41 @@ def test_a_film_of_images_begins_at_once_and_has_one_size(tmp_path):
     assert {frame.image.shape for frame in frames} == {(32, 48, 3)}
     with av.open(str(tmp_path / "film.mp4")) as container:
         assert container.streams.video[0].start_time == 0
+
+
+@pytest.mark.parametrize("lines", [720, 480])
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_film_keeps_colours_in_the_matrix_that_players_take(tmp_path, kind, lines):
+    colour = [200, 29, 30]
+    image = np.full((lines, 64, 3), colour, np.uint8)
+    if kind == "cutout":
+        image = np.dstack([image, np.full((lines, 64), 255, np.uint8)])
+    with Film(tmp_path / "film", kind, (lines, 64)) as film:
+        film.write(image, None)
+    with Video.open(tmp_path / "film") as video:
+        seen = next(iter(video)).image[lines // 2, 32]
+    assert np.abs(seen.astype(int) - colour).max() <= 3
+    with av.open(str(tmp_path / "film")) as container:
+        tag = container.streams.video[0].codec_context.colorspace
+    assert (tag == Colorspace.ITU709) == (lines == 720)
+
+
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_film_takes_sound_that_its_container_cannot_hold(tmp_path, kind):
+    source = tmp_path / "source.avi"
+    with av.open(str(source), "w") as container:
+        audio = container.add_stream("pcm_mulaw", rate=8000)
+        audio.layout = "mono"
+        part = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.int16), "s16", "mono")
+        part.sample_rate, part.pts = 8000, 0
+        container.mux(audio.encode(part))
+        container.mux(audio.encode(None))
+    channels = 4 if kind == "cutout" else 3
+    with Film(tmp_path / "film", kind, (32, 32), source) as film:
+        for number in range(10):
+            film.write(np.zeros((32, 32, channels), np.uint8), number / 25)
+    with av.open(str(tmp_path / "film")) as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
 
 
 @pytest.mark.parametrize("kind", ["overlay", "cutout"])
