@@ -39,9 +39,13 @@ def expected(row: dict[str, str]) -> str:
 
 
 def fits(row: dict[str, Any], end: str) -> bool:
-    """Whether a file ended as expected; the data's table does not count packets marked corrupt."""
-    marked = row["status"] == "partial" and bool(row["corrupt_packets"])
-    return row["status"] == end or (end == "ok" and marked)
+    """Whether a file ended as expected.
+
+    The data's table counts what a decoder refuses: neither packets that are marked corrupt, nor
+    containers that break off.
+    """
+    damaged = row["status"] == "partial" and bool(row["corrupt_packets"] or row["cut_off"])
+    return row["status"] == end or (end == "ok" and damaged)
 
 
 def broken(folder: Path) -> dict[str, str]:

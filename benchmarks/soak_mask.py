@@ -51,6 +51,10 @@ def ray_of_our_own(folder: Path) -> Iterator[tuple[dict[str, str], psutil.Proces
     with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
+        for _ in range(240):  # a busy machine takes its time
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.5)
         yield environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}, psutil.Process(head.pid)
     finally:
         for process in [*psutil.Process(head.pid).children(recursive=True), head]:

@@ -62,12 +62,12 @@ def snapshot(
         for parameter, entries in optimizer.state.items()
         for key, tensor in entries.items()
     }
+    kept = {name: _to_host(tensor) for name, tensor in averaged.items()}
     wait: Callable[[], None] = lambda: None  # noqa: E731
     if torch.cuda.is_available() and any(p.is_cuda for p in model.parameters()):
         event = torch.cuda.Event()
         event.record()
         wait = event.synchronize
-    kept = {name: _to_host(tensor) for name, tensor in averaged.items()}
     return Snapshot(step, weights, moments, state, kept, wait)
 
 

@@ -86,7 +86,9 @@ def find(texts: Sequence[str]) -> list[File]:
 
 
 def _suffix(uri: str) -> str:
-    return PurePosixPath(uri.partition("?")[0]).suffix.lower()
+    # A query of s3:// says where the bucket is; on a disk a name may have a question mark.
+    path = uri.partition("?")[0] if uri.startswith("s3://") else uri
+    return PurePosixPath(path).suffix.lower()
 
 
 def _below(place: Location) -> Iterator[File]:

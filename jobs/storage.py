@@ -313,14 +313,20 @@ class Location:
         selector = fs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
         with explained("list", self):
             found = self.filesystem.get_file_info(selector)
+        try:
+            paths = [info.path for info in found]
+        except UnicodeDecodeError as error:
+            raise StorageError(
+                f"below {self} is a name that is not UTF-8: {error.object!r}; rename it"
+            ) from error
         entries = [
             Entry(
-                info.path.removeprefix(self.path).lstrip("/"),
+                path.removeprefix(self.path).lstrip("/"),
                 info.size or 0,
                 info.mtime_ns or 0,
                 info.type == fs.FileType.Directory,
             )
-            for info in found
+            for path, info in zip(paths, found, strict=True)
         ]
         visible = (entry for entry in entries if not entry.name.startswith(TEMPORARY))
         return tuple(sorted(visible, key=lambda entry: entry.path))

@@ -15,7 +15,7 @@ from typing import Any
 from jobs import rungs
 from jobs.rungs import Curve
 from jobs.searchers import Past
-from jobs.storage import Location
+from jobs.storage import Location, StorageError
 from jobs.trial import Plan
 from jobs.vit_task import TrainConfig
 from vit.search import Sample
@@ -129,10 +129,14 @@ class Sweep:
         path.write_json({"format": FORMAT, **asdict(trial)})
 
     def note_clock(self, now: bool = False) -> None:
-        """Write down the wall time now and then; with `now` at once."""
+        """Write down the wall time now and then; with `now` at once.
+
+        A write that fails costs some seconds of the record, not the trials: the next one may do.
+        """
         if now or self.wall_seconds - self._noted > CLOCK_SECONDS:
             self._noted = self.wall_seconds
-            (self.folder / "clock.json").write_json({"wall_s": self._noted})
+            with suppress(StorageError):
+                (self.folder / "clock.json").write_json({"wall_s": self._noted})
 
     @property
     def wall_seconds(self) -> float:

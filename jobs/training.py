@@ -47,6 +47,8 @@ def failed(facts: dict[str, Any], stop: Stop, prog: str) -> int | None:
     if facts["error"]:
         sys.stderr.write(f"{prog}: {facts['error']}\n")
         return 1
+    if facts["save_error"] and not facts["best_epoch"]:  # over, and nothing of it was saved
+        return last_save(facts, prog)
     return None
 
 

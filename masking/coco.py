@@ -5,7 +5,7 @@ Legend: H x W pixels of an image.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +126,14 @@ def _wrong(segmentation: Any, size: tuple[int, int]) -> str | None:
     return None
 
 
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Whether a path is of a kind; where one may not look, nothing is."""
+    try:
+        return kind(path)
+    except PermissionError:
+        return False
+
+
 def _images_folder(path: Path, names: Sequence[str]) -> Path:
     """The folder that has the images of a COCO file: beside it, or else beside its folder.
 
@@ -135,10 +143,14 @@ def _images_folder(path: Path, names: Sequence[str]) -> Path:
     few = names[:: max(1, len(names) // 20)]
 
     def fit(folder: Path) -> tuple[int, bool]:
-        return sum((folder / name).is_file() for name in few), folder.name in path.stem
+        return sum(_is(Path.is_file, folder / name) for name in few), folder.name in path.stem
 
     for top in (path.parent, path.parent.parent):
-        best = max([top, *sorted(p for p in top.iterdir() if p.is_dir())], key=fit)
+        try:
+            beside = sorted(p for p in top.iterdir() if _is(Path.is_dir, p))
+        except PermissionError:
+            beside = []
+        best = max([top, *beside], key=fit)
         if fit(best)[0] > 0:
             return best
     return path.parent

@@ -98,6 +98,10 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
         with _open(source) as picture:
             turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) > 4
             width, height = reversed(picture.size) if turned else picture.size
+            if picture.format == "PPM" and picture.mode == "I":  # of 16 bits, whatever Pillow says
+                picture = picture.convert("I;16")
+            if picture.mode.startswith("I;16"):
+                picture = _eight_bits(picture)
             if longest:
                 bounds = (longest, longest)
                 picture.thumbnail(bounds, Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -114,12 +118,17 @@ def _open(source: bytes | Path) -> Image.Image:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Of 16 bits of grey the upper ones: Pillow would clip to white, and shrinks only 8."""
+    turned = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    turned.info = picture.info
+    return turned
+
+
 def _rgb(picture: Image.Image) -> Pixels:
-    """Pixels as 8-bit RGB. Pillow would clip deeper grey to white."""
+    """Pixels as 8-bit RGB."""
     if picture.mode in ("I", "F"):
         raise PairError(f"the image has pixels of 32 bits (mode {picture.mode}); expected 8 or 16")
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 

@@ -170,7 +170,7 @@ def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
 
 def _find(path: Path, found: Found, groups: "_RowGroups") -> None:
     """Tell the format by what is there."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = sorted(_visible(path.iterdir())) if path.is_dir() else [path]
     parquet, jsons = ([f for f in files if f.suffix == end] for end in (".parquet", ".json"))
     if not path.exists():
         found.faults.append(f"{path}: no such file or folder; expected {_EXPECTED}")
@@ -301,11 +301,16 @@ class _Frame:
         return Pair(image, objects_of(np.where(void, 0, labels)), void, self.name, regions=False)
 
 
+def _visible(files: Iterable[Path]) -> Iterator[Path]:
+    """Without ._x.png and the like, which macOS leaves."""
+    return (file for file in files if not file.name.startswith("."))
+
+
 def _survey_davis(path: Path, found: Found) -> None:
     """Every annotation and its image; one resolution, where there are several."""
     level = Path("480p") if (path / "Annotations" / "480p").is_dir() else Path()
     annotations = path / "Annotations" / level
-    files = sorted(annotations.rglob("*.png"))
+    files = sorted(_visible(annotations.rglob("*.png")))
     for file in files:
         stem = path / "JPEGImages" / level / file.relative_to(annotations)
         images = [stem.with_suffix(end) for end in (".jpg", ".jpeg", ".png")]

@@ -29,6 +29,7 @@ from vit import data, formats, rng
 from vit.cifar import CIFAR
 from vit.config import DatasetConfig
 from vit.decode import DataError, Pack, decode
+from vit.formats import find
 
 CIFAR10, CIFAR100 = DatasetConfig("cifar10"), DatasetConfig("cifar100")
 FOLDER = DatasetConfig("imagefolder", val_fraction=0.25)
@@ -739,6 +740,22 @@ def image(part, row):
     return part.images.decode(row) if isinstance(part.images, Pack) else part.images[row]
 
 
+def test_valid_is_val_and_what_is_no_set_is_said(tmp_path):
+    for name in ("train", "valid", "test"):
+        write_images(tmp_path / name, ["cat", "dog"], [(9, 9)] * 4)
+    (tmp_path / "raw").mkdir()
+    survey = find(FOLDER, [tmp_path]).survey()
+    assert [*survey.parts] == ["train", "val", "test"]
+    assert survey.notes == (f"{tmp_path / 'raw'}: neither train, val nor test; left aside",)
+
+
+def test_a_pgm_of_16_bits_has_its_upper_ones(tmp_path):
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    raw = b"P5 8 8 65535\n" + grey.astype(">u2").tobytes()
+    found = decode(raw, 8)
+    np.testing.assert_array_equal(found, np.repeat((grey >> 8)[None], 3, axis=0))
+
+
 def test_a_mixed_folder_counts_what_it_leaves_aside(tmp_path):
     root = write_images(tmp_path / "root", ["cat", "dog"], [(9, 9)] * 8)
     (root / "cat/notes.txt").write_text("no image")
@@ -746,6 +763,9 @@ def test_a_mixed_folder_counts_what_it_leaves_aside(tmp_path):
     (root / "cat/deeper/clip.mp4").write_text("no image")
     (root / "labels.csv").write_text("no image")
     (root / "dog/.DS_Store").write_text("nobody's")
+    (root / "dog/._0.png").write_text("left by macOS")
+    (root / "dog/.copies").mkdir()
+    (root / "dog/.copies/0.png").write_bytes((root / "dog/0.png").read_bytes())
     note = f"{root}: 3 files that are no image in a class folder are left aside"
     assert data.check(FOLDER, [root]).notes == (note,)
     assert data.load(FOLDER, [root], 9, tmp_path / "cache").notes == (note,)

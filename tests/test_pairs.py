@@ -130,6 +130,17 @@ def test_exif_orientation_is_applied(tmp_path):
     np.testing.assert_array_equal(found[0].image, np.rot90(image(), -1))
 
 
+def test_large_images_of_16_bits_are_shrunk(tmp_path):
+    grey = np.repeat(np.arange(256, dtype=np.uint16) * 256, 4)[None].repeat(900, axis=0)
+    pgm = b"P5 1024 900 65535\n" + grey.astype(">u2").tobytes()
+    rows = [row(image=content, masks=encoded(np.ones((900, 1024), np.uint8)))
+            for content in (encoded(grey), pgm)]  # fmt: skip
+    found = survey([write(tmp_path / "x.parquet", rows)], PairsConfig(128, 0, 1))
+    for pair in (found[0], found[1]):
+        assert pair.image.shape == (113, 128, 3)
+        np.testing.assert_allclose(pair.image[50, :, 0], np.linspace(0, 255, 128), atol=3)
+
+
 def test_grey_and_16_bit_images(tmp_path):
     grey = image()[..., 0]
     rows = [row(image=encoded(grey)), row(image=encoded(grey.astype(np.uint16) * 256 + 9))]

@@ -122,16 +122,24 @@ def names(files, root):
 
 
 def test_folders_globs_and_files(tmp_path, capsys):
-    for name in ("a.png", "b.JPG", "c.txt", ".hidden.png", "sub/d.jpeg", "sub/deep/e.png"):
+    for name in (
+        "a.png",
+        "b.JPG",
+        "c.txt",
+        ".hidden.png",
+        "sub/d.jpeg",
+        "sub/deep/e.png",
+        "who?.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    everything = ["a.png", "b.JPG", "sub/d.jpeg", "sub/deep/e.png"]
+    everything = ["a.png", "b.JPG", "sub/d.jpeg", "sub/deep/e.png", "who?.png"]
     assert names(find([str(tmp_path)]), tmp_path) == everything
     assert "1 files that are no image are left aside" in capsys.readouterr().out
     wild = {
-        "*.png": ["a.png"],
+        "*.png": ["a.png", "who?.png"],
         "?.*": ["a.png", "b.JPG"],
-        "**/*.png": ["a.png", "sub/deep/e.png"],
+        "**/*.png": ["a.png", "sub/deep/e.png", "who?.png"],
         "s*/*": ["sub/d.jpeg"],
         "sub/**": ["sub/d.jpeg", "sub/deep/e.png"],
     }

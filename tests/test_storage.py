@@ -681,6 +681,12 @@ def test_progress_in_a_log(capsys, monkeypatch):
 # Mirrors
 
 
+def test_a_name_that_is_no_text_is_said(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(StorageError, match=r"a name that is not UTF-8: b'.*caf\\xe9.png'; rename"):
+        Location.parse(tmp_path).walk()
+
+
 def test_localize_leaves_local_paths_alone(tmp_path):
     assert localize(Location.parse(tmp_path)) == tmp_path
 

@@ -65,6 +65,8 @@ def _channels_first(picture: Image.Image, size: int) -> Pixels:
 
 def _rgb(picture: Image.Image) -> Image.Image:
     """Convert to 8-bit RGB. Pillow would clip deeper grey to white."""
+    if picture.format == "PPM" and picture.mode == "I":  # of 16 bits, whatever Pillow says
+        picture = picture.convert("I;16")
     if picture.mode in ("I", "F"):
         raise DataError(f"pixels of 32 bits (mode {picture.mode}); 8 or 16 were expected")
     if picture.mode.startswith("I;16"):

@@ -60,7 +60,9 @@ class Resident:
         """As `Feed`; nothing need be known ahead."""
         rows = self.rows[samples.to(self.images.device, non_blocking=True)]
         images, labels = self.images[rows], self.labels[rows]
-        if self.device != images.device:  # pinned, the copies do not keep the host waiting
+        # By type: "cuda" is not equal to "cuda:0", where the images of that device are. Pinned,
+        # the copies do not keep the host waiting.
+        if self.device.type != images.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
             labels = labels.pin_memory().to(self.device, non_blocking=True)
         return images, labels

@@ -21,6 +21,8 @@ from vit.reader import EXPECTED, SPLITS, Ints, Reader, Survey, fail, split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """torchvision's IMG_EXTENSIONS."""
+_VAL = ("valid", "validation")
+"""What a folder `val` is called elsewhere."""
 
 
 def find(config: DatasetConfig, paths: Sequence[Path]) -> Reader:
@@ -83,7 +85,7 @@ def _find_folder(paths: Sequence[Path]) -> "_Folder":
     if len(paths) > 1 or not root.is_dir():
         given = ", ".join(map(str, paths))
         raise DataError(f"dataset imagefolder: got {given}; expected {EXPECTED['imagefolder']}")
-    roots = {name: root / name for name in SPLITS if (root / name).is_dir()} or {"train": root}
+    roots, unused = _roots(root)
     classes = _subfolders(roots.get("train", root)) if "train" in roots else []
     if not classes:
         raise DataError(
@@ -105,12 +107,24 @@ def _find_folder(paths: Sequence[Path]) -> "_Folder":
         if not files or label not in classes
     ]
     fail(faults, "class folders that cannot be used")
-    notes = tuple(
+    notes = [
         f"{folder}: {others:,} files that are no image in a class folder are left aside"
         for folder, others in aside.items()
         if others
-    )
-    return _Folder(tuple(classes), roots, listing, notes)
+    ]
+    notes += [f"{root / name}: neither train, val nor test; left aside" for name in unused]
+    return _Folder(tuple(classes), roots, listing, tuple(notes))
+
+
+def _roots(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders of the sets, and names of others beside them; all of it, if there is none."""
+    names = {split: split for split in SPLITS if (root / split).is_dir()}
+    if not names:
+        return {"train": root}, []
+    if "val" not in names:
+        names |= {"val": name for name in reversed(_VAL) if (root / name).is_dir()}  # noqa: B035
+    unused = [name for name in _subfolders(root) if name not in names.values()]
+    return {split: root / names[split] for split in SPLITS if split in names}, unused
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -120,15 +134,24 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> tuple[list[str], int]:
-    """Images in `folder` and below, in torchvision's order; how many other files there are."""
+    """Images in `folder` and below, in torchvision's order; how many other files there are.
+
+    Hidden ones are neither: ._cat.jpg is no image, .ipynb_checkpoints holds copies.
+    """
     files = [
         str(Path(root, name))
-        for root, _, names in sorted(os.walk(folder, followlinks=True))
+        for root, _, names in sorted(_visible(folder))
         for name in sorted(names)
+        if not name.startswith(".")
     ]
     images = [file for file in files if file.lower().endswith(EXTENSIONS)]
-    hidden = sum(Path(file).name[0] == "." for file in set(files).difference(images))
-    return images, len(files) - len(images) - hidden
+    return images, len(files) - len(images)
+
+
+def _visible(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield root, folders, names
 
 
 @dataclass(frozen=True)
