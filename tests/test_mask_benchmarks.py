@@ -58,10 +58,11 @@ def test_frames_that_are_encoded_once_are_those_of_the_segmenter(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_odd_files_are_judged_by_the_table_and_by_corrupt_packets():
+def test_odd_files_are_judged_by_the_table_and_by_what_it_does_not_count():
     assert odd_batch.expected({"decoded_frames": "0", "decode_errors": "3"}) == "failed"
     assert odd_batch.expected({"decoded_frames": "9", "decode_errors": "1"}) == "partial"
     assert odd_batch.expected({"decoded_frames": "9", "decode_errors": ""}) == "ok"
-    assert odd_batch.fits({"status": "partial", "corrupt_packets": 2}, "ok")
-    assert not odd_batch.fits({"status": "partial", "corrupt_packets": 0}, "ok")
+    for marked, cut_off, fits in ((2, False, True), (0, True, True), (0, False, False)):
+        row = {"status": "partial", "corrupt_packets": marked, "cut_off": cut_off}
+        assert odd_batch.fits(row, "ok") == fits
     assert not odd_batch.fits({"status": "ok", "corrupt_packets": 0}, "partial")
