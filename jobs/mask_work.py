@@ -165,7 +165,7 @@ def hash_of(path: Path) -> str:
     """Of a file, or of a folder's frames and their names."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file == path or is_frame(file.name):
+        if file == path or (is_frame(file.name) and file.is_file()):
             digest.update(file.relative_to(path).as_posix().encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
