@@ -32,10 +32,9 @@ def table_of(out: Location, video_id: str) -> pa.Table:
     return pq.read_table(io.BytesIO(masks_place(out, video_id).read_bytes()))
 
 
-def export_video(out: Location, record: Mapping[str, Any], kind: str) -> None:
-    """A format that has a file a frame, or a film a video."""
-    video_id, table = record["video_id"], table_of(out, record["video_id"])
-    place = out / "export" / kind
+def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind: str) -> None:
+    """A format that has a file a frame, or a film a video; `table` holds the video's masks."""
+    video_id, place = record["video_id"], out / "export" / kind
     if kind == "davis":
         _pngs(place / video_id, ((f, davis_png(label_map(rows))) for f, rows in frames_of(table)))
     elif kind == "png":

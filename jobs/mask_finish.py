@@ -7,7 +7,7 @@ from typing import Any
 from jobs import actors
 from jobs.mask_batch import explained, new_token
 from jobs.mask_config import MaskConfig
-from jobs.mask_exports import export_video
+from jobs.mask_exports import export_video, table_of
 from jobs.mask_score import score_video
 from jobs.mask_work import Attempts, node_alive, node_here
 from jobs.signals import Stop
@@ -20,10 +20,11 @@ def finish(
     out: Location, record: Mapping[str, Any], kinds: Sequence[str], truth: str | None
 ) -> dict[str, Any]:
     """Export and score a video: {"video_id", "errors": why not, "scores"}."""
-    errors, scores = [], None
+    errors, scores, table = [], None, None
     for kind in kinds:
         try:
-            export_video(out, record, kind)
+            table = table_of(out, record["video_id"]) if table is None else table
+            export_video(out, record, table, kind)
         except Exception as error:  # one video's trouble is not the batch's, nor other formats'
             reason = f"{type(error).__name__}: {error}"
             errors.append(f"not exported: {record['video_id']} as {kind}: {reason}")

@@ -163,14 +163,12 @@ def state_of(uri: str) -> list[tuple[str, int, int]] | str:
         return str(error)
     if not files:
         return "there is none"
-    frames = [file for file in files if not file.path or _is_frame(file.path)]
-    return [(file.path, file.size, file.mtime_ns) for file in frames] or (
-        f"it is a folder without images ({', '.join(IMAGES)} are read)"
-    )
-
-
-def _is_frame(path: str) -> bool:
-    return "/" not in path and is_frame(path)
+    state = [
+        (file.path, file.size, file.mtime_ns)
+        for file in files
+        if not file.path or ("/" not in file.path and is_frame(file.path))
+    ]
+    return state or f"it is a folder without images ({', '.join(IMAGES)} are read)"
 
 
 def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:

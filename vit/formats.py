@@ -121,8 +121,9 @@ def _roots(root: Path) -> tuple[dict[str, Path], list[str]]:
     names = {split: split for split in SPLITS if (root / split).is_dir()}
     if not names:
         return {"train": root}, []
-    if "val" not in names:
-        names |= {"val": name for name in reversed(_VAL) if (root / name).is_dir()}  # noqa: B035
+    for name in _VAL:
+        if "val" not in names and (root / name).is_dir():
+            names["val"] = name
     unused = [name for name in _subfolders(root) if name not in names.values()]
     return {split: root / names[split] for split in SPLITS if split in names}, unused
 
