@@ -47,7 +47,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "memory of prompts alone": {"recent": 0},
     "no expected mask as prompt": {"mask_prompt": False},
     "no corner points": {"corners": 0},
-    "one point": {"points": 1},
+    "three points": {"points": 3},
     "no gate": {"gate": False},
     "no finding again": {"redetect": False},
     "no points of rivals": {"rivals": False},

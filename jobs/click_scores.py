@@ -6,6 +6,7 @@ A click is the deepest point of the larger error (`masking.clicks.deepest`); an 
 masked well after ten counts as ten clicks. Runs in this process: no Ray, no --out.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from jobs.config import ConfigError, parse
 from jobs.evaluate import choose_device
 from jobs.segment_task import CLICKS, local, spread
 from jobs.storage import Location, StorageError, check_writable
-from masking.pairs import PairError, PairsConfig, survey
+from masking.pairs import NothingToLearnError, PairError, Pairs, PairsConfig, faults, survey
 from masking.sam import CheckpointError
 from masking.steps import measure, summarize
 
@@ -38,11 +39,16 @@ class ScoreConfig:
     json: str | None = None
     """File for the figures, local or s3://."""
     images: int = 0
-    """Only so many, evenly spread; 0: all."""
+    """Only so many of the images, evenly spread; 0: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 where the processor multiplies it."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.images < 0:
+            raise ConfigError(f"--images is {self.images}; at least 0 is needed")
 
 
 def score(config: ScoreConfig) -> int:
@@ -52,15 +58,17 @@ def score(config: ScoreConfig) -> int:
         check_writable(target.parent)
     cv2.setNumThreads(0)
     pairs = survey(local(config.data, 0), PairsConfig(longest=0, smallest=0, largest=1))
+    pairs = pairs.subset(spread(len(pairs), config.images or len(pairs)).tolist())
+    pairs = usable(pairs)
     segmenters.announce(config.weights)
     segmenter = segmenters.bring(config.weights, choose_device(config.device), config.precision)
-    rows, sums = spread(len(pairs), config.images or len(pairs)), np.zeros(5)
-    for row in rows.tolist():
+    sums = np.zeros(5)
+    for row in range(len(pairs)):
         sums += summarize(measure(segmenter, pairs[row], CLICKS))
     names = ("miou_1", "miou_3", "miou_5", "clicks_to_85")
     found = {name: value / sums[-1] for name, value in zip(names, sums[:-1].tolist(), strict=True)}
     print(
-        f"{len(rows):,} images, {int(sums[-1]):,} masks: mean IoU {found['miou_1']:.3f} /"
+        f"{len(pairs):,} images, {int(sums[-1]):,} masks: mean IoU {found['miou_1']:.3f} /"
         f" {found['miou_3']:.3f} / {found['miou_5']:.3f} after 1 / 3 / 5 clicks;"
         f" {found['clicks_to_85']:.2f} clicks to 0.85 (at most {CLICKS})"
     )
@@ -70,7 +78,7 @@ def score(config: ScoreConfig) -> int:
             "weights": config.weights,
             "data": list(config.data),
             **found,
-            "images": len(rows),
+            "images": len(pairs),
             "masks": int(sums[-1]),
             "precision": segmenter.precision,
             "versions": runs.versions(),
@@ -82,6 +90,19 @@ def score(config: ScoreConfig) -> int:
             sys.stderr.write(f"jobs.finetune --evaluate: measured, but {error}\n")
             return 1
     return 0
+
+
+def usable(pairs: Pairs) -> Pairs:
+    """Those that show an object; raises PairError with every fault before anything is measured."""
+    found = faults(pairs, os.cpu_count() or 1)
+    bad = [str(e) for e in found.values() if not isinstance(e, NothingToLearnError)]
+    if bad:
+        raise PairError(*bad)
+    if found:
+        print(f"{len(found):,} images show no object: left out")
+    if len(found) == len(pairs):
+        raise PairError("--data: no image shows an object")
+    return pairs.subset(row for row in range(len(pairs)) if row not in found)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> int:
     check_classes(weights.about.classes if weights.about else None, classes, count)
     split, why = choose(config.split, survey.parts.keys())
     # 2. The images, and the model on them.
-    dataset = load(config)
+    dataset = load(config, hold_out=split != "all")
     for note in dataset.notes:
         print(note)
     sets = {"train": dataset.train, "val": dataset.val, "test": dataset.test}

@@ -1,5 +1,6 @@
 """Training a promptable segmenter as a task of the epoch loop: settings, data, steps."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,14 +38,15 @@ class FinetuneConfig(TrainingConfig):
 
     data: tuple[str, ...] = field(metadata=MAY_CHANGE)
     """Images with masks, local or s3://: Parquet files (columns image, masks, ignore), COCO JSON
-    beside its images, DAVIS folders, or the --out of a jobs.mask whose videos are still there."""
+    (in S3 in the folder of its images, or in `annotations` beside it), DAVIS folders, or the --out
+    of a jobs.mask whose videos are still there."""
     val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """The same, held back for validation; none: a share of the data is."""
     val_fraction: float = 0.03
-    """Share of the data that is held back when there is no --val: images, so of masked videos
-    frames whose neighbours are trained on."""
+    """Share of the data that is held back when there is no --val, but at least 8 images, of few
+    one in five: images, so of masked videos frames whose neighbours are trained on."""
     max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
-    """Images that may fail to decode, or have masks of another size; the next ones stand in."""
+    """Images that may fail to decode, have masks of another size or none; others stand in."""
     val_images: int = field(default=64, metadata=MAY_CHANGE)
     """Most images that the validation at the end of an epoch takes."""
     init_weights: str = "mini"
@@ -86,17 +88,32 @@ class FinetuneConfig(TrainingConfig):
             ("frozen-stages", self.frozen_stages, 0),
             ("ema-half-life", self.ema_half_life, 0),
             ("warmup-epochs", self.warmup_epochs, 0),
+            ("weight-decay", self.weight_decay, 0),
+            ("clip-norm", self.clip_norm, 0),
         ):
-            if value < least:
+            if not value >= least:
                 raise ConfigError(f"--{flag} is {value}; at least {least} is needed")
         if self.init_weights == "scratch" and (self.frozen_stages or not self.encoder_lr):
             raise ConfigError(
                 "--init-weights scratch has learnt nothing that could stay as it is:"
                 " --frozen-stages 0, and an --encoder-lr above 0"
             )
-        if self.lr <= 0 or self.encoder_lr < 0:
+        if not (0 < self.lr < math.inf and 0 <= self.encoder_lr < math.inf):
             raise ConfigError(
                 f"--lr is {self.lr} and --encoder-lr {self.encoder_lr}; learning rates are above 0"
+            )
+
+        side = self.compose.size
+        if self.init_weights in segmenters.OFFICIAL and side != segmenters.OFFICIAL_SIDE:
+            whole = segmenters.OFFICIAL_SIDE
+            raise ConfigError(
+                f"--compose.size is {side}; {self.init_weights} takes squares of {whole} pixels:"
+                f" --compose.size {whole} --pairs.longest {whole}"
+            )
+        if 0 < self.pairs.longest < side:
+            raise ConfigError(
+                f"--pairs.longest is {self.pairs.longest}, less than --compose.size {side}: images"
+                f" would be shrunk, and then enlarged; at least {side} is needed, or 0"
             )
 
 
@@ -115,7 +132,8 @@ def load(config: FinetuneConfig) -> Sets:
     if config.val:
         return Sets(found, survey(local(config.val, config.pairs.longest), config.pairs))
     order = rng.permutation(len(found), "val", config.seed).numpy()
-    count = max(1, round(config.val_fraction * len(found)))
+    # One image says little, and may be one that cannot be used.
+    count = max(1, min(FEWEST_HELD, len(found) // 5), round(config.val_fraction * len(found)))
     if count >= len(found):
         raise ConfigError(f"--data has {len(found)} images; none is left to train on")
     kept, held = (np.sort(part).tolist() for part in (order[count:], order[:count]))
@@ -313,6 +331,8 @@ class SegmentTask:
         }
 
 
+FEWEST_HELD = 8
+"""Images that are held back at least, where that leaves four in five to train on."""
 CLICKS = 10
 """Most simulated clicks on an object; one that is not masked well after them counts as all."""
 AHEAD = 2

@@ -37,6 +37,8 @@ OFFICIAL = {
     ),
 }
 """SAM's checkpoints, 375 MB, 1.2 GB and 2.6 GB."""
+OFFICIAL_SIDE = 1024
+"""Pixels of the squares that Meta's SAM takes."""
 NAMES = ("mini", *OFFICIAL)
 
 

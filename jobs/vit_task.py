@@ -300,7 +300,8 @@ def local_paths(config: Source) -> list[Path]:
     return [localize(Location.parse(path)) for path in config.data]
 
 
-def load(config: Source) -> data.Dataset:
+def load(config: Source, *, hold_out: bool = True) -> data.Dataset:
     """Map the data into memory; the first process of a node brings and decodes them."""
     paths = local_paths(config)
-    return data.load(config.dataset, paths, config.model.image_size, cache_folder())
+    size = config.model.image_size
+    return data.load(config.dataset, paths, size, cache_folder(), hold_out=hold_out)

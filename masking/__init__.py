@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masking.propagate import mask_video
+    from masking.propagate import MaskingState, mask_video
+    from masking.track import TrackConfig
 
-__all__ = ["mask_video"]
+__all__ = ["MaskingState", "TrackConfig", "mask_video"]
 
 
 def __getattr__(name: str) -> Any:
-    """`mask_video`, imported when it is first asked for: it brings torch and PyAV along."""
-    if name != "mask_video":
+    """What `__all__` names, imported when it is first asked for: it brings torch and PyAV along."""
+    if name not in __all__:
         raise AttributeError(f"module 'masking' has no attribute {name!r}")
-    from masking.propagate import mask_video
+    from masking import propagate
 
-    return mask_video
+    return getattr(propagate, name)

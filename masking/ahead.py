@@ -39,7 +39,7 @@ def ahead(items: Generator[T, None, None], name: str) -> Generator[T, None, None
 
     Closed, it closes the other one, in that thread, and waits for its end.
     """
-    results = _Line(_AHEAD)
+    results, reader = _Line(_AHEAD), threading.current_thread()
 
     def work() -> None:
         try:
@@ -51,7 +51,7 @@ def ahead(items: Generator[T, None, None], name: str) -> Generator[T, None, None
         except BaseException as error:  # the caller's to see
             results.put((None, error))
 
-    worker = threading.Thread(target=work, name=name, daemon=True)
+    worker = _Worker(target=work, name=name, daemon=True)
     worker.start()
     try:
         while True:
@@ -63,7 +63,15 @@ def ahead(items: Generator[T, None, None], name: str) -> Generator[T, None, None
             yield item
     finally:
         results.close()
-        worker.join()
+        # The garbage collector may close this in any thread: in one that runs ahead of the reader,
+        # and so maybe this very one, it would wait for itself.
+        here = threading.current_thread()
+        if here is reader or not isinstance(here, _Worker):
+            worker.join()
+
+
+class _Worker(threading.Thread):
+    """A thread that runs ahead."""
 
 
 class _Line:

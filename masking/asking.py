@@ -143,7 +143,7 @@ class Asking:
                 (query.labels == 1).sum() == 1 and len(query.labels) == 1 and query.box is None
             )
             best = 1 + int(scores[1:].argmax()) if ambiguous and query.mask is None else 0
-            return Answer(logits[best], float(scores[best]), 1.0, 1.0, 1.0)
+            return Answer(logits[best].clone(), float(scores[best]), 1.0, 1.0, 1.0)
         p = torch.sigmoid(logits)
         both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)
         agreement = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
@@ -155,7 +155,8 @@ class Asking:
         mask = logits[best] > 0
         held = float(query.expected[mask].mean()) if mask.any() else 0.0
         predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
-        return Answer(logits[best], predicted, agreed, hit, held)
+        # Not a view, which would keep all that was answered.
+        return Answer(logits[best].clone(), predicted, agreed, hit, held)
 
     def middle(self, expected: Tensor) -> Points:
         """(1, 2): the deepest point of where an object is expected; (0, 2) if it is nowhere."""

@@ -76,7 +76,9 @@ def survey_coco(path: Path, found: Found) -> None:
     try:
         content = json.loads(path.read_bytes())
         images = {
-            image["id"]: _Listed(*(image[k] for k in _Listed._fields))
+            image["id"]: _Listed(
+                str(image["file_name"] or image["id"]), int(image["height"]), int(image["width"])
+            )
             for image in content["images"]
         }
         annotations: defaultdict[Any, list[Any]] = defaultdict(list)
@@ -85,9 +87,12 @@ def survey_coco(path: Path, found: Found) -> None:
     except (ValueError, KeyError, TypeError) as error:
         found.faults.append(f"{path}: not COCO JSON of images and annotations ({error!r})")
         return
-    strays = sorted(annotations.keys() - images.keys())
+    strays = sorted(annotations.keys() - images.keys(), key=str)
     found.faults += [f"{path}: annotations of image {i}, which is not listed" for i in strays]
     folder = _images_folder(path, [image.file_name for image in images.values()])
+    boxes = sum(not one.get("segmentation") for some in annotations.values() for one in some)
+    if boxes:
+        found.notes.append(f"{path}: {boxes:,} annotations have no segmentation: left out")
     before = len(found.entries)
     for number, image in images.items():
         _survey_image(path, folder, image, annotations[number], found)
@@ -101,13 +106,14 @@ def _survey_image(
 ) -> None:
     name, file = f"{path}, image {image.file_name}", folder / image.file_name
     size = (image.height, image.width)
-    if not file.is_file():
+    annotations = [one for one in annotations if one.get("segmentation")]  # others are boxes
+    if annotations and not file.is_file():
         found.faults.append(f"{name}: not in {folder}")
     for annotation in annotations:
-        if fault := _wrong(annotation.get("segmentation"), size):
+        if fault := _wrong(annotation["segmentation"], size):
             found.faults.append(f"{name}: annotation {annotation.get('id')} {fault}")
     objects, crowds = (
-        tuple(a.get("segmentation") for a in annotations if bool(a.get("iscrowd")) == crowd)
+        tuple(a["segmentation"] for a in annotations if bool(a.get("iscrowd")) == crowd)
         for crowd in (False, True)
     )
     if objects:
@@ -117,10 +123,10 @@ def _survey_image(
 def _wrong(segmentation: Any, size: tuple[int, int]) -> str | None:
     """What is wrong with a segmentation, if anything is."""
     if isinstance(segmentation, dict):
-        if tuple(segmentation.get("size") or ()) != size or "counts" not in segmentation:
+        if segmentation.get("size") != list(size) or "counts" not in segmentation:
             return f"is an RLE of size {segmentation.get('size')}; expected {list(size)}"
-    elif not segmentation:
-        return "has no segmentation; expected polygons or RLE"
+    elif not isinstance(segmentation, list):
+        return f"has the segmentation {segmentation!r}; expected polygons or RLE"
     elif not all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in segmentation):
         return "has a polygon that is not a list of x and y of at least three corners"
     return None

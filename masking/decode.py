@@ -23,6 +23,8 @@ Bools = NDArray[np.bool_]
 
 LISTED = 20
 """Faults that a message lists before it only counts them; `PairError.faults` has them all."""
+_LARGEST_LABEL = 65_535
+_COLOURED = ("1", "P", "PA", "LA", "RGBA", "La", "RGBa")  # what Pillow shrinks in another way
 _ORIENTATION = 0x0112  # EXIF tag; above 4: width and height change places
 
 
@@ -102,6 +104,8 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
                 picture = picture.convert("I;16")
             if picture.mode.startswith("I;16"):
                 picture = _eight_bits(picture)
+            if picture.mode in _COLOURED:  # indices, or alpha, which would darken what is clear
+                picture = picture.convert("RGB")
             if longest:
                 bounds = (longest, longest)
                 picture.thumbnail(bounds, Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -129,7 +133,7 @@ def _rgb(picture: Image.Image) -> Pixels:
     """Pixels as 8-bit RGB."""
     if picture.mode in ("I", "F"):
         raise PairError(f"the image has pixels of 32 bits (mode {picture.mode}); expected 8 or 16")
-    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
 def read_labels(
@@ -150,12 +154,19 @@ def read_labels(
     """
     try:
         with _open(source) as picture:
-            labels, mode = np.asarray(picture), picture.mode
+            labels, mode, lossy = np.asarray(picture), picture.mode, picture.format == "JPEG"
     except Exception as error:  # Pillow's formats raise all kinds
         reason = error or type(error).__name__
         raise PairError(f"{what} does not decode: {reason}") from error
     if labels.ndim != 2 or mode == "F":
         raise PairError(f"{what} has mode {mode}; expected one channel of 8 or 16 bits")
+    if lossy:
+        raise PairError(f"{what} is a JPEG, which blurs its labels; expected a PNG")
+    if labels.min() < 0 or labels.max() > _LARGEST_LABEL:
+        raise PairError(
+            f"{what} has labels from {labels.min()} to {labels.max()}; expected 0 to"
+            f" {_LARGEST_LABEL}"
+        )
     if labels.shape != size:
         raise PairError(f"{what} has {shown(labels.shape)} pixels, its image {shown(size)}")
     return labels, mode == "P"

@@ -71,7 +71,9 @@ class Film:
         codec, pixels, options = _VIDEO[kind]
         self._pixels, self._size = "rgba" if kind == "cutout" else "rgb24", size
         self._even = tuple(side + side % 2 for side in size) if kind == "overlay" else size
-        self._container = av.open(str(path), "w", format="mov" if kind == "cutout" else "mp4")
+        self._container = av.open(
+            str(path.absolute()), "w", format="mov" if kind == "cutout" else "mp4"
+        )
         self._rate = rate or _FALLBACK_RATE
         self._stream = cast(
             VideoStream, self._container.add_stream(codec, rate=self._rate, options=options)
@@ -106,8 +108,8 @@ class Film:
 
         Args:
             image: (H, W, 3) uint8 RGB; of a cut-out (H, W, 4) with alpha.
-            time_s: seconds since the first frame; None, or not later than the one before: the
-                next tick at the film's rate.
+            time_s: seconds since the first frame; None: a frame's time after the one before. What
+                is not later than the one before comes right after it.
         """
         step = int(1 / self._rate / _CLOCK)
         following = 0 if self._last < 0 else self._last + step
@@ -153,7 +155,7 @@ class _Sound:
         self._left: Iterator[Sound] = iter(())
         self._next: Sound | None = None
         if path.is_file():
-            self._source = av.open(str(path), metadata_errors="replace")
+            self._source = av.open(str(path.absolute()), metadata_errors="replace")
             if self._source.streams.audio:
                 self._left = self._packets(self._source, self._source.streams.audio[0], target)
                 self._next = next(self._left, None)  # a stream has to be there before the header

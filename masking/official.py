@@ -391,7 +391,7 @@ def build(tensors: Mapping[str, Tensor], file: Path) -> Sam:
     except KeyError as error:
         some = f"it has {', '.join(sorted(tensors)[:LISTED])} ..." if tensors else "it is empty"
         refuse(file, "is not a checkpoint of SAM", [f"{error.args[0]} is missing; {some}"])
-    except (ValueError, AssertionError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, TypeError, AssertionError, ZeroDivisionError, IndexError) as error:
         refuse(file, "is not a checkpoint of SAM", [f"its shapes do not fit: {error}"])
     fill(sam, tensors, file, "SAM")
     sam.pixel_mean, sam.pixel_std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))

@@ -278,9 +278,11 @@ def _survey_rows(path: Path, file: pq.ParquetFile, found: Found, groups: _RowGro
 
 def _missing(file: pq.ParquetFile, group: int) -> list[tuple[int, str]]:
     """Rows of a group whose image or masks are null; bytes are read only if there may be any."""
-    names, missing = file.schema_arrow.names, []
+    about, missing = file.metadata.row_group(group), []
+    # A nested column has several leaves, so places are not those of the schema.
+    leaves = {one.path_in_schema: one for one in map(about.column, range(about.num_columns))}
     for column in _NEEDED:
-        known = file.metadata.row_group(group).column(names.index(column)).statistics
+        known = leaves[column].statistics
         if known is None or not known.has_null_count or known.null_count:
             nulls = file.read_row_group(group, [column])[column].is_null().to_numpy()
             missing += [(row, column) for row in np.flatnonzero(nulls).tolist()]
@@ -298,6 +300,8 @@ class _Frame:
         labels, palette = read_labels(self.masks, "the annotation", size)
         labels = nearest(labels, image.shape[:2])
         void = (labels == _VOID) & palette
+        if not (labels.astype(bool) & ~void).any():
+            raise NothingToLearnError("no object on this frame")
         return Pair(image, objects_of(np.where(void, 0, labels)), void, self.name, regions=False)
 
 
@@ -310,10 +314,12 @@ def _survey_davis(path: Path, found: Found) -> None:
     """Every annotation and its image; one resolution, where there are several."""
     level = Path("480p") if (path / "Annotations" / "480p").is_dir() else Path()
     annotations = path / "Annotations" / level
-    files = sorted(_visible(annotations.rglob("*.png")))
+    every = _visible(annotations.rglob("*"))
+    files = sorted(file for file in every if file.suffix.lower() == ".png")
     for file in files:
         stem = path / "JPEGImages" / level / file.relative_to(annotations)
-        images = [stem.with_suffix(end) for end in (".jpg", ".jpeg", ".png")]
+        endings = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
+        images = [stem.with_suffix(ending) for ending in endings]
         there = [image for image in images if image.is_file()]
         if there:
             found.entries.append(_Frame(str(file), there[0], file))

@@ -85,7 +85,8 @@ class Prompts:
         if uneven:
             raise PromptError(f"points of {n} objects, but {', '.join(uneven)}; one each is needed")
         boxes = boxes if boxes is not None else [None] * n
-        masks = mask_input if mask_input is not None else [None] * n
+        given_masks = mask_input if mask_input is not None else [None] * n
+        masks = [None if mask is None else np.asarray(mask) for mask in given_masks]
         clicks = [_clicks(*pair) for pair in zip(points, labels, strict=True)]
         corners = [np.full(4, np.nan) if b is None else np.asarray(b, np.float64) for b in boxes]
         faults = [

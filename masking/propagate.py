@@ -8,6 +8,9 @@ what was found there waits as run lengths. Then the video is streamed forward, o
 both ways are merged: where they agree the better one is taken, else that of the nearer prompt.
 """
 
+import hashlib
+import io
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +30,7 @@ from masking.decode import Bools, Pixels
 from masking.masks import decode_rle, encode_rle
 from masking.rows import ObjectPlan
 from masking.sam import Precision, Segmenter, load
-from masking.track import Asked, State, TrackConfig, Tracker
+from masking.track import VISIBLE, Asked, State, TrackConfig, Tracker
 from masking.video import Frame, Report, Video
 from masking.ways import Ways
 
@@ -36,7 +39,6 @@ Direction = Literal["prompt", "forward", "backward", "both"]
 AGREED = 0.8
 """IoU from which the forward and the backward mask are the same."""
 SHIPPED = Path(__file__).with_name("weights") / "mini.safetensors"
-_VISIBLE = ("prompted", "tracked", "uncertain", "recovered")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class _Kept:
 class MaskingState:
     """All that is needed to go on with a video after a frame; a value."""
 
+    made_of: str
+    """A hash of the prompts, the frames' size and the segmenter's kind."""
     next_frame: int
     """The frame to go on with."""
     tracker: Tracker
@@ -127,9 +131,14 @@ class MaskingState:
         """Read it.
 
         Raises:
-            ValueError: the file holds something else.
+            OSError: it cannot be read.
+            ValueError: it holds something else, or the state of another version.
         """
-        found = snapshot.restored(torch.load(path, weights_only=True), _CLASSES)
+        content = Path(path).read_bytes()
+        try:
+            found = snapshot.restored(torch.load(io.BytesIO(content), weights_only=True), _CLASSES)
+        except Exception as error:  # torch.load and pickle raise all kinds
+            raise ValueError(f"{path}: not the state of a masked video") from error
         if not isinstance(found, cls):
             raise ValueError(f"{path}: not the state of a masked video")
         return found
@@ -160,24 +169,28 @@ class Masking:
                 size, as some videos have, are scaled to it; their masks have their own.
             config: how objects are followed.
             state: of the same video and prompts, to go on from.
+
+        Raises:
+            ValueError: `state` is of other prompts, frames or another kind of segmenter.
         """
-        self.video, self.segmenter, self.size, self.config = video, segmenter, size, config
-        self._ways = [Ways(plan) for plan in plans]
-        self.objects = tuple(plan.object_id for plan in plans)
-        self._begun = self._reached = state
-        self._frames = self._run()
+        # What runs is held by the generator of frames, and that by this alone: so a run that is
+        # left half-way frees its threads at once, without waiting for the garbage collector.
+        self._pass = _Pass(video, segmenter, plans, size, config, state)
+        self._frames = self._pass.run()
+        self.objects = self._pass.objects
 
     @property
     def report(self) -> Report:
         """What went wrong in reading the video, so far."""
-        return self.video.report
+        return self._pass.video.report
 
     @property
     def state(self) -> MaskingState:
         """After the frame that came last."""
-        if self._reached is None:
+        reached = self._pass.reached
+        if reached is None:
             raise ValueError("no frame has been masked yet: there is no state to go on from")
-        return replace(self._reached, backward=dict(self._reached.backward))
+        return replace(reached, backward=dict(reached.backward))
 
     def __iter__(self) -> Iterator[FrameMasks]:
         """Itself."""
@@ -198,10 +211,34 @@ class Masking:
     def close(self) -> None:
         """Stop, and free the decoder; what was found so far stays valid."""
         self._frames.close()
-        self.video.close()
+        self._pass.video.close()
 
-    def _run(self) -> Generator[FrameMasks]:
-        begun = self._begun
+
+class _Pass:
+    """Both passes over a video; arguments as of `Masking`."""
+
+    def __init__(
+        self,
+        video: Video,
+        segmenter: Segmenter,
+        plans: Sequence[ObjectPlan],
+        size: tuple[int, int],
+        config: TrackConfig,
+        begun: MaskingState | None,
+    ) -> None:
+        self.video, self.segmenter, self.size, self.config = video, segmenter, size, config
+        self.ways = [Ways(plan) for plan in plans]
+        self.objects = tuple(plan.object_id for plan in plans)
+        self.made_of = _hash(segmenter, plans, size)
+        if begun is not None and begun.made_of != self.made_of:
+            raise ValueError(
+                "the state to go on from was made with other prompts, frames of another size or"
+                " another segmenter; give those it was made with, or start without a state"
+            )
+        self.begun = self.reached = begun
+
+    def run(self) -> Generator[FrameMasks]:
+        begun = self.begun
         try:
             if begun is None:
                 tracker, kept, start = track.begin(len(self.objects)), self._backward(), 0
@@ -209,10 +246,12 @@ class Masking:
                 tracker = snapshot.moved(begun.tracker, self.segmenter.device)
                 kept, start = dict(begun.backward), begun.next_frame
 
-            ways = self._ways  # not self: a thread holds this, and would keep all of it alive
+            ways = self.ways
 
             def wanted(index: int) -> bool:
-                return any(way.forward(index) or index in way.plan.asked for way in ways)
+                return any(
+                    way.forward(index) or index in way.plan.asked or way.ends(index) for way in ways
+                )
 
             frames = self.video.forward(start)
             for frame, scene in scenes(self.segmenter, frames, self.size, wanted):
@@ -225,7 +264,7 @@ class Masking:
                     logits = self._full(answer, frame)
                     found = _forward_masks(answer, logits)
                 found, logits = self._merged(frame, found, logits, kept.pop(frame.index, None))
-                self._reached = MaskingState(frame.index + 1, tracker, kept)
+                self.reached = MaskingState(self.made_of, frame.index + 1, tracker, kept)
                 yield FrameMasks(
                     frame.index, frame.time_s, frame.image, self.objects, tuple(found), logits
                 )
@@ -234,17 +273,17 @@ class Masking:
 
     def _asked(self, index: int) -> dict[int, Asked]:
         asked = {}
-        for row, ways in enumerate(self._ways):
+        for row, ways in enumerate(self.ways):
             here = ways.plan.asked.get(index)
             if here is not None:
                 asked[row] = here
-            elif ways.plan.end is not None and index == ways.plan.end + 1:
+            elif ways.ends(index):
                 asked[row] = Asked(role="end")
         return asked
 
     def _backward(self) -> dict[int, tuple[_Kept | None, ...]]:
         """The backward pass, from the last prompt that something lies before."""
-        needed = self._ways  # not self: a thread holds `wanted`
+        needed = self.ways
         kept: dict[int, tuple[_Kept | None, ...]] = {}
         stretches = [stretch for ways in needed if (stretch := ways.stretch()) is not None]
         if not stretches:
@@ -264,8 +303,7 @@ class Masking:
             asked = {}
             for row, ways in enumerate(needed):
                 if ways.turns(frame.index):
-                    here = ways.plan.asked[frame.index]
-                    asked[row] = replace(here, role="init" if here.role == "correct" else here.role)
+                    asked[row] = replace(ways.plan.asked[frame.index], role="init")
                 elif not ways.backward(frame.index):
                     asked[row] = Asked(role="end")
             tracker, answer = tracking.advance(self.segmenter, self.config, tracker, scene, asked)
@@ -296,7 +334,7 @@ class Masking:
         back: tuple[_Kept | None, ...] | None,
     ) -> tuple[list[Mask | None], NDArray[np.float32]]:
         """Both ways in one."""
-        for row, (ways, forward) in enumerate(zip(self._ways, found, strict=True)):
+        for row, (ways, forward) in enumerate(zip(self.ways, found, strict=True)):
             prompted = frame.index in ways.plan.asked
             if forward is not None and prompted:
                 found[row] = replace(forward, direction="prompt")
@@ -313,15 +351,33 @@ class Masking:
             other = Mask(stored.state, mask, stored.score, stored.quality, "backward")
             found[row] = _better(forward, other, ways.nearer_backward(frame.index))
             if cast(Mask, found[row]).mask is mask:
-                logits[row] = np.where(mask, tracking.SURE, track.NOTHING)
+                logits[row] = np.where(mask, _sureness(other.score), track.NOTHING)
         return found, logits
+
+
+def _sureness(score: float) -> float:
+    """Logit that stands for those of a mask that was kept as run lengths: of a higher score more,
+    about as much as segmenters give the inside of such a mask."""
+    share = min(max(score, 0.55), 0.995)
+    return math.log(share / (1 - share))
+
+
+def _hash(segmenter: Segmenter, plans: Sequence[ObjectPlan], size: tuple[int, int]) -> str:
+    """Of all that a state hangs on, the video's pixels and the segmenter's weights left out."""
+    content: list[Any] = [type(segmenter.network).__name__, segmenter.low_res(size), size]
+    for plan in plans:
+        content += [plan.object_id, plan.start, plan.end]
+        for frame, asked in plan.asked.items():
+            box = None if asked.box is None else asked.box.tolist()
+            content += [frame, asked.role, asked.points.tolist(), asked.labels.tolist(), box]
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def _better(forward: Mask | None, backward: Mask, nearer_backward: bool) -> Mask:
     """Of two ways, the one to believe."""
     if forward is None:
         return backward
-    visible = [one.state in _VISIBLE for one in (forward, backward)]
+    visible = [one.state in VISIBLE for one in (forward, backward)]
     if visible[0] != visible[1]:
         return forward if visible[0] else backward
     pair = torch.from_numpy(np.stack([forward.mask, backward.mask]))
@@ -375,16 +431,17 @@ def mask_video(
         ManifestError: prompts that cannot be meant so: object, frame and what was expected.
         VideoError: no video, or not one frame.
         CheckpointError: no such weights.
+        ValueError: `state` is of other prompts, frames or another kind of segmenter.
     """
     rows = prompt_rows.read_rows(prompts)
     segmenter = weights if isinstance(weights, Segmenter) else _load(weights, device, precision)
     video = Video.open(path)
     try:
         plans, size = plan(video, rows)
+        return Masking(video, segmenter, plans, size, config or TrackConfig(), state)
     except BaseException:
         video.close()
         raise
-    return Masking(video, segmenter, plans, size, config or TrackConfig(), state)
 
 
 def plan(video: Video, rows: Sequence[prompt_rows.Row]) -> tuple[list[ObjectPlan], tuple[int, int]]:

@@ -22,6 +22,8 @@ RADIUS = 0.25
 TILE = 6
 """Cells along the side of a tile: of larger ones more pairs are compared in vain, smaller ones cost
 more in calls."""
+PROMPTED = 8
+"""Frames with prompts that are remembered of an object: every one costs time on every frame."""
 FAINT = 0.01
 """Share below which a cell counts as of no object."""
 _FAR = -60.0
@@ -45,7 +47,7 @@ class Remembered:
 
 @dataclass(frozen=True)
 class Memory:
-    """Frames with prompts, which stay, and some of the last, which make place for others."""
+    """Some frames with prompts, the first for good, and some of the last."""
 
     grid: tuple[int, int]
     """(h, w) of the key maps."""
@@ -59,8 +61,12 @@ class Memory:
         return replace(self, recent=(*self.recent, frame)[-recent:] if recent else ())
 
     def keep(self, frame: Remembered) -> "Memory":
-        """Remember a frame for good."""
-        return replace(self, prompted=(*self.prompted, frame))
+        """Remember a frame with prompts; of an object the first and the last of them stay."""
+        frames, stay = (*self.prompted, frame), set[int]()
+        for told in zip(*(one.trusted for one in frames), strict=True):
+            mine = [number for number, known in enumerate(told) if known]
+            stay |= {*mine[:1], *mine[1:][1 - PROMPTED :]}
+        return replace(self, prompted=tuple(frames[number] for number in sorted(stay)))
 
     def forget(self, number: int) -> "Memory":
         """Of an object, all but the frames with prompts: they were of something else."""

@@ -11,7 +11,7 @@ the video, its size, its times, its length, is checked by `resolve`.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -32,7 +32,7 @@ COLUMNS = {
     "x": "pixels from the left; of a box its left edge",
     "y": "pixels from the top; of a box its top edge",
     "label": "1 or positive: on the object; 0 or negative: not on it",
-    "prompt_type": "point (also if empty) or box",
+    "prompt_type": "point or box; if empty, a box where there is x2 or y2, else a point",
     "x2": "right edge of a box",
     "y2": "bottom edge of a box",
     "role": "init (also if empty), correct, accept, end or absent; the last three need no x and y",
@@ -48,6 +48,7 @@ _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
 Role = track.Role | Literal["accept"]
 _ROLES: tuple[Role, ...] = ("init", "correct", "accept", "end", "absent")
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
+_SLACK = 1.0  # pixels that a box may reach beyond the frame: detectors round
 LARGEST_ID = 65_535
 """Of an object: label maps have 16 bits."""
 LISTED = 20
@@ -157,9 +158,14 @@ def parse_rows(
 
     For tables that are still being made; arguments as of `read_rows`.
     """
+    if isinstance(table, str | Mapping):
+        return [], [Fault(0, "the table", f"a {type(table).__name__}", "a list of rows")]
     records = table.to_dict("records") if isinstance(table, pd.DataFrame) else [*table]
     rows, faults = [], []
     for number, record in zip(numbers or range(1, len(records) + 1), records, strict=True):
+        if not isinstance(record, Mapping):
+            faults.append(Fault(number, "the row", repr(record), "values by name of column"))
+            continue
         reader = _Reader(number, cast(Mapping[str, Any], record))
         row = reader.row()
         faults += reader.faults
@@ -185,7 +191,8 @@ class _Reader:
         role = cast(Role, self._choice("role", _ROLES, "init"))
         if role == "accept" and frame is None and not self.faults:
             self._fault("frame", "empty", "the frame that the accept speaks of; time_s will not do")
-        boxed = self._choice("prompt_type", ("point", "box"), "point") == "box"
+        either = "box" if self._given("x2") or self._given("y2") else "point"
+        boxed = self._choice("prompt_type", ("point", "box"), either) == "box"
         placed = role not in _WORDS or self._given("x")
         xy = self._pair("x", "y") if placed else None
         corner = self._pair("x2", "y2") if boxed and placed else None
@@ -201,7 +208,7 @@ class _Reader:
         name = str(self.record["object_name"]) if self._given("object_name") else ""
         return Row(
             self.number, object_id or 0, name, frame, time_s, role, xy, corner,
-            self._label(needed=placed and not boxed), normalized, reference, span,
+            self._label(boxed), normalized, reference, span,
             self._whole("until", 0),
         )  # fmt: skip
 
@@ -246,13 +253,15 @@ class _Reader:
             return default
         return value
 
-    def _label(self, needed: bool) -> int:
+    def _label(self, boxed: bool) -> int:
         if not self._given("label"):
             return 1
-        value = str(self.record["label"]).strip().lower()
-        if needed and value not in _LABELS:
+        label = _LABELS.get(str(self.record["label"]).strip().lower())
+        if label is None:
             self._fault("label", repr(self.record["label"]), "1 or positive, 0 or negative")
-        return _LABELS.get(value, 1)
+        elif boxed and not label:
+            self._fault("label", repr(self.record["label"]), "1: a box holds its object")
+        return label or 0
 
 
 def _by_object(rows: Sequence[Row]) -> dict[int, list[Row]]:
@@ -266,8 +275,9 @@ def object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
     """Faults of objects as a whole: nothing that is part of them, spans that do not fit."""
     for object_id, mine in _by_object(rows).items():
         first, where = mine[0].number, f"of object {object_id}"
-        if not any(row.corner or (row.xy and row.label) for row in mine):
-            kind = "only negative points" if any(row.xy for row in mine) else "no points"
+        placed = [row for row in mine if row.xy and row.role not in _WORDS]
+        if not any(row.corner or row.label for row in placed):
+            kind = "only negative points" if placed else "no points"
             yield Fault(first, f"label {where}", kind, "at least a positive point or a box")
         for place, name in ((0, "start_frame"), (1, "end_frame")):
             values = {value for row in mine if (value := row.span[place]) is not None}
@@ -322,17 +332,24 @@ def resolve(
                 faults.append(fault)
             elif frame is not None:
                 by_frame.setdefault(frame, []).append(row)
-        asked = {frame: _asked(found, size, faults) for frame, found in sorted(by_frame.items())}
-        first = next(iter(asked.values()), None)
-        if first is not None and first.role not in ("end", "absent") and not _begins(first):
-            faults.append(
-                Fault(
-                    next(iter(by_frame.values()))[0].number,
-                    f"label of object {object_id}",
-                    "no positive point on its first frame",
-                    "a positive point or a box",
+        asked, there = dict[int, Asked](), False
+        for frame, found in sorted(by_frame.items()):
+            asked[frame] = here = _asked(found, size, faults)
+            if here.role in ("end", "absent"):
+                there = False
+            elif here.box is not None or bool((here.labels == 1).any()):
+                there = True
+            elif there:  # what is not the object: said of the mask that is there
+                asked[frame] = replace(here, role="correct")
+            else:
+                faults.append(
+                    Fault(
+                        found[0].number,
+                        f"label of object {object_id}",
+                        f"no positive point on frame {frame}, and no mask to correct",
+                        "a positive point or a box",
+                    )
                 )
-            )
         name = next((row.name for row in mine if row.name), "")
         plans.append(ObjectPlan(object_id, name, start, end, asked))
     if faults:
@@ -343,10 +360,6 @@ def resolve(
 def prompts(rows: Sequence[Row]) -> tuple[Row, ...]:
     """The rows that masks hang on: all but accepts, which speak of masks that are there."""
     return tuple(row for row in rows if row.role != "accept")
-
-
-def _begins(asked: Asked) -> bool:
-    return asked.box is not None or bool((asked.labels == 1).any())
 
 
 def frame_of(
@@ -360,8 +373,9 @@ def frame_of(
             )
             return None
         return row.frame
-    known = [time for time in times if time is not None]
-    if len(known) < len(times) or not known:
+    stamped = [(time, frame) for frame, time in enumerate(times) if time is not None]
+    known = [time for time, _ in stamped]
+    if not known:
         faults.append(
             Fault(row.number, "time_s", f"{row.time_s:g}", "frame: this video has no time stamps")
         )
@@ -373,7 +387,7 @@ def frame_of(
             Fault(row.number, "time_s", f"{wanted:g}", f"0 to {last:g}, the end of the video")
         )
         return None
-    return max(0, int(np.searchsorted(known, wanted + 1e-6, side="right")) - 1)
+    return stamped[max(0, int(np.searchsorted(known, wanted + 1e-6, side="right")) - 1)][1]
 
 
 def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> Asked:
@@ -394,15 +408,11 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
         else:
             points.append(place)
             labels.append(row.label)
-        if not (0 <= place[0] < size[1] and 0 <= place[1] < size[0]):
-            faults.append(
-                Fault(
-                    row.number,
-                    "x, y",
-                    f"({place[0]:g}, {place[1]:g})",
-                    f"a place in the frame of {size[1]} x {size[0]} pixels",
-                )
-            )
+        x, y = np.array(place, np.float32)  # as they are kept: 159.999999 is 160 then
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            faults.append(_not_within(row, "x, y", place, size))
+        elif box is not None and (box[2] > size[1] + _SLACK or box[3] > size[0] + _SLACK):
+            faults.append(_not_within(row, "x2, y2", (float(box[2]), float(box[3])), size))
     roles = {row.role for row in rows}
     if len(roles) > 1:
         faults.append(
@@ -414,6 +424,11 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
         box,
         cast(track.Role, rows[0].role),
     )
+
+
+def _not_within(row: Row, columns: str, place: tuple[float, float], size: tuple[int, int]) -> Fault:
+    expected = f"a place in the frame of {size[1]} x {size[0]} pixels"
+    return Fault(row.number, columns, f"({place[0]:g}, {place[1]:g})", expected)
 
 
 def in_pixels(row: Row, place: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:

@@ -252,7 +252,7 @@ class Segmenter:
     @torch.no_grad()
     def logits(self, embeddings: Embeddings, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """All outputs, nothing upsampled: (N, 4, h, w) and scores (N, 4), the single one first."""
-        _check(prompts, embeddings)
+        _check(prompts, embeddings, self.low_res(embeddings.frame_size))
         prompts = prompts.to(self.device)
         size = embeddings.frame_size
         if not len(prompts):
@@ -366,8 +366,14 @@ def resolve(precision: Precision, device: torch.device) -> Literal["float32", "b
     return "bfloat16" if able else "float32"
 
 
-def _check(prompts: Prompts, embeddings: Embeddings) -> None:
-    """Refuse a frame that was not embedded; not on a GPU, which would have to wait for it."""
+def _check(prompts: Prompts, embeddings: Embeddings, low_res: tuple[int, int]) -> None:
+    """Refuse logits of another size, and a frame that was not embedded; the latter not on a GPU,
+    which would have to wait for it."""
+    if prompts.mask_input is not None and prompts.mask_input.shape[1:] != low_res:
+        raise PromptError(
+            f"mask_input of shape {tuple(prompts.mask_input.shape[1:])}; low_res_logits of frames"
+            f" of this size have {low_res}"
+        )
     frames, count = prompts.frames, len(embeddings)
     if frames.device.type != "cpu" or not len(frames):
         return

@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from masking.clicks import corrective, deepest, iou, noisy_box, perturb, random_clicks
+from masking.clicks import (
+    PERTURB_DRAWS,
+    corrective,
+    deepest,
+    iou,
+    noisy_box,
+    perturb,
+    random_clicks,
+)
 from masking.pairs import Pair
 from masking.sam import Prompts, Segmenter
 
@@ -44,7 +52,11 @@ class PromptConfig:
     blind: float = 0.2
     """Share that never see their earlier logits."""
     focal: float = 20.0
-    """Weight of the focal loss, object and background counted alike."""
+    """Weight of the focal loss."""
+    balance: float = 1.0
+    """Of the focal loss: 1 counts object and background alike, however small the object is, which
+    keeps a new network from answering "nothing"; 0 every cell alike, against the object's area:
+    then masks of small objects do not come out too large."""
     dice: float = 1.0
     """Weight of the dice loss."""
     bce: float = 1.0
@@ -59,7 +71,15 @@ class PromptConfig:
             raise ValueError(f"prompts.rounds is {self.rounds}; 1 <= fewest <= most is needed")
         if self.graded < 1:
             raise ValueError(f"prompts.graded is {self.graded}; at least 1 is needed")
-        for name in ("boxes", "stale", "blind"):
+        for name in ("focal", "dice", "bce", "iou"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"prompts.{name} is {getattr(self, name)}; at least 0 is needed")
+        if self.boxes + self.stale > 1:
+            raise ValueError(
+                f"prompts.boxes and prompts.stale are {self.boxes} and {self.stale}; the two"
+                " shares are at most 1 together"
+            )
+        for name in ("boxes", "stale", "blind", "balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"prompts.{name} is {getattr(self, name)}; a share is 0 to 1")
 
@@ -164,6 +184,8 @@ class _Conversation:
     ) -> tuple[Tensor, Tensor]:
         """All rounds; returns the sum of losses over images, and the sums of a batch."""
         points, labels, boxes, logits = self._start(rounds)
+        # A lone click may mean several things: the single mask would learn a mean of them.
+        ambiguous = boxes.isnan().all(dim=1) & logits.isnan().all(dim=2).all(dim=1)
         features = tuple(part[self.frames] for part in features)  # once for all rounds
         h, w = self.truth.shape[-2:]
         blind = self._noise(7, 1)[:, 0] < self.config.blind
@@ -173,7 +195,8 @@ class _Conversation:
                 answer, scores = decode(features, None, points, labels, boxes, logits)
             reached = iou(self.truth[:, None], answer.detach() > 0, self.ignore[:, None])
             if number in graded:
-                losses.append(self._loss(answer, scores, reached))
+                single = (~ambiguous).float() if number == 0 else torch.ones_like(scores[:, 0])
+                losses.append(self._loss(answer, scores, reached, single))
                 misses.append((scores.detach() - reached).abs().mean())
             # As in use: the best of three by its own judgement at first, then the single mask.
             chosen = (
@@ -194,7 +217,7 @@ class _Conversation:
         facts += [torch.stack(misses).mean() * self.images, torch.full_like(loss, self.images)]
         return loss, torch.stack(facts).double().detach()
 
-    def _start(self, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def _start(self, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The prompts of the first round: points and labels (filler behind), boxes, logits."""
         device, (h, w) = self.truth.device, self.truth.shape[-2:]
         kind = self._noise(1, 1)[:, 0]
@@ -207,13 +230,14 @@ class _Conversation:
         labels[:, 0] = torch.where(boxed, -1, 1)
         boxes = noisy_box(self.full, self._noise(3, 4))
         boxes = torch.where(boxed[:, None], boxes, torch.nan)
-        logits = perturb(self.target, self._noise(4, 8))
+        logits = perturb(self.target, self._noise(4, PERTURB_DRAWS))
         return points, labels, boxes, torch.where(stale[:, None, None], logits, torch.nan)
 
-    def _loss(self, logits: Tensor, scores: Tensor, reached: Tensor) -> Tensor:
-        """(N,): of the single mask and of the best of the three, and of all predicted IoUs."""
+    def _loss(self, logits: Tensor, scores: Tensor, reached: Tensor, single: Tensor) -> Tensor:
+        """(N,): of the single mask where `single` (N,) is 1, of the best of the three, and of all
+        predicted IoUs."""
         losses = mask_loss(logits, self.target, self.weight, self.config)
-        masks = losses[:, 0] + losses[:, 1:].amin(dim=1)
+        masks = single * losses[:, 0] + losses[:, 1:].amin(dim=1)
         return masks + self.config.iou * (scores - reached).square().sum(dim=1)
 
 
@@ -233,8 +257,11 @@ def mask_loss(logits: Tensor, target: Tensor, weight: Tensor, config: PromptConf
     p = torch.sigmoid(logits)
     cross = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
     focal = (p - t).square() * cross
+    object_area, rest = (part.sum(dim=(2, 3)) + 1e-3 for part in (inside, outside))
+    against = rest**config.balance * object_area ** (1 - config.balance)
     kinds = [
-        (focal * part).sum(dim=(2, 3)) / (part.sum(dim=(2, 3)) + 1e-3) for part in (inside, outside)
+        (focal * part).sum(dim=(2, 3)) / area
+        for part, area in ((inside, object_area), (outside, against))
     ]
     overlap = (p * inside).sum(dim=(2, 3))
     total = (p * every).sum(dim=(2, 3)) + inside.sum(dim=(2, 3))

@@ -19,6 +19,8 @@ from masking.recall import Memory
 from masking.sam import Embeddings
 
 State = Literal["prompted", "tracked", "uncertain", "lost", "recovered", "absent"]
+VISIBLE: tuple[State, ...] = ("prompted", "tracked", "uncertain", "recovered")
+"""States of an object that has a mask."""
 Role = Literal["init", "correct", "end", "absent"]
 
 FLOW_WIDTH = 640

@@ -25,7 +25,7 @@ from masking.decode import Bools
 from masking.motion import Points
 from masking.recall import Memory, Remembered
 from masking.sam import Segmenter
-from masking.track import NOTHING, Asked, Found, Scene, State, Track, TrackConfig, Tracker
+from masking.track import NOTHING, VISIBLE, Asked, Found, Scene, State, Track, TrackConfig, Tracker
 
 SURE = 6.0
 """Logit of a cell that certainly is, or is not, of an object."""
@@ -87,11 +87,7 @@ class Step:
         tracks, before = list(self.tracker.tracks), self.tracker.grey
         if before is None or before.shape != self.here.grey.shape:
             return tracks
-        live = [
-            i
-            for i, t in enumerate(tracks)
-            if t.state in ("prompted", "tracked", "uncertain", "recovered")
-        ]
+        live = [i for i, t in enumerate(tracks) if t.state in VISIBLE]
         if not live:
             return tracks
         every = [np.concatenate([tracks[i].points, tracks[i].negatives]) for i in live]
@@ -139,8 +135,12 @@ class Step:
     ) -> Query | None:
         asked = self.asked.get(row)
         if asked is not None and asked.role in ("init", "correct"):
-            return self._prompted(row, track, asked, near)
-        if asked is not None or track.state in (None, "absent"):
+            query = self._prompted(row, track, asked, near)
+            if query is not None:
+                return query
+        elif asked is not None:
+            return None
+        if track.state in (None, "absent"):
             return None
         if track.state == "lost":
             return self._sought(row, far)
@@ -189,10 +189,10 @@ class Step:
 
         None: it says nothing of where an object is of which nothing is known.
         """
-        known = track.state not in (None, "lost", "absent") and near is not None
         mask = None
-        if asked.role != "init" and known and near is not None:
-            mask = SURE * (2 * near[row] - 1)
+        if asked.role != "init" and track.state not in (None, "lost", "absent"):
+            expected = near[row] if near is not None else torch.sigmoid(track.logits)
+            mask = SURE * (2 * expected - 1)
         points, labels = asked.points, asked.labels
         if not (labels == 1).any() and asked.box is None and mask is not None:
             more = self.asking.middle(torch.sigmoid(mask))
@@ -373,11 +373,12 @@ class Step:
                 expected = F.adaptive_avg_pool2d(near[:, None], self.grid)[:, 0].flatten(1)
                 shares = torch.where(doubtful[:, None].to(shares.device), expected, shares)
             known = torch.tensor([float(t.state not in (None, "lost")) for t in tracks])
-            told = torch.tensor([float(t.state == "prompted") for t in tracks])
+            told = tuple(t.state == "prompted" for t in tracks)
             trusted = tuple(t.state in ("prompted", "tracked", "recovered") for t in tracks)
             frame = Remembered(self.keys, shares, known.to(shares.device), trusted)
-            if told.any():
-                memory = memory.keep(replace(frame, known=told.to(shares.device)))
+            if any(told):
+                said = torch.tensor(told, dtype=torch.float32).to(shares.device)
+                memory = memory.keep(replace(frame, known=said, trusted=told))
             for row, (old, new) in enumerate(zip(self.tracker.tracks, tracks, strict=True)):
                 if new.state == "lost" and old.state != "lost":
                     memory = memory.lose(row)

@@ -422,7 +422,7 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
     """A container and its first video stream that is not a cover picture."""
     logging.getLogger("libav").setLevel(logging.CRITICAL)  # its messages come as exceptions too
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path.absolute()), metadata_errors="replace")
     except FFmpegError as error:
         raise VideoError(
             "not_a_video", f"{path}: not a video that can be opened: {error.strerror}"

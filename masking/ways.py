@@ -1,5 +1,7 @@
 """Which way an object is followed on a frame: from an earlier prompt, from a later one, or both."""
 
+from bisect import bisect_right
+
 from masking.rows import ObjectPlan
 
 _POSITIVE = ("init", "correct")
@@ -28,6 +30,10 @@ class Ways:
         """Whether it is followed on this frame from an earlier prompt, or prompted here."""
         before = self._before(index)
         return before is not None and self._positive(before) and self._in_span(index)
+
+    def ends(self, index: int) -> bool:
+        """Whether this is the first frame on which it is not asked for any more."""
+        return self.plan.end is not None and index == self.plan.end + 1
 
     def backward(self, index: int) -> bool:
         """Whether it is followed on this frame from a later prompt."""
@@ -66,9 +72,11 @@ class Ways:
 
     def _before(self, index: int) -> int | None:
         """The last word about it on or before a frame."""
-        return max((i for i in self._events if i <= index), default=None)
+        number = bisect_right(self._events, index)
+        return self._events[number - 1] if number else None
 
     def _turning_after(self, index: int) -> int | None:
         """The next word about it, if that is a prompt to go backward from."""
-        after = min((i for i in self._events if i > index), default=None)
+        number = bisect_right(self._events, index)
+        after = self._events[number] if number < len(self._events) else None
         return after if after is not None and self._starts(after) else None

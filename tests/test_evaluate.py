@@ -58,6 +58,19 @@ def test_a_folder_of_images_like_the_data_set(trained, digits, tmp_path, capsys)
     assert "not among the data: 7" in error
 
 
+def test_a_folder_that_could_not_be_split(trained, digits, tmp_path):
+    """One image of each class: too few to train on, enough to measure."""
+    for label, content in {label: content for content, label in digits}.items():
+        (tmp_path / "digits" / str(label)).mkdir(parents=True)
+        (tmp_path / "digits" / str(label) / "one.png").write_bytes(content)
+    file = tmp_path / "figures.json"
+    flags = ["--evaluate", "--weights", str(trained.out), "--json", str(file)]
+    flags += ["--data", str(tmp_path / "digits"), "--dataset.name", "imagefolder"]
+    assert main(flags) == 0
+    found = json.loads(file.read_text())
+    assert (found["split"], [row["n"] for row in found["classes"]]) == ("all", [1] * 10)
+
+
 def test_bad_input(trained, tmp_path, capsys):
     def refused(*flags):
         assert main(["--evaluate", *map(str, flags)]) == 2

@@ -81,7 +81,7 @@ def test_a_killed_worker_costs_nothing(ray_cluster, tmp_path, capsys):
     assert "done: mean IoU" in output
     summary = json.loads((out / "summary.json").read_text())
     assert summary["resumed"] == 1
-    assert summary["samples_seen"] == 3 * 5 * 4  # 22 images to train on: 5 batches an epoch
+    assert summary["samples_seen"] == 3 * 5 * 4  # 20 images to train on: 5 batches an epoch
     on_ranks(2, finetune_small, small(tmp_path / "reference", data, workers=2), folder=tmp_path)
     for part in ("weights", "average", "optimizer"):
         ours, theirs = (final(folder, part) for folder in (out, tmp_path / "reference"))
@@ -135,7 +135,7 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path):
     assert finetune_small(replace(config, epochs=2))["step"] == 10
 
 
-@pytest.mark.parametrize("recipe", ["mini.yaml", "mini_longer.yaml"])
+@pytest.mark.parametrize("recipe", ["mini.yaml", "mini_longer.yaml", "mini_clicks.yaml"])
 def test_the_recipes_take_their_first_steps(recipe, tmp_path):
     data = write_squares(tmp_path / "a.parquet")
     flags = ["--config", recipe, "--data", data, "--out", "unused", "--batch-size", 2]
@@ -171,6 +171,18 @@ def refused(capsys, *argv):
     return said.err
 
 
+def test_an_evaluation_names_all_bad_images_before_it_measures(tmp_path, capsys):
+    rows = pq.read_table(write_squares(tmp_path / "a.parquet")).to_pylist()[:4]
+    rows[1] |= {"image": b"no image"}
+    rows[3] |= {"masks": rows[3]["masks"][:30]}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    flags = ["--evaluate", "--weights", "mini", "--data", tmp_path / "b.parquet"]
+    said = refused(capsys, *flags)
+    assert "row 1 (1): the image does not decode" in said
+    assert "row 3 (3): column masks does not decode" in said
+    assert "--images is -1; at least 0" in refused(capsys, *flags, "--images", -1)
+
+
 def test_bad_pairs_are_all_named_before_anything_starts(tmp_path, capsys):
     good = pq.read_table(write_squares(tmp_path / "a.parquet")).to_pylist()
     empty, large = np.zeros((SIDE, SIDE), np.uint8), np.ones((SIDE, 9), np.uint8)
@@ -196,10 +208,16 @@ def test_bad_pairs_are_all_named_before_anything_starts(tmp_path, capsys):
         (["--init-weights", "vit_x"], r"weights .*vit_x"),
         (["--compose.size", "60"], r"--compose\.size is 60; these weights need a multiple of 32"),
         (["--frozen-stages", "9", "--init-weights", "lite0"], "is 9; this encoder has 8"),
-        (["--batch-size", "500"], "22 images to train on, fewer than"),
-        (["--pairs.smallest", "0.9"], "none of the 22 images to train on can be used"),
+        (["--batch-size", "500"], "20 images to train on, fewer than"),
+        (["--pairs.smallest", "0.9"], "none of the 20 images to train on can be used"),
         (["--frozen-stages", "0", "--encoder-lr", "0"], "scratch has learnt nothing"),
         (["--val-images", "0"], "--val-images is 0; at least 1 is needed"),
+        (["--weight-decay", "-1"], "--weight-decay is -1.0; at least 0 is needed"),
+        (["--lr", "nan"], "--lr is nan"),
+        (["--prompts.focal", "-1"], "prompts.focal is -1.0; at least 0 is needed"),
+        (["--prompts.boxes", "0.8", "--prompts.stale", "0.9"], "at most 1 together"),
+        (["--pairs.longest", "32"], "--pairs.longest is 32, less than"),
+        (["--init-weights", "vit_b"], "--compose.size 1024 --pairs.longest 1024"),
     ],
 )
 def test_bad_flags(tmp_path, capsys, changes, reason):

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from masking import pairs as pairs_module
+from masking.decode import NothingToLearnError, read_image
 from masking.pairs import PairError, PairsConfig, faults, survey
 
 ALL = PairsConfig(longest=0, smallest=0, largest=1)
@@ -165,6 +166,11 @@ BAD_ROWS = {
     "truncated": (row(image=encoded(image(200, 200), "JPEG")[:-2000]), "the image does not decode"),
     "bad masks": (row(masks=b"\x89PNG"), "column masks does not decode"),
     "colours": (row(masks=encoded(image())), "column masks has mode RGB; expected one channel"),
+    "lossy": (row(masks=encoded(labels(), "JPEG")), "column masks is a JPEG, which blurs its"),
+    "negative": (
+        row(masks=encoded(labels(dtype=np.int32) - 9, "TIFF")),
+        "column masks has labels from -9 to -6; expected 0 to 65535",
+    ),
     "no object": (row(masks=encoded(np.zeros((H, W), np.uint8))), "no object in the masks"),
     "size": (row(masks=encoded(labels(2, 20, 10))), "masks has 10x20 pixels, its image 40x30"),
     "ignore": (row(ignore=encoded(labels(2, 20, 10))), "ignore has 10x20 pixels, its image 40x30"),
@@ -208,6 +214,12 @@ def test_survey_lists_every_fault_of_every_file(tmp_path):
     for fault, start in zip(error.value.faults, expected, strict=True):
         assert fault.startswith(start)
     assert all(fault in str(error.value) for fault in error.value.faults)
+
+
+def test_a_nested_column_in_front_hides_no_null(tmp_path):
+    rows = [{"about": {"a": 1, "b": 2}} | row(), {"about": None} | row(masks=None)]
+    with pytest.raises(PairError, match="row 1: column masks is null"):
+        survey([write(tmp_path / "x.parquet", rows)], ALL)
 
 
 def test_a_long_list_of_faults_is_cut_in_the_message_only(tmp_path):
@@ -327,7 +339,6 @@ def test_coco_faults(tmp_path):
         survey([path, tmp_path / "no.json", tmp_path], ALL)
     expected = [
         f"{path}: annotations of image 99, which is not listed",
-        f"{path}, image a.png: annotation 0 has no segmentation",
         f"{path}, image a.png: annotation 1 has a polygon that is not a list",
         f"{path}, image a.png: annotation 2 has a polygon that is not a list",
         f"{path}, image b.png: not in {tmp_path}",
@@ -338,6 +349,49 @@ def test_coco_faults(tmp_path):
     assert len(error.value.faults) == len(expected)
     for fault, start in zip(error.value.faults, expected, strict=True):
         assert fault.startswith(start)
+
+
+def test_coco_of_a_subset_with_boxes(tmp_path):
+    """An image without masks need not be there, and a box without a mask is no fault."""
+    given = [
+        {"image_id": 7, "segmentation": rectangle(4, 6, 20, 26)},
+        {"image_id": 7, "segmentation": [], "bbox": [1, 2, 3, 4]},
+    ]
+    path = coco(tmp_path, given)
+    (tmp_path / "b.png").unlink()
+    found = survey([path], ALL)
+    assert len(found) == len(found[0].masks) == 1
+    assert found.notes == (
+        f"{path}: 1 annotations have no segmentation: left out",
+        f"{path}: 1 of 2 images show no object: left out",
+    )
+
+
+@pytest.mark.parametrize("wrong", [3, {"size": 30, "counts": "x"}, {"size": None}])
+def test_coco_that_is_odd_in_kind(tmp_path, wrong):
+    given = [
+        {"image_id": 7, "segmentation": wrong},
+        {"image_id": "a", "segmentation": rectangle(4, 6, 20, 26)},
+        {"image_id": 99, "segmentation": rectangle(4, 6, 20, 26)},
+    ]
+    with pytest.raises(PairError, match="annotations of image a, which is not listed") as error:
+        survey([coco(tmp_path, given)], ALL)
+    assert "annotation 0" in error.value.faults[2]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "LA"])
+def test_colours_shrink_alike_whatever_the_kind_of_image(tmp_path, mode):
+    """Alpha does not darken what is clear, nor do indices of a palette lose pixels."""
+    stripes = np.zeros((H, W), np.uint8)
+    stripes[:, ::2] = 200
+    picture = Image.fromarray(stripes).convert(mode)
+    if mode != "P":
+        picture.putalpha(Image.fromarray(stripes.T.copy()).resize((W, H)))
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    found = [read_image(content.getvalue(), longest)[0] for longest in (0, W // 2)]
+    assert np.abs(found[1].astype(int) - 100).max() < 30
+    assert sorted(np.unique(found[0])) == [0, 200]
 
 
 def test_coco_image_of_another_size(tmp_path):
@@ -391,10 +445,16 @@ def test_davis_faults(tmp_path):
         survey([tmp_path], ALL)
     (tmp_path / "Annotations" / "a" / "00001.png").unlink()
     found = survey([tmp_path], ALL)
-    assert [str(e) for e in faults(found).values()] == [
-        f"{tmp_path}/Annotations/b/00000.png: no object in the masks; "
-        "label it, or leave the image out"
-    ]
+    [fault] = faults(found).values()
+    assert str(fault) == f"{tmp_path}/Annotations/b/00000.png: no object on this frame"
+    assert isinstance(fault, NothingToLearnError)  # it has left, which is no fault of the data's
+
+
+def test_davis_endings_in_capitals(tmp_path):
+    davis(tmp_path, "", {"a/00000": labels()})
+    for folder, old, new in (("JPEGImages", "jpg", "JPG"), ("Annotations", "png", "PNG")):
+        (tmp_path / folder / "a" / f"00000.{old}").rename(tmp_path / folder / "a" / f"00000.{new}")
+    assert survey([tmp_path], ALL)[0].masks.shape == (3, H, W)
 
 
 @pytest.mark.parametrize(

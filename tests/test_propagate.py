@@ -1,6 +1,8 @@
 """`mask_video` over made clips with a segmenter that sees right: both ways, merged, resumed."""
 
 import gc
+import subprocess
+import sys
 import threading
 from contextlib import closing
 
@@ -150,9 +152,66 @@ def test_a_run_that_is_left_frees_its_thread(path):
     run = masking.mask_video(path, [row(0, 30, 40)], segmenter())
     next(run)
     assert set(threading.enumerate()) - before
-    del run
-    gc.collect()
-    assert not set(threading.enumerate()) - before
+    gc.disable()  # reference counts alone do it
+    try:
+        del run
+        assert not set(threading.enumerate()) - before
+    finally:
+        gc.enable()
+
+
+def test_the_garbage_collector_may_close_it_in_its_own_thread():
+    """Then nobody waits for the thread that this is."""
+    closing_it, done = threading.Event(), threading.Event()
+    holder = []
+
+    def items():
+        yield 1
+        closing_it.wait()
+        holder.pop().close()
+        done.set()
+        yield 2
+
+    def through(inner):
+        with closing(inner):
+            yield from inner
+
+    outer = ahead(through(ahead(items(), "inner")), "outer")
+    holder.append(outer)
+    assert next(outer) == 1
+    del outer
+    closing_it.set()
+    assert done.wait(10)
+
+
+def test_a_negative_click_alone_corrects_the_mask_that_is_there(path, clip):
+    """A role need not be given: what is no place to start from goes on from what there is."""
+    rows = [row(0, 30, 40), row(14, 100, 70, label=0)]
+    found = list(masking.mask_video(path, rows, segmenter()))
+    assert all(right(clip, found))
+    assert found[14].states == ("prompted",)
+    for config in (masking.TrackConfig(recent=-1), masking.TrackConfig(gate=False)):
+        states = [
+            frame.states[0] for frame in masking.mask_video(path, rows, segmenter(), config=config)
+        ]
+        assert "lost" not in states
+
+
+def test_an_object_is_not_asked_for_after_its_last_frame(path):
+    """Not by others either: its points are no negatives of theirs any more."""
+    eyes = segmenter()
+    rows = [row(0, 30, 40, end_frame=10), row(0, 130, 70, 2), row(14, 102, 70, 2)]
+    found = list(masking.mask_video(path, rows, eyes))
+    assert found[11].states[0] is None
+    rows = [row(0, 30, 40, end_frame=10), row(14, 102, 70, 2, start_frame=14)]
+    eyes = segmenter()
+    found = [
+        (frame.states, sum(eyes.network.calls)) for frame in masking.mask_video(path, rows, eyes)
+    ]
+    assert found[11][0] == (None, None)
+    assert found[23][0] == (None, "tracked")
+    asked = np.diff([calls for _, calls in found])
+    assert asked[16:].max() < 2  # one object a frame
 
 
 @pytest.mark.parametrize("stop", [1, 7, 13, 23])
@@ -208,6 +267,14 @@ def test_frames_of_another_size_get_masks_of_their_own(tmp_path):
         ),
         ([row(24, 30, 40)], "row 1: frame is 24; expected 0 to 23, the last frame"),
         ([row(0, 30, 40, label=0)], "object 1 is only negative points"),
+        (
+            [row(0, 30, 40), {"object_id": 1, "frame": 5, "role": "absent"}, row(9, 1, 1, label=0)],
+            "row 3: label of object 1 is no positive point on frame 9, and no mask to correct",
+        ),
+        (row(0, 30, 40), "the table is a dict; expected a list of rows"),
+        ([(1, 0, 30, 40)], r"row 1: the row is \(1, 0, 30, 40\); expected values by name"),
+        ([row(0, 159.999999, 40)], "row 1: x, y is"),
+        ([row(0, 30, 40, x2=170, y2=60)], r"row 1: x2, y2 is \(170, 60\); expected a place in"),
     ],
 )
 def test_prompts_that_cannot_be_meant_are_refused_before_the_pass(path, rows, message):
@@ -219,6 +286,41 @@ def test_a_file_that_is_no_video(tmp_path):
     (tmp_path / "notes.mp4").write_text("no video")
     with pytest.raises(VideoError, match=r"notes\.mp4: not a video that can be opened"):
         masking.mask_video(tmp_path / "notes.mp4", [row(0, 1, 1)], segmenter())
+
+
+def test_a_state_goes_on_only_with_what_it_was_made_with(path, tmp_path):
+    run = masking.mask_video(path, [row(0, 30, 40)], segmenter())
+    next(run)
+    state = run.state
+    run.close()
+    for rows in ([row(0, 31, 40)], [row(0, 30, 40), row(0, 130, 70, 2)]):
+        with pytest.raises(ValueError, match="made with other prompts"):
+            masking.mask_video(path, rows, segmenter(), state=state)
+    for content in (b"", b"text", path.read_bytes()):
+        (tmp_path / "state").write_bytes(content)
+        with pytest.raises(ValueError, match="state: not the state of a masked video"):
+            MaskingState.load(tmp_path / "state")
+
+
+def test_what_the_readme_imports_is_there_without_more():
+    code = "import masking; masking.MaskingState.load; masking.TrackConfig(); masking.mask_video"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_relative_name_with_a_colon(path, tmp_path, monkeypatch):
+    (tmp_path / "10:30:00.mp4").write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with masking.mask_video("10:30:00.mp4", [row(0, 30, 40)], segmenter()) as run:
+        assert next(run).index == 0
+
+
+def test_overlaps_before_a_later_prompt_go_to_the_surer_object(path):
+    """Masks of the backward pass have kept no logits but their score."""
+    found = next(masking.mask_video(path, [row(8, 46, 40), row(8, 114, 70, 2)], segmenter()))
+    assert found.found[0].direction == "backward"
+    assert (found.logits[found.masks] > 0).all()
+    assert (found.logits[~found.masks] < 0).all()
+    assert found.logits.max() == pytest.approx(np.log(0.95 / 0.05), abs=0.01)
 
 
 def test_a_state_of_nothing(path, tmp_path):

@@ -41,7 +41,13 @@ def write_images(dataset, folder):
     return []
 
 
-OTHERS = {"mini.yaml", "mini_longer.yaml", "digits_sweep.yaml", "cifar10_sweep.yaml"}
+OTHERS = {
+    "mini.yaml",
+    "mini_longer.yaml",
+    "mini_clicks.yaml",
+    "digits_sweep.yaml",
+    "cifar10_sweep.yaml",
+}
 """Recipes of `jobs.finetune` and `jobs.tune`, whose own tests take their first steps."""
 
 

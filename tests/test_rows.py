@@ -81,6 +81,10 @@ def test_coordinates_of_other_sizes():
         ({"coords": "normalized"}, "row 1: x, y is (20, 30); expected 0 to 1 with normalized"),
         ({"prompt_type": "box", "x2": 10, "y2": 40}, "row 1: x2, y2 is (10, 40); expected below"),
         ({"prompt_type": "box"}, "row 1: x2 is empty; expected a number from 0"),
+        ({"x2": 50}, "row 1: y2 is empty; expected a number from 0"),
+        ({"x2": 50, "y2": 60, "label": 0}, "row 1: label is 0; expected 1: a box holds its object"),
+        ({"x2": 50, "y2": 60, "label": "maybe"}, "row 1: label is 'maybe'; expected 1 or positive"),
+        ({"x2": 202, "y2": 60}, "row 1: x2, y2 is (202, 60); expected a place in the frame of 200"),
         ({"label": 0}, "row 1: label of object 1 is only negative points; expected at least a"),
         ({"x": 200}, "row 1: x, y is (200, 30); expected a place in the frame of 200 x 100 pix"),
         ({"frame": 4}, "row 1: frame is 4; expected 0 to 3, the last frame"),
@@ -114,8 +118,8 @@ def test_an_empty_table_and_a_negative_first():
     assert faults() == ["the table is empty; expected a row for each click"]
     only = faults(point(label=0), point(frame=2))
     assert only == [
-        "row 1: label of object 1 is no positive point on its first frame; expected a positive"
-        " point or a box"
+        "row 1: label of object 1 is no positive point on frame 0, and no mask to correct; expected"
+        " a positive point or a box"
     ]
 
 

@@ -333,6 +333,14 @@ def test_frames_that_are_none(segmenter, frames):
         segmenter.encode(frames)
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (128, 128), (64, 65)])
+def test_logits_of_another_size_are_refused(segmenter, shape):
+    embeddings = segmenter.encode(photographs(1, (40, 60)))
+    asked = Prompts.of((40, 60), [[(5, 5)]], [[1]], mask_input=[np.zeros(shape).tolist()])
+    with pytest.raises(PromptError, match=r"mask_input of shape .*have \(64, 64\)"):
+        segmenter.decode(embeddings, asked)
+
+
 def test_ragged_prompts_are_padded():
     prompts = Prompts.of(
         (20, 30),

@@ -48,9 +48,9 @@ def trainee():
     return Trainee(Mini(MiniConfig(side=64)))
 
 
-def step(model, batch, **changes):
+def step(model, batch, config=None, **changes):
     given = {"stride": 4, "rounds": 3, "graded": {0, 2}, "precision": "float32"} | changes
-    return gradients(model, batch, PromptConfig(), **given)
+    return gradients(model, batch, config or PromptConfig(), **given)
 
 
 def grads(model):
@@ -107,6 +107,20 @@ def test_a_frozen_trunk_gets_no_gradient(trainee):
     assert any("decoder" in name for name in grads(trainee))
 
 
+@pytest.mark.parametrize("start", ["click", "box", "stale"])
+def test_the_single_mask_learns_nothing_of_a_lone_click(trainee, start):
+    """It could mean several things; a box or an earlier mask says which."""
+    shares = {"boxes": float(start == "box"), "stale": float(start == "stale")}
+    batch = squares(2, 2, 64)
+    step(trainee, batch, PromptConfig(**shares), rounds=1, graded={0})
+    of_outputs = trainee.network.decoder.head.weight.grad.abs().sum(dim=(1, 2, 3))
+    assert (of_outputs[0] > 0) == (start != "click")
+    assert of_outputs[1:].sum() > 0
+    trainee.zero_grad()
+    step(trainee, batch, PromptConfig(**shares), rounds=2, graded={1})  # with a correction
+    assert trainee.network.decoder.head.weight.grad[0].abs().sum() > 0
+
+
 def test_metas_sam_is_trained_too():
     """Every weight that learns gets a gradient, which is what data parallelism asks for."""
     model = Trainee(Official(small_sam(side=64)))
@@ -133,6 +147,18 @@ def test_loss_of_a_hand_made_mask():
     torch.testing.assert_close(dice, torch.full((1, 2), 1 - (2 * 0.5 + 1) / (2 + 1 + 1)))
     bce = mask_loss(zero, target, every, PromptConfig(focal=0, dice=0, bce=1))
     torch.testing.assert_close(bce, torch.full((1, 2), math.log(2)), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("balance", "ratio"), [(1, 3), (0, 1), (0.5, math.sqrt(3))])
+def test_balance_says_how_much_more_a_cell_of_a_small_object_counts(balance, ratio):
+    """One cell of four is the object: a missed one against one too many."""
+    target = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    right = torch.where(target > 0, 9.0, -9.0)
+    logits = torch.stack([right, right], dim=1)
+    logits[0, 0, 0, 0], logits[0, 1, 1, 1] = -2.0, 2.0
+    config = PromptConfig(dice=0, bce=0, balance=balance)
+    missed, excess = mask_loss(logits, target, torch.ones(1, 2, 2), config)[0]
+    assert missed / excess == pytest.approx(ratio, rel=0.01)
 
 
 def test_ignored_cells_do_not_count():

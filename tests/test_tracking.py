@@ -250,6 +250,16 @@ def test_memory_in_tiles_reads_what_all_pairs_of_cells_give(grid):
     assert read[clear] == pytest.approx(expected[clear], abs=1e-5)
 
 
+def test_of_frames_with_prompts_each_objects_first_and_last_stay():
+    memory = recall.Memory((1, 1))
+    for index in range(40):
+        told = (index % 2 == 0, index == 3)
+        known = torch.tensor(told, dtype=torch.float32)
+        keys, shares = torch.full((1, 1), float(index)), torch.zeros(2, 1)
+        memory = memory.keep(recall.Remembered(keys, shares, known, told))
+    assert [int(frame.keys) for frame in memory.prompted] == [0, 3, *range(26, 40, 2)]
+
+
 def test_memory_keeps_the_last_frames_only():
     frame = recall.Remembered(torch.eye(4), torch.zeros(1, 4), torch.ones(1), (True,))
     memory = recall.Memory((2, 2))

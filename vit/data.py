@@ -80,7 +80,14 @@ def check(config: DatasetConfig, paths: Sequence[Path]) -> Summary:
     return Summary(survey.classes, len(train), sizes.get("val", len(val)), sizes.get("test"), notes)
 
 
-def load(config: DatasetConfig, paths: Sequence[Path], image_size: int, cache: Path) -> Dataset:
+def load(
+    config: DatasetConfig,
+    paths: Sequence[Path],
+    image_size: int,
+    cache: Path,
+    *,
+    hold_out: bool = True,
+) -> Dataset:
     """Decode or pack a data set into `cache` unless it is there, and open it.
 
     Args:
@@ -91,12 +98,15 @@ def load(config: DatasetConfig, paths: Sequence[Path], image_size: int, cache: P
         image_size: S, unless config.store_size says otherwise. Other images are resized, bilinear
             with antialiasing, the shorter side to S, and their centre is cut out.
         cache: folder for decoded and packed data sets; made if it is not there.
+        hold_out: whether some of the training images are for validation where no set of their own
+            is; else all are left in `train`.
 
     Raises:
         DataError: a path, file, column, label or image is at fault, or the cache not writable.
     """
     reader, size = find(config, paths), config.store_size or image_size
-    return _open(caches.keep(config.name, reader, size, cache, config.cache_gb), config, size)
+    folder = caches.keep(config.name, reader, size, cache, config.cache_gb)
+    return _open(folder, config, size, hold_out)
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -141,7 +151,7 @@ def shard(indices: Tensor, rank: int, world: int, unit: int = 1) -> Tensor:
     return indices.view(-1, unit).tensor_split(world)[rank].flatten()
 
 
-def _open(folder: Path, config: DatasetConfig, size: int) -> Dataset:
+def _open(folder: Path, config: DatasetConfig, size: int, hold_out: bool) -> Dataset:
     """Map what is kept in `folder`, if no more of it is bad than the config allows."""
     about = caches.about(folder)
     left_out = _left_out(config, about["bad"], f", all in {folder / 'dataset.json'}")
@@ -153,7 +163,7 @@ def _open(folder: Path, config: DatasetConfig, size: int) -> Dataset:
     labels = whole.labels[whole.rows]
     empty = [name for name, images in sets.items() if not len(images.rows)]
     fail(empty, "sets of which no image can be used")
-    train, val = _train_val(config, labels, classes, "val" in sets)
+    train, val = _train_val(config, labels, classes, "val" in sets or not hold_out)
     return Dataset(
         train=replace(whole, rows=whole.rows[train]),
         val=sets.get("val", replace(whole, rows=whole.rows[val])),
@@ -194,10 +204,10 @@ def _left_out(config: DatasetConfig, bad: Sequence[Bad], more: str = "") -> list
 
 
 def _train_val(
-    config: DatasetConfig, labels: Ints, classes: Sequence[str], val_given: bool
+    config: DatasetConfig, labels: Ints, classes: Sequence[str], all_train: bool
 ) -> tuple[Ints, Ints]:
-    """Rows of the training array to train on, and to validate on (none if `val_given`)."""
-    if val_given:
+    """Rows of the training array to train on, and to validate on (none if `all_train`)."""
+    if all_train:
         return np.arange(len(labels)), np.arange(0)
     train, val = split(labels, config.val_fraction, config.split_seed)
     if not len(val):
