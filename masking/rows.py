@@ -411,8 +411,10 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
         x, y = np.array(place, np.float32)  # as they are kept: 159.999999 is 160 then
         if not (0 <= x < size[1] and 0 <= y < size[0]):
             faults.append(_not_within(row, "x, y", place, size))
-        elif box is not None and (box[2] > size[1] + _SLACK or box[3] > size[0] + _SLACK):
-            faults.append(_not_within(row, "x2, y2", (float(box[2]), float(box[3])), size))
+        if row.corner is not None:
+            corner = in_pixels(row, row.corner, size)
+            if corner[0] > size[1] + _SLACK or corner[1] > size[0] + _SLACK:
+                faults.append(_not_within(row, "x2, y2", corner, size))
     roles = {row.role for row in rows}
     if len(roles) > 1:
         faults.append(
