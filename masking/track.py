@@ -59,7 +59,7 @@ class TrackConfig:
     """Frames running that are not trusted, after which an object is lost."""
     redetect: bool = True
     """Look for lost objects."""
-    likeness: float = 0.75
+    likeness: float = 0.5
     """Least share of what was remembered that a mask must hold to be the object found again, as a
     share of the usual one."""
     rivals: bool = True
