@@ -300,9 +300,10 @@ class _Frame:
         labels, palette = read_labels(self.masks, "the annotation", size)
         labels = nearest(labels, image.shape[:2])
         void = (labels == _VOID) & palette
-        if not (labels.astype(bool) & ~void).any():
+        masks = objects_of(np.where(void, 0, labels))
+        if not len(masks):
             raise NothingToLearnError("no object on this frame")
-        return Pair(image, objects_of(np.where(void, 0, labels)), void, self.name, regions=False)
+        return Pair(image, masks, void, self.name, regions=False)
 
 
 def _visible(files: Iterable[Path]) -> Iterator[Path]:

@@ -337,7 +337,7 @@ def resolve(
             asked[frame] = here = _asked(found, size, faults)
             if here.role in ("end", "absent"):
                 there = False
-            elif here.box is not None or bool((here.labels == 1).any()):
+            elif here.placed:
                 there = True
             elif there:  # what is not the object: said of the mask that is there
                 asked[frame] = replace(here, role="correct")

@@ -81,6 +81,11 @@ class Asked:
     """init and correct: here it is; end: not asked for from here on; absent: not to be seen from
     here on."""
 
+    @property
+    def placed(self) -> bool:
+        """Whether this alone, with no mask known, says where the object is."""
+        return self.box is not None or bool((self.labels == 1).any())
+
 
 @dataclass(frozen=True)
 class Track:

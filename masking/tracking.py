@@ -194,12 +194,12 @@ class Step:
             expected = near[row] if near is not None else torch.sigmoid(track.logits)
             mask = SURE * (2 * expected - 1)
         points, labels = asked.points, asked.labels
-        if not (labels == 1).any() and asked.box is None and mask is not None:
+        if not asked.placed:
+            if mask is None:
+                return None
             more = self.asking.middle(torch.sigmoid(mask))
             points = np.concatenate([points, more])
             labels = np.concatenate([labels, np.ones(len(more), np.int64)])
-        if mask is None and asked.box is None and not (labels == 1).any():
-            return None
         if self.config.rivals:
             theirs = [w.points[w.labels == 1] for other, w in self.asked.items() if other != row]
             points = np.concatenate([points, *theirs])

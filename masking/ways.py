@@ -63,9 +63,7 @@ class Ways:
 
     def _starts(self, index: int) -> bool:
         """Whether the prompts of a frame say where the object is, with nothing else known."""
-        asked = self.plan.asked[index]
-        placed = asked.box is not None or bool((asked.labels == 1).any())
-        return self._positive(index) and placed
+        return self._positive(index) and self.plan.asked[index].placed
 
     def _positive(self, index: int) -> bool:
         return self.plan.asked[index].role in _POSITIVE
