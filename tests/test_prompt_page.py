@@ -201,6 +201,19 @@ def test_a_click_lands_on_the_pixel_that_it_is_aimed_at(page, serve, tmp_path, v
     page.size(1440, 900)
 
 
+def test_the_frame_stays_under_the_pointer_when_objects_come(page, serve):
+    page.open(serve(seeing()).address + "#discs")
+    place = (
+        "const v = patchray.view, box = v.canvas.getBoundingClientRect();"
+        "return [box.top, box.height, v.scale, v.left, v.top]"
+    )
+    before = page.run(place)
+    for x in range(20, 140, 20):
+        page.keys("n")
+        page.click(x, 40)
+    assert page.run(place) == before
+
+
 def test_a_click_beside_the_frame_is_none(page, serve):
     page.open(serve(seeing()).address + "#discs")
     page.run("patchray.view.zoomTo(2)")

@@ -3,6 +3,7 @@
 import { colourOf, css } from "./masks.js";
 
 const LANE = 12, TOP = 20, EDGE = 10; // CSS pixels
+const LANES = 5; // at a time: with them the height stays, lest the frame moves under the pointer
 export const STATES = { uncertain: "#e8a33d", lost: "#e5484d", absent: "#5b616b" };
 
 export class Timeline {
@@ -26,7 +27,6 @@ export class Timeline {
    */
   show(data) {
     this.data = data;
-    this.canvas.style.height = `${TOP + LANE * Math.min(8, Math.max(1, data.lanes.length)) + 8}px`;
     this.draw();
   }
 
@@ -52,8 +52,8 @@ export class Timeline {
     if (!this.data.count) return;
     this.ruler(context);
     this.data.spans.forEach((span) => this.span(context, span));
-    const first = Math.max(0, this.data.lanes.findIndex((l) => l.object === this.data.active) - 7);
-    this.data.lanes.slice(first, first + 8).forEach((lane, place) => this.lane(context, lane, place));
+    const first = Math.max(0, this.data.lanes.findIndex((l) => l.object === this.data.active) - LANES + 1);
+    this.data.lanes.slice(first, first + LANES).forEach((lane, place) => this.lane(context, lane, place));
     this.playhead(context, height);
   }
 
