@@ -72,8 +72,15 @@ def hardware() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
         "torch_threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": _instructions(),
     }
+
+
+def _instructions() -> str:
+    """What torch computes with here: the vectors, and whether bfloat16 and tiles are multiplied."""
+    more = {"BF16": torch.cpu._is_avx512_bf16_supported, "AMX": torch.cpu._is_amx_tile_supported}
+    found = [name for name, has in more.items() if has()]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *found])
 
 
 def _cpu_name() -> str:

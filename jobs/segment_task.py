@@ -46,7 +46,7 @@ class FinetuneConfig(TrainingConfig):
     """Share of the data that is held back when there is no --val, but at least 8 images, of few
     one in five: images, so of masked videos frames whose neighbours are trained on."""
     max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
-    """Images that may fail to decode, have masks of another size or none; others stand in."""
+    """Images that may be missing, not decode, have no masks or of another size; others stand in."""
     val_images: int = field(default=64, metadata=MAY_CHANGE)
     """Most images that the validation at the end of an epoch takes."""
     init_weights: str = "mini"

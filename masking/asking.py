@@ -1,7 +1,7 @@
 """What a segmenter says of prompts on one frame: clicks told one by one, outputs ranked.
 
 Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: P points, H x W
-pixels of the frame, h x w of low-resolution logits.
+pixels of the frame, h x w of low-resolution logits. Tensors are on the host.
 """
 
 from collections.abc import Mapping
@@ -122,19 +122,17 @@ class Asking:
         return not self._disobeyed(answer, query).any() and 0 < share <= _LARGEST
 
     def _decode(self, queries: list[Query]) -> tuple[Tensor, Tensor]:
-        """Logits (Q, 4, h, w) and scores (Q, 4) of all outputs."""
-
-        def mask(query: Query) -> NDArray[np.float32] | None:
-            return None if query.mask is None else query.mask.cpu().numpy()
-
+        """Logits (Q, 4, h, w) and scores (Q, 4) of all outputs, on the host: what follows are many
+        small decisions, and a GPU is waited for once."""
         prompts = Prompts.of(
             self.size,
             [q.points for q in queries],
             [q.labels for q in queries],
             boxes=[q.box for q in queries],
-            mask_input=[mask(q) for q in queries],
+            mask_input=[None if q.mask is None else q.mask.numpy() for q in queries],
         )
-        return self.segmenter.logits(self.embeddings, prompts)
+        logits, scores = self.segmenter.logits(self.embeddings, prompts)
+        return logits.cpu(), scores.cpu()
 
     def _choose(self, query: Query, logits: Tensor, scores: Tensor) -> Answer:
         """Of four outputs the one that is predicted best and agrees best with what is expected."""
@@ -150,7 +148,7 @@ class Asking:
         inside = torch.ones(len(logits))
         if len(query.carried):
             inside = torch.tensor([float((self.at(x, query.carried) > 0).mean()) for x in logits])
-        value = scores.cpu() + agreement.cpu() + 0.5 * inside
+        value = scores + agreement + 0.5 * inside
         best = int(value.argmax())
         mask = logits[best] > 0
         held = float(query.expected[mask].mean()) if mask.any() else 0.0
@@ -160,7 +158,7 @@ class Asking:
 
     def middle(self, expected: Tensor) -> Points:
         """(1, 2): the deepest point of where an object is expected; (0, 2) if it is nowhere."""
-        found = deepest((expected > 0.5).cpu().numpy())
+        found = deepest((expected > 0.5).numpy())
         if found is None:
             return np.zeros((0, 2), np.float32)
         h, w = self.size
@@ -171,5 +169,5 @@ class Asking:
         """(P,) values of an (h, w) map at points."""
         h, w = maps.shape
         cells = np.clip((points + 0.5) * self.scale, 0, [w - 1, h - 1]).astype(np.int64)
-        values: NDArray[np.float32] = maps.cpu().numpy()[cells[:, 1], cells[:, 0]]
+        values: NDArray[np.float32] = maps.numpy()[cells[:, 1], cells[:, 0]]
         return values

@@ -39,6 +39,8 @@ class _CocoImage:
     crowds: tuple[Any, ...]
 
     def load(self, longest: int) -> Pair:
+        if not self.path.is_file():
+            raise PairError(f"there is no {self.path}")
         image, size = read_image(self.path, longest)
         if size != self.size:
             raise PairError(
@@ -107,8 +109,6 @@ def _survey_image(
     name, file = f"{path}, image {image.file_name}", folder / image.file_name
     size = (image.height, image.width)
     annotations = [one for one in annotations if one.get("segmentation")]  # others are boxes
-    if annotations and not file.is_file():
-        found.faults.append(f"{name}: not in {folder}")
     for annotation in annotations:
         if fault := _wrong(annotation["segmentation"], size):
             found.faults.append(f"{name}: annotation {annotation.get('id')} {fault}")

@@ -243,7 +243,8 @@ class _Pass:
             if begun is None:
                 tracker, kept, start = track.begin(len(self.objects)), self._backward(), 0
             else:
-                tracker = snapshot.moved(begun.tracker, self.segmenter.device)
+                memory = snapshot.moved(begun.tracker.memory, self.segmenter.device)
+                tracker = replace(begun.tracker, memory=memory)
                 kept, start = dict(begun.backward), begun.next_frame
 
             ways = self.ways
@@ -319,7 +320,9 @@ class _Pass:
     def _full(self, answer: track.Found, frame: Frame) -> NDArray[np.float32]:
         """Logits (K, H, W) at the size of a frame, which need not be the video's first one."""
         logits: NDArray[np.float32] = (
-            self.segmenter.upsample(answer.logits, self.size).cpu().numpy()
+            self.segmenter.upsample(answer.logits.to(self.segmenter.device), self.size)
+            .cpu()
+            .numpy()
         )
         h, w = frame.image.shape[:2]
         if self.size == (h, w):

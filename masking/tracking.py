@@ -108,8 +108,8 @@ class Step:
         kept[:count][sure[:count]] = agree
         logits = track.logits
         if matrix is not None:
-            moved = motion.warped(logits.cpu().numpy(), matrix, self.asking.scale, NOTHING)
-            logits = torch.from_numpy(moved).to(logits.device)
+            moved = motion.warped(logits.numpy(), matrix, self.asking.scale, NOTHING)
+            logits = torch.from_numpy(moved)
         return replace(
             track,
             points=new[:count][kept[:count]],
@@ -120,8 +120,8 @@ class Step:
     # What is expected
 
     def _shares(self, anywhere: bool) -> Tensor:
-        """(K, h, w) probabilities from memory, at the size of the logits."""
-        shares = self.memory.read(self.keys, anywhere)
+        """(K, h, w) probabilities from memory, at the size of the logits, on the host."""
+        shares = self.memory.read(self.keys, anywhere).cpu()
         maps = shares.view(len(shares), 1, *self.grid)
         return F.interpolate(maps, self.low, mode="bilinear", align_corners=False)[:, 0]
 
@@ -166,7 +166,7 @@ class Step:
         the edge may have left its object. If none does, the deepest."""
         if len(points) < 2:
             return points
-        inside = np.pad((expected > 0.5).cpu().numpy().astype(np.uint8), 1)
+        inside = np.pad((expected > 0.5).numpy().astype(np.uint8), 1)
         depths = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
         depth = self.asking.at(torch.from_numpy(depths), points)
         first = int((depth >= min(_INNER, depth.max())).argmax())
@@ -247,7 +247,7 @@ class Step:
         answer: Answer | None,
     ) -> tuple[Track, Tensor, float, float]:
         """The new track of an object, its logits, score and quality."""
-        nothing = torch.full(self.low, NOTHING, device=self.keys.device)
+        nothing = torch.full(self.low, NOTHING)
         asked = self.asked.get(row)
         if asked is not None and asked.role == "end":
             return Track(), nothing, 0.0, 0.0
@@ -371,20 +371,21 @@ class Step:
                 # Of what is not trusted, what was expected is remembered.
                 doubtful = torch.tensor([t.state == "uncertain" for t in tracks])
                 expected = F.adaptive_avg_pool2d(near[:, None], self.grid)[:, 0].flatten(1)
-                shares = torch.where(doubtful[:, None].to(shares.device), expected, shares)
+                shares = torch.where(doubtful[:, None], expected, shares)
             known = torch.tensor([float(t.state not in (None, "lost")) for t in tracks])
             told = tuple(t.state == "prompted" for t in tracks)
             trusted = tuple(t.state in ("prompted", "tracked", "recovered") for t in tracks)
-            frame = Remembered(self.keys, shares, known.to(shares.device), trusted)
+            shares, known = shares.to(self.keys.device), known.to(self.keys.device)
+            frame = Remembered(self.keys, shares, known, trusted)
             if any(told):
-                said = torch.tensor(told, dtype=torch.float32).to(shares.device)
+                said = torch.tensor(told, dtype=torch.float32, device=self.keys.device)
                 memory = memory.keep(replace(frame, known=said, trusted=told))
             for row, (old, new) in enumerate(zip(self.tracker.tracks, tracks, strict=True)):
                 if new.state == "lost" and old.state != "lost":
                     memory = memory.lose(row)
                 elif new.state == "prompted" and self._other(logits[row], near, row):
                     memory = memory.forget(row)
-            if known.any():
+            if any(t.state not in (None, "lost") for t in tracks):
                 memory = memory.add(frame, self.config.recent)
         found = Found(
             tuple(track.state for track in tracks),

@@ -322,6 +322,19 @@ def test_coco_polygons_against_pycocotools(tmp_path, radius):
     assert np.mean(overlap) > {6: 0.9, 25: 0.97, 80: 0.99}[radius]
 
 
+def test_an_image_of_a_coco_file_that_is_not_there_costs_no_other(tmp_path):
+    path = coco(
+        tmp_path,
+        [{"image_id": i, "segmentation": rectangle(2, 2, 20, 20)} for i in (7, 8)],
+    )
+    (tmp_path / "b.png").unlink()
+    pairs = survey([path], ALL)
+    assert len(pairs[0].masks) == 1
+    found = faults(pairs)
+    assert list(found) == [1]
+    assert str(found[1]) == f"{path}, image b.png: there is no {tmp_path / 'b.png'}"
+
+
 def test_coco_faults(tmp_path):
     path = coco(
         tmp_path,
@@ -333,7 +346,6 @@ def test_coco_faults(tmp_path):
             {"image_id": 99, "segmentation": rectangle(1, 1, 5, 5)},
         ],
     )
-    (tmp_path / "b.png").unlink()
     (tmp_path / "no.json").write_text('{"images": 3}')
     with pytest.raises(PairError) as error:
         survey([path, tmp_path / "no.json", tmp_path], ALL)
@@ -341,7 +353,6 @@ def test_coco_faults(tmp_path):
         f"{path}: annotations of image 99, which is not listed",
         f"{path}, image a.png: annotation 1 has a polygon that is not a list",
         f"{path}, image a.png: annotation 2 has a polygon that is not a list",
-        f"{path}, image b.png: not in {tmp_path}",
         f"{path}, image b.png: annotation 3 is an RLE of size [5, 5]; expected [30, 40]",
         f"{tmp_path / 'no.json'}: not COCO JSON",
         f"{tmp_path}: holds 2 .json files; name the one",
