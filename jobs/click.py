@@ -93,7 +93,7 @@ def read(image: str) -> Pixels:
     source: bytes | Path = place.local_path or place.read_bytes()
     try:
         return read_image(source, 0)[0]
-    except PairError as error:
+    except (PairError, OSError) as error:
         raise ConfigError(f"--image {image}: {error}") from error
 
 

@@ -21,7 +21,7 @@ else lies in the folder.
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -30,10 +30,10 @@ from jobs import cluster, mask_plan, mask_score, runs, segmenters
 from jobs.config import ConfigError, parse
 from jobs.mask_batch import MaskError, explained, mask_all
 from jobs.mask_config import MaskConfig
-from jobs.mask_exports import export_all
+from jobs.mask_exports import export_all, forget
 from jobs.mask_finish import finish_all, on_workers
 from jobs.mask_ledger import ledger, review
-from jobs.mask_plan import Plan, Work, commits
+from jobs.mask_plan import Plan, Work, commits, masked
 from jobs.mask_work import RETRIED
 from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable
@@ -51,14 +51,14 @@ def run(config: MaskConfig) -> int:
         segmenters.locate(config.weights), config.precision, config.track
     )
     plan = mask_plan.make(config.manifest, config.root, wanted)
-    if plan.faults and not config.skip_invalid:
-        raise ConfigError(listed(plan.faults))
+    if plan.unreadable or (plan.faults and not config.skip_invalid):
+        raise ConfigError(listed(plan.faults, bool(plan.unreadable)))
     if "davis" in config.export and (faults := beyond_davis(plan)):
         raise ConfigError("\n".join(faults))
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
-    done = commits(out)
-    todo = [work for work in plan.work if not is_done(done.get(work.video_id), work, config)]
+    done, there = commits(out), masked(out)
+    todo = [work for work in plan.work if not is_done(done.get(work.video_id), work, config, there)]
     print(planned(plan, len(plan.work) - len(todo)))
     if config.check:
         return 0
@@ -66,6 +66,7 @@ def run(config: MaskConfig) -> int:
     runs.check_same(out, config, began="commits")
     runs.describe(out, config)
     segmenters.announce(config.weights)
+    forget(out, [work.video_id for work in todo if work.video_id in there])
     started = time.monotonic()
     needed = bool(todo) or on_workers(config, len(plan.work))
     with Stop() as stop, cluster.connect() if needed else nullcontext():
@@ -111,11 +112,15 @@ def absolute(config: MaskConfig) -> MaskConfig:
     )
 
 
-def listed(faults: Sequence[str]) -> str:
-    """All faults, and what to do."""
+def listed(faults: Sequence[str], unreadable: bool) -> str:
+    """All faults, and what to do; `unreadable`: whether some are of whole manifests."""
+    if unreadable:
+        remedy = "Mend them; --skip-invalid leaves out videos, not manifests that do not read."
+    else:
+        remedy = "Mend them, or leave their videos out with --skip-invalid."
     return "\n".join(
         [f"{len(faults):,} faults in the manifests; nothing was started:", *faults,
-         "Mend them, or leave their videos out with --skip-invalid."]
+         remedy]
     )  # fmt: skip
 
 
@@ -140,12 +145,14 @@ def names_of(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, dict
     }
 
 
-def is_done(marker: Mapping[str, Any] | None, work: Work, config: MaskConfig) -> bool:
-    """Whether nothing is to be done for a video."""
+def is_done(
+    marker: Mapping[str, Any] | None, work: Work, config: MaskConfig, there: Collection[str]
+) -> bool:
+    """Whether nothing is to be done for a video; `there`: those that have masks."""
     if marker is None or marker["key"] != work.key:
         return False
     if marker["status"] != "failed":
-        return True
+        return work.video_id in there  # they may have been deleted by hand
     return not config.retry_failed and marker["code"] not in RETRIED
 
 
@@ -227,15 +234,15 @@ def finish(
     errors = [error for each in done.values() for error in each["errors"]]
     for error in errors:
         print(f"  {error}")
-    if config.export:
-        export_all(out, names_of(plan, records), config.export)
-        print(f"  export  {out / 'export'}")
     if config.score is not None:
         scores = {name: each["scores"] for name, each in done.items()}
         found = mask_score.summarize(scores, failed)
         (out / "score.json").write_json(found)
         print(f"  score   {out / 'score.json'}")
         mask_score.show(found)
+    if config.export:
+        export_all(out, names_of(plan, records), config.export)
+        print(f"  export  {out / 'export'}")
     return sum(bool(each["errors"]) for each in done.values())
 
 

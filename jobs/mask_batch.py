@@ -18,6 +18,8 @@ from jobs.signals import Stop
 from jobs.storage import Location, StorageError
 from masking.sam import resolve
 
+PUBLISH_WAITS = (1.0, 5.0, 30.0)
+"""Seconds before storage that refused a video's masks is tried again."""
 LOG_SECONDS = 10.0
 """Between two lines on how far it is."""
 
@@ -111,12 +113,28 @@ class Progress:
 
 
 def publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
-    """Masks under their name, then the marker that says so."""
+    """Masks under their name, then the marker that says so; again if storage stumbles."""
+    for wait in PUBLISH_WAITS:
+        try:
+            _publish(record, out, parts)
+        except StorageError:
+            time.sleep(wait)
+        else:
+            return
+    _publish(record, out, parts)
+
+
+def _publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
     video_id = record["video_id"]
     marker = commit_place(out, video_id)
     if record["status"] != "failed":
         marker.delete()  # of other settings: between the two acts there is no video
-        part_place(parts, video_id).move(masks_place(out, video_id))
+        part, masks = part_place(parts, video_id), masks_place(out, video_id)
+        try:
+            part.move(masks)
+        except StorageError:  # an earlier try moved it, and did not hear that it had
+            if part.exists() or not masks.exists():
+                raise
     marker.write_json(record)
     if record["status"] == "failed":
         masks_place(out, video_id).delete()  # of other prompts, if there are any

@@ -2,10 +2,9 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jobs import scratch
 from jobs.fetch import localize_in
 from jobs.mask_plan import masks_place
 from jobs.storage import Location
@@ -25,6 +25,7 @@ from masking.video import Video
 Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Rows = Sequence[Mapping[str, Any]]
+_ENDINGS = {"cutout": "mov", "overlay": "mp4"}
 
 
 def table_of(out: Location, video_id: str) -> pa.Table:
@@ -43,13 +44,30 @@ def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind
             mine = table.filter(pc.equal(table["object_id"], one))
             masks = ((frame, mask_png(mask_of(rows[0]))) for frame, rows in frames_of(mine))
             _pngs(place / video_id / str(one), masks)
-        for entry in (place / video_id).list():  # of an earlier manifest
-            if entry.name.isdecimal() and entry.is_folder and int(entry.name) not in objects:
-                _pngs(place / video_id / entry.name, ())
+        _drop_objects(place / video_id, objects)  # of an earlier manifest
     else:
-        ending = "mov" if kind == "cutout" else "mp4"
         draw = _cut_out if kind == "cutout" else _overlaid
-        _film(record["uri"], table, kind, draw, place / f"{video_id}.{ending}")
+        _film(record["uri"], table, kind, draw, place / f"{video_id}.{_ENDINGS[kind]}")
+
+
+def forget(out: Location, videos: Collection[str]) -> None:
+    """Delete what was exported of videos that are masked anew: it would look like the new masks."""
+    export = out / "export"
+    if not videos or not export.exists():
+        return
+    for video_id in videos:
+        _pngs(export / "davis" / video_id, ())
+        _drop_objects(export / "png" / video_id, ())
+        for kind, ending in _ENDINGS.items():
+            (export / kind / f"{video_id}.{ending}").delete()
+    (export / "coco" / "annotations.json").delete()
+    (export / "youtube-vos" / "meta.json").delete()
+
+
+def _drop_objects(folder: Location, but: Collection[int]) -> None:
+    for entry in folder.list():
+        if entry.name.isdecimal() and entry.is_folder and int(entry.name) not in but:
+            _pngs(folder / entry.name, ())
 
 
 def _pngs(folder: Location, pictures: Iterable[tuple[int, bytes]]) -> None:
@@ -78,9 +96,9 @@ def export_all(out: Location, names: Mapping[str, Mapping[int, str]], kinds: Seq
 def _film(
     uri: str, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], Pixels], target: Location
 ) -> None:
-    with TemporaryDirectory(prefix="patchray-film-") as folder:
-        path = Path(folder) / "film"
-        source = localize_in(Path(folder, "video"), Location.parse(uri))
+    with scratch.folder() as folder:
+        path = folder / "film"
+        source = localize_in(folder / "video", Location.parse(uri))
         _write_film(path, source, table, kind, draw)
         target.upload(path)  # in chunks: a cut-out is gigabytes
 
@@ -95,7 +113,9 @@ def _write_film(
         with Film(path, kind, size, source, video.rate) as film:
             masks = frames_of(table)
             for frame in chain([first], frames):
-                _, rows = next(masks)
+                _, rows = next(masks, (0, None))
+                if rows is None:
+                    raise ValueError("the video has more frames than were masked: mask it anew")
                 film.write(draw(frame.image, rows), frame.time_s)
 
 

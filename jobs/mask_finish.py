@@ -9,11 +9,9 @@ from jobs.mask_batch import explained, new_token
 from jobs.mask_config import MaskConfig
 from jobs.mask_exports import export_video, table_of
 from jobs.mask_score import score_video
-from jobs.mask_work import Attempts, node_alive, node_here
+from jobs.mask_work import Attempts, node_alive, node_here, why_not
 from jobs.signals import Stop
 from jobs.storage import Location
-
-GAVE_UP = "ended its worker twice"
 
 
 def finish(
@@ -45,22 +43,30 @@ class Finisher:
         token: str,
         kinds: Sequence[str],
         truth: str | None,
+        time_limit: float,
         node: Callable[[], str] = node_here,
         alive: Callable[[str], bool] = node_alive,
     ) -> None:
-        """As of `finish`; `token`, `node` and `alive` as of `Masker`."""
+        """As of `finish`; `token`, `time_limit`, `node` and `alive` as of `Masker`."""
         self.out, self.kinds, self.truth, self.node = Location.parse(out), kinds, truth, node
+        self.time_limit = time_limit
         self.attempts = Attempts(self.out / ".parts" / token / "finishing", alive)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Finish a video: {"record": JSON} to {"finished": JSON}."""
         record = json.loads(row["record"])
-        if self.attempts.begin(record["video_id"], self.node()) is not None:
-            failed = f"not exported: {record['video_id']}: {GAVE_UP}"
-            finished = {"video_id": record["video_id"], "errors": [failed], "scores": None}
-        else:
-            finished = finish(self.out, record, self.kinds, self.truth)
-            self.attempts.done()
+        try:
+            code = self.attempts.begin(record["video_id"], self.node())
+            if code is None:
+                with self.attempts.limited(self.time_limit):
+                    finished = finish(self.out, record, self.kinds, self.truth)
+                self.attempts.done()
+                return {"finished": json.dumps(finished)}
+            reason = why_not(code, self.time_limit)
+        except OSError as error:
+            reason = str(error)
+        failed = f"not exported: {record['video_id']}: {reason}"
+        finished = {"video_id": record["video_id"], "errors": [failed], "scores": None}
         return {"finished": json.dumps(finished)}
 
 
@@ -84,7 +90,7 @@ def finish_all(
 
     token = new_token()
     rows = {record["video_id"]: {"record": json.dumps(record)} for record in records}
-    arguments = (config.out, token, kinds, config.score)
+    arguments = (config.out, token, kinds, config.score, config.time_limit)
     with explained():
         actors.run(rows, Finisher, arguments, config, None, take, stop, lambda: None)
     (out / ".parts" / token).delete()

@@ -62,8 +62,10 @@ class Plan:
     """Sound videos, the largest first."""
     invalid: Mapping[str, tuple[str, ...]]
     """Of each other video its faults, with manifest and row."""
+    unreadable: tuple[str, ...]
+    """Faults of whole manifests: nobody knows which videos they name."""
     loose: tuple[str, ...]
-    """Faults that belong to no video."""
+    """Other faults that belong to no video."""
     accepted: Mapping[str, tuple[Row, ...]]
     """Of a video the rows that say that masks are right as they are. They are no prompts: nothing
     is masked anew for them."""
@@ -71,7 +73,8 @@ class Plan:
     @property
     def faults(self) -> list[str]:
         """All of them."""
-        return [*self.loose, *(fault for faults in self.invalid.values() for fault in faults)]
+        some = (*self.unreadable, *self.loose)
+        return [*some, *(fault for faults in self.invalid.values() for fault in faults)]
 
 
 def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
@@ -84,16 +87,13 @@ def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
     """
     asked: dict[str, tuple[str, VideoPrompts]] = {}
     invalid: dict[str, list[str]] = {}
+    unreadable: list[str] = []
     loose: list[str] = []
     for manifest in manifests:
         place = Location.parse(manifest)
-        try:
-            table = parse_table(place.name, place.read_bytes())
-        except ManifestError as error:
-            loose += [str(fault) for fault in error.faults]
-            continue
-        sound, faulty, others = read_manifest(table)
+        sound, faulty, others, whole = _read(place)
         loose += [f"{manifest}: {fault}" for fault in others]
+        unreadable += [f"{manifest}: {fault}" for fault in whole]
         for video_id, faults in faulty.items():
             invalid.setdefault(video_id, []).extend(f"{manifest}: {fault}" for fault in faults)
         for video in sound:
@@ -130,7 +130,19 @@ def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
             work.append(Work(video.video_id, video.uri, rows, video.extra, size, key))
     work.sort(key=lambda one: (-one.size, one.video_id))
     named = {video_id: tuple(faults) for video_id, faults in invalid.items()}
-    return Plan(tuple(work), named, tuple(loose), accepted)
+    return Plan(tuple(work), named, tuple(unreadable), tuple(loose), accepted)
+
+
+def _read(
+    manifest: Location,
+) -> tuple[list[VideoPrompts], Mapping[str, Sequence[Fault]], list[Fault], list[Fault]]:
+    """As `read_manifest`, of a file; and faults that make nothing of it readable."""
+    try:
+        sound, faulty, loose = read_manifest(parse_table(manifest.name, manifest.read_bytes()))
+    except ManifestError as error:
+        return [], {}, [], list(error.faults)
+    whole = [fault for fault in loose if not fault.row]
+    return sound, faulty, [fault for fault in loose if fault.row], whole
 
 
 def is_accepted(rows: Sequence[Row], span: Mapping[str, Any]) -> bool:
@@ -147,7 +159,7 @@ def is_accepted(rows: Sequence[Row], span: Mapping[str, Any]) -> bool:
 
 def absolute_uri(uri: str, root: str | None, manifest: Location) -> str:
     """Where a video lies, by its manifest and the root that relative uris are meant from."""
-    if "://" in uri or uri.startswith(("/", "~")):
+    if "://" in uri or uri.startswith(("/", "~/")):
         return str(Location.parse(uri))
     base = Location.parse(root) if root is not None else manifest.parent
     if not base.is_s3:  # ../videos is a usual thing to write
@@ -213,6 +225,11 @@ def part_place(parts: Location, video_id: str) -> Location:
 def masks_place(out: Location, video_id: str) -> Location:
     """Its masks."""
     return out / "masks" / f"{video_id}.parquet"
+
+
+def masked(out: Location) -> set[str]:
+    """Videos of which there are masks, whether or not a marker says that they are sound."""
+    return {entry.path.removesuffix(".parquet") for entry in (out / "masks").walk()}
 
 
 def commits(out: Location) -> dict[str, dict[str, Any]]:

@@ -7,12 +7,11 @@ worker that a killed job left behind harms nothing, however late it writes.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from jobs import segmenters
+from jobs import scratch, segmenters
 from jobs.fetch import localize_in
 from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, file_name, part_place, settings_of
 from jobs.storage import Location
@@ -83,7 +82,27 @@ class Attempts:
 
     def done(self) -> None:
         """It did not end the worker."""
-        self._mine.delete()
+        with suppress(OSError):  # what it was for is done; the folder goes with the job
+            self._mine.delete()
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """End this process when what is done here takes longer: a decoder that hangs cannot be
+        interrupted. Ray starts another one."""
+        timer = threading.Timer(seconds, self._give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        threading.Timer(_LAST_WORDS, os._exit, (1,)).start()  # storage may hang, too
+        try:
+            self.fail(TIME_LIMIT)
+        finally:
+            os._exit(1)
 
 
 def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) -> dict[str, Any]:
@@ -93,10 +112,7 @@ def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) ->
         Its record: status ok, partial (something did not decode) or failed, with a code.
     """
     started = time.perf_counter()
-    record: dict[str, Any] = {
-        "video_id": work.video_id, "uri": work.uri, "key": work.key, "status": "failed",
-        "code": None, "error": None, "frames": 0, "extra": dict(work.extra),
-    }  # fmt: skip
+    record = _begun(work)
     try:
         path = localize_in(target.parent / "video", Location.parse(work.uri))
         with Video.open(path) as video:
@@ -219,43 +235,37 @@ class Masker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Mask a video: {"work": JSON} to {"record": JSON}, its masks under `.parts`."""
         work = Work.from_json(row["work"])
-        stopped = self.attempts.begin(work.video_id, self.node())
-        if stopped is not None:
-            return {"record": json.dumps(_given_up(work, stopped, self.time_limit))}
-        timer = threading.Timer(self.time_limit, self._give_up)
-        timer.daemon = True
-        timer.start()
-        self.folder = Path(tempfile.mkdtemp(prefix="patchray-mask-"))
+        record = _begun(work)
         try:
-            record = mask(work, self.segmenter, self.config, self.folder / "masks")
-            if record["status"] != "failed":
-                content = (self.folder / "masks").read_bytes()
-                part_place(self.parts, work.video_id).write_bytes(content)
-        except OSError as error:
+            code = self.attempts.begin(work.video_id, self.node())
+            if code is not None:
+                record |= {"code": code, "error": why_not(code, self.time_limit)}
+            else:
+                record |= self._masked(work)
+                self.attempts.done()
+        except OSError as error:  # storage, or this node's disk: the batch goes on without it
             record |= {"status": "failed", "code": "storage", "error": str(error)}
-        finally:
-            timer.cancel()
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.attempts.done()
         return {"record": json.dumps(record)}
 
-    def _give_up(self) -> None:
-        """A decoder that hangs cannot be interrupted: the process goes; Ray starts another one."""
-        threading.Timer(_LAST_WORDS, os._exit, (1,)).start()  # storage may hang, too
-        try:
-            self.attempts.fail(TIME_LIMIT)
-            shutil.rmtree(self.folder, ignore_errors=True)
-        finally:
-            os._exit(1)
+    def _masked(self, work: Work) -> dict[str, Any]:
+        with scratch.folder() as folder, self.attempts.limited(self.time_limit):
+            record = mask(work, self.segmenter, self.config, folder / "masks")
+            if record["status"] != "failed":
+                content = (folder / "masks").read_bytes()
+                part_place(self.parts, work.video_id).write_bytes(content)
+        return record
 
 
-def _given_up(work: Work, code: str, time_limit: float) -> dict[str, Any]:
-    reasons = {
-        TIME_LIMIT: f"not done after {time_limit:g} s (--time-limit)",
-        "quarantined": f"ended its worker {ATTEMPTS_PER_VIDEO} times",
-    }
+def why_not(code: str, time_limit: float) -> str:
+    """In words why a video is not tried (again)."""
+    if code == TIME_LIMIT:
+        return f"not done after {time_limit:g} s (--time-limit)"
+    return f"ended its worker {ATTEMPTS_PER_VIDEO} times"
+
+
+def _begun(work: Work) -> dict[str, Any]:
+    """The record of a video of which nothing is masked yet."""
     return {
         "video_id": work.video_id, "uri": work.uri, "key": work.key, "status": "failed",
-        "code": code, "error": reasons[code], "frames": 0, "extra": dict(work.extra),
-        "seconds": 0.0,
+        "code": None, "error": None, "frames": 0, "extra": dict(work.extra), "seconds": 0.0,
     }  # fmt: skip

@@ -6,7 +6,7 @@ void. The frames come from the run's videos, which have to be what they were.
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.fetch import cache_folder, localize, once
-from jobs.mask_exports import Rows, table_of
+from jobs import scratch
+from jobs.fetch import cache_folder, localize_in, once
+from jobs.mask_exports import Rows
+from jobs.mask_plan import masks_place
 from jobs.mask_work import hash_of
-from jobs.storage import Location, StorageError
+from jobs.storage import Location
 from masking.decode import Bools, PairError, Pixels, nearest
 from masking.outputs import frames_of, label_map, mask_of
 from masking.video import Video, VideoError
@@ -31,6 +33,10 @@ FRAMES = 32
 alike to teach much."""
 QUALITY = 95
 """Of the JPEGs."""
+_REMEDY = (
+    "A mask run holds masks, not frames: bring its videos back to where they were, or mask them"
+    " anew where they are."
+)
 _SCHEMA = pa.schema(
     [("image", pa.binary()), ("masks", pa.binary()), ("ignore", pa.binary()), ("key", pa.string())]
 )
@@ -55,17 +61,22 @@ def as_pairs(place: Location, longest: int) -> Path:
     good = [row for row in _rows(ledger) if row["status"] in ("ok", "partial")]
     if not good:
         raise PairError(f"{place}: a mask run without a masked video")
-    videos = _videos(place, good)
     state = [(row["video_id"], row["masks_sha256"], row["content_sha256"]) for row in good]
     digest = hashlib.sha256(repr((FORMAT, FRAMES, QUALITY, longest, state)).encode()).hexdigest()
 
     def make(target: Path) -> None:
-        count = 0
+        count, faults = 0, list[str]()
         with pq.ParquetWriter(target, _SCHEMA) as writer:
             for row in good:
-                made = list(_frames(place, row["video_id"], videos[row["video_id"]], longest))
+                try:
+                    made = _taken(place, row, longest)
+                except (OSError, VideoError) as error:
+                    faults.append(f"{place}: video {row['video_id']} ({row['uri']}): {error}")
+                    continue
                 writer.write_table(pa.Table.from_pylist(made, _SCHEMA))
                 count += len(made)
+        if faults:
+            raise PairError(*faults, _REMEDY)
         if not count:
             raise PairError(f"{place}: not one mask of this run was prompted or tracked")
 
@@ -78,46 +89,38 @@ def _rows(ledger: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def _videos(place: Location, rows: Sequence[Mapping[str, Any]]) -> dict[str, Path]:
-    """The videos on this node; every one that cannot be had is named."""
-    found, faults = {}, []
-    for row in rows:
-        try:
-            path = localize(Location.parse(row["uri"]))
-            if not path.exists():
-                raise FileNotFoundError("it is not there")
-            if hash_of(path) != row["content_sha256"]:
-                raise FileNotFoundError("it is another one than was masked")
-            found[row["video_id"]] = path
-        except (StorageError, FileNotFoundError) as error:
-            faults.append(f"{place}: video {row['video_id']} ({row['uri']}): {error}")
-    if faults:
-        raise PairError(
-            *faults,
-            "A mask run holds masks, not frames: bring its videos back to where they were, or mask"
-            " them anew where they are.",
-        )
-    return found
+def _taken(place: Location, row: Mapping[str, Any], longest: int) -> list[dict[str, Any]]:
+    """Rows of the frames that are taken of a video; one in S3 is here no longer than that takes.
+
+    Raises:
+        OSError, VideoError: it cannot be had, or it or its masks are not those of the ledger.
+    """
+    content = masks_place(place, row["video_id"]).read_bytes()
+    if hashlib.sha256(content).hexdigest() != row["masks_sha256"]:
+        raise FileNotFoundError("its masks are newer than videos.parquet: end the mask job first")
+    with scratch.folder() as folder:
+        path = localize_in(folder / "video", Location.parse(row["uri"]))
+        if not path.exists():
+            raise FileNotFoundError("it is not there")
+        if hash_of(path) != row["content_sha256"]:
+            raise FileNotFoundError("it is another one than was masked")
+        return list(_frames(pq.read_table(io.BytesIO(content)), row["video_id"], path, longest))
 
 
-def _frames(place: Location, video_id: str, path: Path, longest: int) -> Iterator[dict[str, Any]]:
-    """Rows of the frames that are taken of a video."""
+def _frames(table: pa.Table, video_id: str, path: Path, longest: int) -> Iterator[dict[str, Any]]:
     masks = {
         frame: rows
-        for frame, rows in frames_of(table_of(place, video_id))
+        for frame, rows in frames_of(table)
         if any(row["state"] in TRUSTED and row["area"] for row in rows)
     }
     wanted = chosen(masks)
-    try:
-        with Video.open(path) as video:
-            for frame in video:
-                if frame.index in wanted:
-                    key = f"{video_id} frame {frame.index}"
-                    yield _row(frame.image, masks[frame.index], longest) | {"key": key}
-                if frame.index >= max(wanted, default=-1):
-                    break
-    except VideoError as error:
-        raise PairError(f"{place}: video {video_id}: {error}") from error
+    with Video.open(path) as video:
+        for frame in video:
+            if frame.index in wanted:
+                key = f"{video_id} frame {frame.index}"
+                yield _row(frame.image, masks[frame.index], longest) | {"key": key}
+            if frame.index >= max(wanted, default=-1):
+                break
 
 
 def chosen(masks: Mapping[int, Rows]) -> set[int]:

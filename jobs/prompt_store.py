@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.storage import Location, StorageError, check_writable
-from masking.manifest import identity, json_rows, parse_table, read_manifest
+from masking.manifest import filled, identity, json_rows, parse_table, read_manifest
 from masking.rows import COLUMNS, ManifestError, given, parse_rows
 
 Record = dict[str, Any]
@@ -273,7 +273,8 @@ def read_records(name: str, content: bytes) -> list[Record]:
         ManifestError: every fault, but for objects without a positive point yet.
     """
     table = parse_table(name, content)
-    if not len(table):
+    records = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    if not any(map(filled, records)):
         return []
     _, faulty, loose = read_manifest(table, finished=False)
     faults = [*loose, *(fault for some in faulty.values() for fault in some)]
@@ -281,10 +282,10 @@ def read_records(name: str, content: bytes) -> list[Record]:
         raise ManifestError(faults)
     # Not by way of pandas, to which a whole number is a float where another row has none.
     if name.endswith((".jsonl", ".ndjson")):
-        return [*json_rows(content.decode())]
+        return [*json_rows(content.decode("utf-8-sig"))]
     if name.endswith(".parquet"):
         return cast(list[Record], pq.read_table(io.BytesIO(content)).to_pylist())
-    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+    return [record for record in records if filled(record)]
 
 
 def _locked(path: Path) -> Any:

@@ -167,7 +167,8 @@ class Location:
             raise StorageError(
                 f"'{text}' is no place to keep files: give a path, or s3://bucket/..."
             )
-        return cls(str(Path(text).expanduser().absolute()))
+        home = text == "~" or text.startswith("~/")  # ~tmp.mp4 is a name
+        return cls(str((Path(text).expanduser() if home else Path(text)).absolute()))
 
     @classmethod
     def _parse_s3(cls, text: str, rest: str) -> "Location":

@@ -18,7 +18,7 @@ from jobs.config import ConfigError, parse
 from jobs.fetch import localize
 from jobs.mask_exports import table_of
 from jobs.mask_plan import commits
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage import Location, check_writable
 from masking.decode import Pixels
 from masking.outputs import frames_of, mask_of
 from masking.overlay import draw_masks
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         show(parse(StripConfig, argv, "jobs.strip", __doc__))
-    except (ConfigError, StorageError, VideoError) as error:
+    except (ConfigError, OSError, VideoError) as error:
         sys.stderr.write(f"jobs.strip: {error}\n")
         return 2
     return 0

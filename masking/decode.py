@@ -95,6 +95,7 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
 
     Raises:
         PairError: it does not decode, all of it.
+        OSError: with an `errno`: the file cannot be read at all.
     """
     try:
         with _open(source) as picture:
@@ -115,6 +116,8 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
     except PairError:
         raise
     except Exception as error:  # Pillow's formats raise all kinds
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+            raise
         raise PairError(f"the image does not decode: {error or type(error).__name__}") from error
 
 

@@ -156,8 +156,10 @@ class _Sound:
         self._next: Sound | None = None
         if path.is_file():
             self._source = av.open(str(path.absolute()), metadata_errors="replace")
-            if self._source.streams.audio:
-                self._left = self._packets(self._source, self._source.streams.audio[0], target)
+            # Of a codec that FFmpeg does not know there is no context: then the film is silent.
+            known = [s for s in self._source.streams.audio if s.codec_context is not None]
+            if known:
+                self._left = self._packets(self._source, known[0], target)
                 self._next = next(self._left, None)  # a stream has to be there before the header
 
     def _packets(

@@ -5,6 +5,7 @@ One row is one of `masking.rows`, with the video that it is of:
     uri  object_id  frame | time_s  x  y  label  [video_id ...]
 """
 
+import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -45,16 +46,36 @@ def parse_table(name: str, content: bytes) -> pd.DataFrame:
     try:
         if name.endswith(".csv"):
             # As text: a frame of 1.0 and an empty one are told apart row by row.
-            text = io.BytesIO(content)
-            return pd.read_csv(text, dtype=str, keep_default_na=False, index_col=False)
+            if faults := _surplus(content):
+                raise ManifestError(faults)
+            # Blank lines stay, so that rows count as a spreadsheet counts them.
+            return pd.read_csv(
+                io.BytesIO(content), dtype=str, keep_default_na=False, index_col=False,
+                skip_blank_lines=False,
+            )  # fmt: skip
         if name.endswith((".jsonl", ".ndjson")):
             # As objects: numbers of a column with gaps would become floats, 7 "7.0".
             return pd.DataFrame(list(json_rows(content.decode("utf-8-sig"))), dtype=object)
         if name.endswith(".parquet"):
             return pd.read_parquet(io.BytesIO(content), dtype_backend="numpy_nullable")
+    except ManifestError:
+        raise
     except Exception as error:  # pandas' readers raise all kinds
         raise ManifestError([Fault(0, name, f"unreadable: {error}", "a table")]) from error
     raise ManifestError([Fault(0, name, "of no known kind", ".csv, .jsonl, .ndjson or .parquet")])
+
+
+def _surplus(content: bytes) -> list[Fault]:
+    """Rows of a CSV file with more in them than the header has names for: all that follows a comma
+    too many would be in the wrong column, and pandas drops the last."""
+    rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+    count = len(next(rows, ()))
+    expected = f"{count}, as the header has; what has a comma in it wants quotes"
+    return [
+        Fault(number, "the row", f"of {len(row)} values", expected)
+        for number, row in enumerate(rows, 1)
+        if any(row[count:])
+    ]
 
 
 def json_rows(text: str) -> Iterator[dict[str, Any]]:
@@ -89,7 +110,8 @@ def read_manifest(
         and faults that belong to no video. Rows count from 1 below the header.
     """
     missing = [column for column in ("uri", "object_id") if column not in table.columns]
-    if missing or not len(table):
+    records = [cast(Mapping[str, Any], record) for record in table.to_dict("records")]
+    if missing or not any(map(filled, records)):
         what = f"without {' and '.join(missing)}" if missing else "empty"
         return (
             [],
@@ -98,23 +120,24 @@ def read_manifest(
         )
     loose: list[Fault] = []
     groups: dict[str, list[tuple[int, Mapping[str, Any]]]] = {}
-    for number, record in enumerate(table.to_dict("records"), 1):
-        named = cast(Mapping[str, Any], record)
-        fault, video_id = identity(number, named)
+    for number, record in enumerate(records, 1):
+        if not filled(record):
+            continue
+        fault, video_id = identity(number, record)
         if fault is None:
-            groups.setdefault(video_id, []).append((number, named))
+            groups.setdefault(video_id, []).append((number, record))
         else:
             loose.append(fault)
     sound, faulty = [], {}
-    for video_id, records in groups.items():
-        first = records[0][1]
-        others = {str(record["uri"]): number for number, record in reversed(records)}
+    for video_id, mine in groups.items():
+        first = mine[0][1]
+        others = {str(record["uri"]): number for number, record in reversed(mine)}
         others.pop(str(first["uri"]))
         faults = [
             Fault(number, "uri", repr(uri), f"one uri for video_id {video_id}")
             for uri, number in sorted(others.items(), key=lambda item: item[1])
         ]
-        table_of, numbers = [record for _, record in records], [number for number, _ in records]
+        table_of, numbers = [record for _, record in mine], [number for number, _ in mine]
         rows, found = parse_rows(table_of, numbers)
         faults += found
         if finished and not found:
@@ -127,6 +150,11 @@ def read_manifest(
     return sound, faulty, loose
 
 
+def filled(record: Mapping[str, Any]) -> bool:
+    """Whether a row holds anything: a blank line of a spreadsheet does not."""
+    return any(given(value) for value in record.values())
+
+
 def identity(number: int, record: Mapping[str, Any]) -> tuple[Fault | None, str]:
     """The video that a row, the `number`th, belongs to: a fault if there is one, and its id."""
     if not given(record["uri"]):
@@ -134,6 +162,10 @@ def identity(number: int, record: Mapping[str, Any]) -> tuple[Fault | None, str]
     uri = str(record["uri"])
     chosen = given(record.get("video_id"))
     video_id = str(record["video_id"]) if chosen else default_id(uri)
+    try:
+        f"{uri}{video_id}".encode()
+    except UnicodeEncodeError:
+        return Fault(number, "uri", ascii(uri), "text that UTF-8 can hold"), ""
     parts = video_id.split("/")
     if max(len(part.encode()) for part in parts) > _LONGEST:
         expected = f"names of up to {_LONGEST} bytes; a column video_id can give a shorter one"

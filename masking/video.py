@@ -9,7 +9,9 @@ wrong too often to be asked. A file whose decoder stumbles gives what can be had
 says what was lost. Files are read by PyAV (FFmpeg); a folder of images is a video too.
 """
 
+import errno
 import logging
+import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -39,6 +41,11 @@ MAX_PIXELS = 1 << 27
 """Frames of more pixels are refused by the decoder: 16,384 x 8,192."""
 HD_LINES = 720
 """Untagged video of so many lines is BT.709, of fewer BT.601, as players take it."""
+_NOT_THE_FILE = {
+    errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
+    errno.ENOMEM, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV,
+}  # fmt: skip
+"""What a disk, the network or this machine says when a file is read; no damage to it does."""
 _HDR = {16: "PQ", 18: "HLG"}  # colour transfers of ITU-T H.273
 _UNTAGGED = 2
 _KEPT_MESSAGES = 5
@@ -235,7 +242,7 @@ class _File:
                     last = pts
                 if index >= start:
                     yield self._frame(raw, index, first)
-        if missing := _missing_bytes(self.path):
+        if missing := missing_bytes(self.path):
             self.report.cut_off = True
             self.report.note(f"the file ends {missing:,} bytes before it says")
         if not self.report.frames:
@@ -424,6 +431,9 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
     try:
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except FFmpegError as error:
+        _check_machine(error, path)
+        if error.errno == errno.ENOENT:
+            raise VideoError("not_found", f"{path} is not there (any more)") from error
         raise VideoError(
             "not_a_video", f"{path}: not a video that can be opened: {error.strerror}"
         ) from error
@@ -446,7 +456,11 @@ def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
 def _decoded(
     container: av.container.InputContainer, stream: av.VideoStream, report: Report
 ) -> Iterator[VideoFrame]:
-    """All frames that can be had: packets that do not decode are counted and skipped."""
+    """All frames that can be had: packets that do not decode are counted and skipped.
+
+    Raises:
+        OSError, MemoryError: the trouble is not the file's, which may be whole.
+    """
     packets = container.demux(stream)
     while True:
         try:
@@ -454,6 +468,7 @@ def _decoded(
         except StopIteration:
             return
         except (FFmpegError, OSError) as error:
+            _check_machine(error, container.name)
             # After an error of the demuxer there may be nothing but errors: what the decoder
             # still holds is asked for, then it is over.
             report.cut_off = True
@@ -476,21 +491,65 @@ def _flushed(stream: av.VideoStream, report: Report) -> Iterator[VideoFrame]:
         report.note(f"the decoder says: {error.strerror}")
 
 
-def _missing_bytes(path: Path) -> int:
-    """How much shorter a Matroska or WebM file is than its header says; FFmpeg only logs it.
+def _check_machine(error: FFmpegError | OSError, path: Path | str) -> None:
+    """Raise what is no fault of the file as what it is."""
+    if error.errno == errno.ENOMEM:
+        raise MemoryError(f"{path}: no memory left") from error
+    if error.errno in _NOT_THE_FILE:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
-    RFC 8794: a master element is its id and its length, which takes as many bytes as the first of
-    them has zeros in front, and one; all ones: unknown, as of a live stream.
+
+def missing_bytes(path: Path) -> int:
+    """How much shorter a file is than it says itself, as an upload leaves it that broke off.
+
+    FFmpeg only logs it, or says nothing where the cut lies in what it skips. Of Matroska and WebM,
+    MP4 and QuickTime, AVI; 0 for all others.
     """
     with path.open("rb") as stream:
         head = stream.read(4096)
+        size = path.stat().st_size
+        if head.startswith(b"\x1a\x45\xdf\xa3"):
+            return max(0, _matroska_end(head) - size)
+        following = {b"RIFF": _riff_chunk}.get(head[:4])
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+            following = _iso_box
+        at = 0
+        while following is not None and at < size:
+            stream.seek(at)
+            length = following(stream.read(16))
+            if length == 0:  # to the end, or nothing that belongs to it
+                return 0
+            at += length
+    return max(0, at - size)
+
+
+def _matroska_end(head: bytes) -> int:
+    """RFC 8794: a master element is its id and its length, which takes as many bytes as the first
+    of them has zeros in front, and one; all ones: unknown, as of a live stream."""
     at = head.find(b"\x18\x53\x80\x67") + 4  # Segment, which holds all that follows
-    if not head.startswith(b"\x1a\x45\xdf\xa3") or at < 4 or at >= len(head) or not head[at]:
+    if at < 4 or at >= len(head) or not head[at]:
         return 0
     width = 9 - head[at].bit_length()
     unknown = (1 << 7 * width) - 1
     length = int.from_bytes(head[at : at + width], "big") & unknown
-    return 0 if length == unknown else max(0, at + width + length - path.stat().st_size)
+    return 0 if length == unknown else at + width + length
+
+
+def _iso_box(head: bytes) -> int:
+    """ISO 14496-12, 4.2: length and name, then the length again where it takes 64 bits."""
+    length, name = int.from_bytes(head[:4], "big"), head[4:8]
+    if len(name) < 4 or not name.isascii() or not name.decode().isprintable():
+        return 0
+    if length == 1 and len(head) == 16:
+        length = int.from_bytes(head[8:], "big")
+    return length if length >= 8 else 0
+
+
+def _riff_chunk(head: bytes) -> int:
+    """Of AVI the first chunk holds all; of more than a gigabyte others like it follow."""
+    length = int.from_bytes(head[4:8], "little")
+    known = head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"AVIX")
+    return 8 + length + length % 2 if known and 0 < length < (1 << 32) - 1 else 0
 
 
 def _rotation(raw: VideoFrame, report: Report) -> int:

@@ -149,3 +149,26 @@ def test_a_column_of_lists_travels_along():
 def test_a_table_without_its_columns():
     _, _, loose = read_manifest(pd.DataFrame({"x": [1]}))
     assert str(loose[0]).startswith("the table is without uri and object_id; expected a row for")
+
+
+def test_a_row_with_a_comma_too_many_is_named():
+    content = b"uri,object_id,frame,x,y\na.mp4,1,0,10,20\n\na.mp4,1,0,10,5,20\n"
+    with pytest.raises(ManifestError) as error:
+        parse_table("m.csv", content)
+    (fault,) = error.value.faults
+    assert str(fault).startswith("row 3: the row is of 6 values; expected 5, as the header has")
+
+
+def test_rows_count_as_a_spreadsheet_counts_them():
+    content = b"uri,object_id,frame,x,y\n\na.mp4,1,0,10,20\n,,,,\na.mp4,0,0,1,1\n\n"
+    sound, faulty, loose = read_manifest(parse_table("m.csv", content))
+    assert (sound, loose) == ([], [])
+    assert [str(fault) for fault in faulty["a"]] == [
+        "row 4: object_id is '0'; expected a number from 1"
+    ]
+
+
+def test_text_that_utf8_cannot_hold_is_a_fault_of_its_row():
+    line = json.dumps(dict(ROWS[0], uri="\ud800.mp4"))
+    _, _, (fault,) = read_manifest(parse_table("m.jsonl", line.encode()))
+    assert str(fault) == "row 1: uri is '\\ud800.mp4'; expected text that UTF-8 can hold"

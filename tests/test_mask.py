@@ -1,6 +1,7 @@
 """jobs.mask: plans and keys, one video on a worker, a batch on Ray with a kill."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -15,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import mask, mask_batch, mask_plan, mask_work, segmenters
+from jobs import mask, mask_batch, mask_exports, mask_plan, mask_work, segmenters
 from jobs.mask_plan import Work
 from jobs.mask_work import Attempts, Masker, WorkerError
 from jobs.signals import Stop
-from jobs.storage import Location
+from jobs.storage import Location, StorageError
 from masking.outputs import frames_of, mask_of
 from masking.propagate import mask_video
 from masking.sam import load
@@ -207,13 +208,18 @@ def test_faults_stop_the_job_before_it_starts_and_check_only_checks(clips, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path, capsys):
-    out = Location.parse(tmp_path / "out")
-    worker = masker(tmp_path / "out", clips, settings)
-    found = plan(clips, settings)
-    records = [json.loads(worker({"work": w.to_json()})["record"]) for w in found.work[:2]]
+def made(clips, settings, out, count=2):
+    """Some videos masked and published, without Ray: the plan, and their records."""
+    worker, found = masker(out.local_path, clips, settings), plan(clips, settings)
+    records = [json.loads(worker({"work": w.to_json()})["record"]) for w in found.work[:count]]
     for record in records:
         mask_batch.publish(record, out, out / ".parts/token")
+    return found, records
+
+
+def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path, capsys):
+    out = Location.parse(tmp_path / "out")
+    found, records = made(clips, settings, out)
     records[0]["uri"] = str(clips / "gone.mp4")
     config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=("overlay", "youtube-vos"))
     assert mask.finish(config, out, found, records, 0, Stop()) == 1
@@ -222,6 +228,83 @@ def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path
     )
     assert (out / f"export/overlay/{records[1]['video_id']}.mp4").exists()
     assert (out / "export/youtube-vos/meta.json").exists()
+
+
+def test_exports_of_masks_that_are_made_anew_do_not_stay(clips, settings, tmp_path):
+    out = Location.parse(tmp_path / "out")
+    found, (first, second) = made(clips, settings, out)
+    kinds = ("overlay", "davis", "png", "coco")
+    config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=kinds)
+    assert mask.finish(config, out, found, [first, second], 0, Stop()) == 0
+    mask_exports.forget(out, [first["video_id"]])
+    left = {entry.path for entry in (out / "export").walk()}
+    assert left
+    assert all(second["video_id"] in path for path in left)
+    assert any(path.startswith("png/") for path in left)
+
+
+def test_a_marker_without_its_masks_is_not_done(clips, settings, tmp_path):
+    out = Location.parse(tmp_path / "out")
+    found, records = made(clips, settings, out)
+    config = mask.MaskConfig(out=str(out), manifest=("m.csv",))
+    mask_plan.masks_place(out, records[0]["video_id"]).delete()
+    done, there = mask_plan.commits(out), mask_plan.masked(out)
+    assert [mask.is_done(done[work.video_id], work, config, there) for work in found.work[:2]] == [
+        False,
+        True,
+    ]
+
+
+def test_storage_that_stumbles_costs_one_video_and_not_the_batch(clips, settings, tmp_path):
+    worker, work = masker(tmp_path, clips, settings), plan(clips, settings).work[0]
+
+    def refuse(*args):
+        raise StorageError("the disk is full", errno.ENOSPC)
+
+    worker.attempts.begin = refuse
+    record = json.loads(worker({"work": work.to_json()})["record"])
+    assert (record["status"], record["code"], record["error"]) == (
+        "failed", "storage", "the disk is full",
+    )  # fmt: skip
+    assert record["video_id"] == work.video_id
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_publishing_is_tried_again(clips, settings, tmp_path, monkeypatch, after):
+    """Whether storage refused the move, or moved and did not say so."""
+    monkeypatch.setattr(mask_batch, "PUBLISH_WAITS", (0.0, 0.0))
+    out, move, tries = Location.parse(tmp_path / "out"), Location.move, []
+
+    def stumble(source, target):
+        tries.append(source)
+        if len(tries) == 1 and not after:
+            raise StorageError("timed out")
+        move(source, target)
+        if len(tries) == 1:
+            raise StorageError("timed out")
+
+    monkeypatch.setattr(Location, "move", stumble)
+    _, (record,) = made(clips, settings, out, count=1)
+    assert mask_plan.commits(out)[record["video_id"]] == record
+    assert mask_plan.masked(out) == {record["video_id"]}
+
+
+def test_a_manifest_that_does_not_read_is_never_skipped(clips, tmp_path, capsys):
+    (tmp_path / "half.parquet").write_bytes(b"PAR1")
+    manifests = [str(clips / "clicks.csv"), str(tmp_path / "half.parquet")]
+    flags = ["--manifest", *manifests, "--out", f"{tmp_path}/out", "--skip-invalid"]
+    assert mask.main(flags) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/half.parquet: half.parquet is unreadable" in said
+    assert "--skip-invalid leaves out videos, not manifests" in said
+
+
+def test_a_name_that_begins_with_a_tilde_is_no_home(clips, tmp_path):
+    (tmp_path / "~tmp.mp4").write_bytes((clips / "c0.mp4").read_bytes())
+    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\n~tmp.mp4,1,0,32,40\n")
+    (work,) = mask_plan.make([str(tmp_path / "m.csv")], None, "settings").work
+    assert work.uri == str(tmp_path / "~tmp.mp4")
+    assert Location.parse(work.uri).exists()
 
 
 def test_ids_too_long_for_a_file_have_markers_all_the_same(tmp_path):

@@ -222,10 +222,12 @@ def test_videos_that_are_gone_or_others_are_named(masked_run, tmp_path):
     copy.upload(out.local_path)
     rows = [record | {"video_id": "gone", "uri": str(folder / "gone.mp4")}]
     rows.append(record | {"content_sha256": "another"})
+    rows.append(record | {"masks_sha256": "another"})
     (copy / "videos.parquet").write_bytes(mask_ledger.ledger(rows))
     with pytest.raises(PairError) as caught:
         masked.as_pairs(copy, 0)
     assert "video gone" in str(caught.value)
     assert "video c " in str(caught.value)
     assert "another one than was masked" in str(caught.value)
+    assert "its masks are newer than videos.parquet" in str(caught.value)
     assert "holds masks, not frames" in str(caught.value)

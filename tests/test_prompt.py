@@ -525,8 +525,8 @@ def run_by_hand(config, out, only=None):
     wanted = mask_plan.settings_of(segmenters.locate("mini"), "float32", config.track)
     plan = mask_plan.make(config.manifest, None, wanted)
     assert plan.faults == []
-    done = mask_plan.commits(out)
-    todo = [w for w in plan.work if not mask.is_done(done.get(w.video_id), w, config)]
+    done, there = mask_plan.commits(out), mask_plan.masked(out)
+    todo = [w for w in plan.work if not mask.is_done(done.get(w.video_id), w, config, there)]
     runs.describe(out, config)
     records = []
     for work in todo:

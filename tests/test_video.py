@@ -1,8 +1,10 @@
 """Frames of videos: equal to a plain full decode, forward and backward; broken files."""
 
 import csv
+import errno
 import os
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -11,8 +13,9 @@ import pytest
 from av.video.reformatter import Colorspace
 from PIL import Image
 
+from masking import video as video_module
 from masking.film import Film
-from masking.video import Video, VideoError
+from masking.video import Video, VideoError, missing_bytes
 
 DATA = Path(os.environ.get("VISION_DATA", "absent")) / "videos"
 LONG = 3_000_000_000
@@ -20,8 +23,10 @@ LONG = 3_000_000_000
 
 
 def clip(path: Path, frames: int = 60, size: tuple[int, int] = (64, 96), gop: int = 12) -> Path:
-    """A moving pattern; no two frames are alike. Key frames every `gop`, B-frames between."""
-    with av.open(str(path), "w") as container:
+    """A moving pattern; no two frames are alike. Key frames every `gop`, B-frames between; of an
+    MP4 called fast.mp4 the index comes first."""
+    options = {"movflags": "+faststart"} if path.name == "fast.mp4" else {}
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "15"})
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.gop_size, stream.max_b_frames = gop, 2
@@ -170,15 +175,62 @@ def test_broken_files_give_frames_or_a_typed_error(tmp_path):
     assert not [name for name in counts if name.endswith("mp4")]  # their index came last
 
 
-def test_a_matroska_file_that_is_cut_short_says_so(tmp_path):
-    content = clip(tmp_path / "whole.mkv").read_bytes()
-    cut = tmp_path / "cut.mkv"
+@pytest.mark.parametrize("name", ["whole.mkv", "fast.mp4", "whole.avi"])
+def test_a_file_that_is_cut_short_says_so(tmp_path, name):
+    content = clip(tmp_path / name).read_bytes()
+    cut = tmp_path / f"cut_{name}"
     for share, says in ((1.0, False), (0.9, True), (0.6, True)):
         cut.write_bytes(content[: int(share * len(content))])
         with Video.open(cut) as video:
             assert list(video)
             assert video.report.cut_off is says
             assert any("bytes before it says" in note for note in video.report.notes) is says
+
+
+def test_what_follows_the_last_box_of_a_file_is_not_missed(tmp_path):
+    content = clip(tmp_path / "whole.mp4").read_bytes()
+    odd = tmp_path / "odd.mp4"
+    odd.write_bytes(content + b"\0" * 5)
+    assert missing_bytes(odd) == 0
+    odd.write_bytes(content + (1).to_bytes(4, "big") + b"free" + (1000).to_bytes(8, "big"))
+    assert missing_bytes(odd) == 1000 - 16
+    odd.write_bytes(content + bytes(4) + b"mdat")  # as long as the file
+    assert missing_bytes(odd) == 0
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_trouble_of_the_disk_is_not_taken_for_damage(tmp_path, monkeypatch, code):
+    path = clip(tmp_path / "a.mp4")
+    demux = av.container.InputContainer.demux
+
+    def failing(container, stream):
+        yield from islice(demux(container, stream), 20)
+        raise av.error.FFmpegError(code, os.strerror(code))
+
+    class Failing:
+        def __init__(self, container):
+            self.container, self.name = container, container.name
+
+        def demux(self, stream):
+            return failing(self.container, stream)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.container.close()
+
+    with Video.open(path) as video:
+        source = video_module._open
+
+        def opened(path):
+            container, stream = source(path)
+            return Failing(container), stream
+
+        monkeypatch.setattr(video_module, "_open", opened)
+        with pytest.raises(MemoryError if code == errno.ENOMEM else OSError) as error:
+            list(video)
+    assert str(path) in str(error.value)
 
 
 @pytest.mark.parametrize(("name", "code"), [("absent.mp4", "not_found"), ("folder", "not_a_video")])
