@@ -18,11 +18,12 @@ row with its code, and costs the others nothing. What has no sound marker is no 
 else lies in the folder.
 """
 
+import fcntl
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -64,9 +65,36 @@ def run(config: MaskConfig) -> int:
         return 0
     check_writable(out)
     runs.check_same(out, config, began="commits")
-    runs.describe(out, config)
-    segmenters.announce(config.weights)
-    forget(out, [work.video_id for work in todo if work.video_id in there])
+    with alone(out):
+        runs.describe(out, config)
+        segmenters.announce(config.weights)
+        forget(out, [work.video_id for work in todo if work.video_id in there])
+        return work_on(config, out, plan, todo, wanted)
+
+
+@contextmanager
+def alone(out: Location) -> Iterator[None]:
+    """Refuse a second start on the same local folder: each would delete what the other has not
+    published. Object storage has no such locks."""
+    with ExitStack() as held:
+        if out.local_path is not None:
+            out.local_path.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((out.local_path / ".lock").open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"--out {out}: another jobs.mask is at work there; wait for it, or stop it"
+                ) from None
+            except OSError:  # a file system without locks
+                pass
+        yield
+
+
+def work_on(
+    config: MaskConfig, out: Location, plan: Plan, todo: Sequence[Work], wanted: str
+) -> int:
+    """The stages that take time; the exit code."""
     started = time.monotonic()
     needed = bool(todo) or on_workers(config, len(plan.work))
     with Stop() as stop, cluster.connect() if needed else nullcontext():

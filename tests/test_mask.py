@@ -299,6 +299,16 @@ def test_a_manifest_that_does_not_read_is_never_skipped(clips, tmp_path, capsys)
     assert "--skip-invalid leaves out videos, not manifests" in said
 
 
+def test_a_second_start_on_the_same_folder_is_refused(clips, tmp_path, capsys):
+    out = Location.parse(tmp_path / "out")
+    flags = ["--manifest", str(clips / "clicks.csv"), "--out", str(out), "--skip-invalid"]
+    with mask.alone(out):
+        assert mask.main(flags) == 2
+    assert "another jobs.mask is at work there" in capsys.readouterr().err
+    with mask.alone(out):
+        pass
+
+
 def test_a_name_that_begins_with_a_tilde_is_no_home(clips, tmp_path):
     (tmp_path / "~tmp.mp4").write_bytes((clips / "c0.mp4").read_bytes())
     (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\n~tmp.mp4,1,0,32,40\n")
