@@ -24,6 +24,15 @@ from jobs.storage import Location
 PACKAGES = ("patchray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
 
 
+_BEGUN = {
+    "checkpoints": "a training",
+    "trials": "a sweep",
+    "predictions": "predictions",
+    "commits": "masks of videos",
+}
+"""What jobs have in their `--out` once there is something to go on from."""
+
+
 def check_same(out: Location, config: object, began: str = "checkpoints") -> None:
     """Check that `config` may go on with the run in `out`, if it has got anywhere.
 
@@ -33,9 +42,12 @@ def check_same(out: Location, config: object, began: str = "checkpoints") -> Non
         began: the folder in `out` that is not empty once there is something to go on from.
 
     Raises ConfigError, one line a field, when the run there was started with settings that differ
-    in what must not change.
+    in what must not change, or is one of another job.
     """
     path = out / "config.yaml"
+    for folder, what in _BEGUN.items():
+        if folder != began and (out / folder).list():
+            raise ConfigError(f"{out} holds {what}; give another --out")
     if path.exists() and (out / began).list():
         lines = changed(parse_yaml(path.read_text(), str(path)), config)
         if lines:

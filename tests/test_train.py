@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import psutil
+import pytest
 import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 from safetensors.torch import load, load_file
 
-from jobs.config import as_yaml
+from jobs.config import ConfigError, as_yaml
 from jobs.storage import Location
 from jobs.train import main
 from tests.conftest import ROOT, submit
@@ -211,6 +212,8 @@ def test_a_resumed_run_must_not_change(capsys, tmp_path):
     message = error(capsys, "--out", out, *changed)
     assert "--model.depth is 3, but the run was started with 2" in message
     assert "--optim.lr is 0.001, but the run was started with" in message
+    with pytest.raises(ConfigError, match="holds a training; give another --out"):
+        runs.check_same(Location.parse(out), config, began="predictions")
 
 
 def test_help_starts_nothing():

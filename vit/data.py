@@ -117,8 +117,8 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     """
     if not 0 < batch_size <= n:
         raise DataError(
-            f"the global batch is {batch_size}, the training set has {n} images; "
-            "the batch must be at least 1 and at most as large as the set"
+            f"batch_size is {batch_size}, the training set has {n} images; "
+            "a batch must be at least 1 and at most as large as the set"
         )
     return n // batch_size
 
