@@ -27,7 +27,7 @@ from masking.clicks import deepest, iou
 from masking.pairs import PairsConfig, survey
 from masking.sam import Prompts, Segmenter
 
-SIZES = {"square": (384, 384), "16:9": (216, 384)}
+SIZES = {"square": (480, 480), "16:9": (270, 480)}
 """(H, W) of the frames that are timed."""
 PROMPTS = 8
 

@@ -86,9 +86,9 @@ class Bench:
         self.flops = encoder_flops(plain.image_encoder)
         self.predictor = SamPredictor(plain.to(self.device))
         sam = random_sam(args.model)
-        if self.precision == "bfloat16":
-            sam.image_encoder.bfloat16()
         network, ours = Official(sam), f"ours, {self.precision}"
+        if self.precision == "bfloat16":
+            network.lower()
         self.segmenters = {ours: Segmenter(network, self.device, self.precision)}
         if args.compile:
             compiled = Segmenter(network, self.device, self.precision, compile=True)

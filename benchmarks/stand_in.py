@@ -32,6 +32,7 @@ class StandIn(nn.Module):
     """A network as `masking.sam.Network` wants it."""
 
     mask_stride, fill, radius = 4, (0.0, 0.0, 0.0), 24.0
+    autocast = True
 
     def __init__(self, seconds: float) -> None:
         """`seconds`: that a frame takes; 0: none."""

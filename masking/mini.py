@@ -42,7 +42,7 @@ DISC = 2.5
 class MiniConfig:
     """Sizes of the small segmenter."""
 
-    side: int = 384
+    side: int = 480
     """Longer side of the canvas, in pixels: frames are scaled to it."""
     widths: tuple[int, int, int] = (32, 64, 128)
     """Channels at strides 4, 8 and 16."""
@@ -417,6 +417,7 @@ class Mini(nn.Module):
 
     mask_stride = STRIDES[0]
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
+    autocast = True
 
     def __init__(self, config: MiniConfig = MiniConfig()) -> None:
         """Weights follow from torch's generator."""
@@ -429,6 +430,12 @@ class Mini(nn.Module):
         """Parameters of the trunk's 8 stages, first to last: what an ImageNet start brings."""
         trunk = self.encoder.trunk
         return [list(stage.parameters()) for stage in (trunk.stem, *trunk.stages)]
+
+    def lower(self) -> None:
+        """What autocast would cast for every frame to bfloat16, so with the same results."""
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                part.to(torch.bfloat16)
 
     def training_side(self, side: int) -> str:
         """What square images must measure, if `side` does not do; of any size are whole cells."""

@@ -54,9 +54,10 @@ class Official(nn.Module):
     """`masking.sam.Network` for vit_b, vit_l, vit_h and any other `Sam` of the package."""
 
     def __init__(self, sam: Sam) -> None:
-        """Takes the model over; `sam.image_encoder` may be in bfloat16, the rest is float32."""
+        """Takes the model over."""
         super().__init__()
         self.sam = sam
+        self.autocast = True
         self.side = int(sam.image_encoder.img_size)
         self.mask_stride = self.side // (4 * sam.prompt_encoder.image_embedding_size[0])
         self.fill: tuple[float, ...] = tuple(sam.pixel_mean.flatten().tolist())
@@ -69,6 +70,11 @@ class Official(nn.Module):
     def encoder(self) -> nn.Module:
         """All that works on images alone."""
         return self.sam.image_encoder
+
+    def lower(self) -> None:
+        """The encoder to bfloat16; all else stays and is computed in float32."""
+        self.encoder.bfloat16()
+        self.autocast = False
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters of the encoder's stages, first to last: the patches, then the blocks."""

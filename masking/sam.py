@@ -114,6 +114,11 @@ class Network(Protocol):
     """Pixels of the canvas per pixel of low-resolution logits."""
     fill: tuple[float, ...]
     """RGB in [0, 255] of what of the canvas is not frame."""
+    autocast: bool
+    """Whether its float32 weights are to be computed with in the segmenter's precision."""
+
+    def lower(self) -> None:
+        """Keep in bfloat16, once, what `Segmenter` would have to cast for every frame."""
 
     def scale(self, frame_size: tuple[int, int]) -> float:
         """Pixels of the canvas per pixel of a frame of (H, W)."""
@@ -160,8 +165,7 @@ class Segmenter:
         """Take a network over and move it.
 
         Args:
-            network: a module too; weights in float32 are computed with at `precision`, others as
-                they are.
+            network: a module too.
             device: where frames are encoded and prompts decoded.
             precision: auto is bfloat16 where the processor multiplies it.
             compile: encode through torch.compile. Meant for GPUs, where it has not been run yet;
@@ -171,8 +175,7 @@ class Segmenter:
         self.network = network
         module = cast(nn.Module, network)
         module.to(device).eval()
-        single = all(part.dtype == torch.float32 for part in module.parameters())
-        wanted = single and self.precision == "bfloat16"
+        wanted = network.autocast and self.precision == "bfloat16"
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=wanted)
         self._compiled = compile
         encode = self.network.encode
@@ -295,8 +298,10 @@ class Segmenter:
             `KEY_CELLS` cells along the longer side.
         """
         found = self.network.keys(embeddings.features).float()
-        while max(found.shape[-2:]) > KEY_CELLS:
-            found = F.avg_pool2d(found, 2, ceil_mode=True)
+        share = KEY_CELLS / max(found.shape[-2:])
+        if share < 1:
+            size = [max(1, round(side * share)) for side in found.shape[-2:]]
+            found = F.interpolate(found, size, mode="bilinear", antialias=True)
         return F.normalize(found, dim=1).permute(0, 2, 3, 1).contiguous()
 
     def low_res(self, frame_size: tuple[int, int]) -> tuple[int, int]:
@@ -401,8 +406,8 @@ def load(
     tensors, metadata = checkpoint.read(file)
     architecture = metadata.get("architecture", "sam")
     network = build(tensors, architecture, file)
-    if architecture != "mini" and resolve(precision, device) == "bfloat16":
-        network.encoder.bfloat16()  # once; the decoder stays float32
+    if resolve(precision, device) == "bfloat16":
+        network.lower()
     return Segmenter(network, device, precision, compile=compile)
 
 

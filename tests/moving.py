@@ -35,6 +35,7 @@ class Seeing(nn.Module):
 
     mask_stride = 4
     fill = (0.0, 0.0, 0.0)
+    autocast = True
 
     def __init__(self):
         super().__init__()

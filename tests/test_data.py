@@ -433,9 +433,9 @@ def test_order_depends_on_seed_epoch_and_step_alone():
 
 
 def test_an_order_out_of_range():
-    with pytest.raises(DataError, match="global batch is 11, the training set has 10 images"):
+    with pytest.raises(DataError, match="batch_size is 11, the training set has 10 images"):
         data.steps_per_epoch(10, 11)
-    with pytest.raises(DataError, match="global batch is 0"):
+    with pytest.raises(DataError, match="batch_size is 0"):
         data.batch(10, 0, 0, 0, 0)
     with pytest.raises(IndexError, match="step 3 of an epoch of 3 steps"):
         data.batch(10, 3, 0, 0, 3)

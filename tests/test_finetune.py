@@ -135,7 +135,9 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path):
     assert finetune_small(replace(config, epochs=2))["step"] == 10
 
 
-@pytest.mark.parametrize("recipe", ["mini.yaml", "mini_longer.yaml", "mini_clicks.yaml"])
+@pytest.mark.parametrize(
+    "recipe", ["mini.yaml", "mini_longer.yaml", "mini_clicks.yaml", "mini_larger.yaml"]
+)
 def test_the_recipes_take_their_first_steps(recipe, tmp_path):
     data = write_squares(tmp_path / "a.parquet")
     flags = ["--config", recipe, "--data", data, "--out", "unused", "--batch-size", 2]

@@ -120,10 +120,10 @@ def test_maps_lie_where_the_prompts_are():
 @pytest.mark.parametrize(
     ("frame", "canvas"),
     [
-        ((270, 480), (224, 384)),
-        ((480, 270), (384, 224)),
-        ((100, 100), (384, 384)),
-        ((5, 999), (32, 384)),
+        ((270, 480), (288, 480)),
+        ((480, 270), (480, 288)),
+        ((100, 100), (480, 480)),
+        ((5, 999), (32, 480)),
     ],
 )
 def test_canvas_holds_the_frame(frame, canvas):

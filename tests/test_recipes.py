@@ -45,6 +45,7 @@ OTHERS = {
     "mini.yaml",
     "mini_longer.yaml",
     "mini_clicks.yaml",
+    "mini_larger.yaml",
     "digits_sweep.yaml",
     "cifar10_sweep.yaml",
 }

@@ -230,8 +230,9 @@ def test_vit_b(tmp_path):
 def test_bfloat16_is_close(sam, segmenter):
     size = (57, 101)
     frames = photographs(2, size)
-    fast = Segmenter(Official(small_sam()), CPU, "bfloat16")
-    fast.network.sam.image_encoder.bfloat16()
+    network = Official(small_sam())
+    network.lower()
+    fast = Segmenter(network, CPU, "bfloat16")
     exact, found = segmenter.encode(frames).features[0], fast.encode(frames).features[0]
     assert found.dtype == torch.float32
     assert (found - exact).norm() / exact.norm() < 0.02
@@ -260,11 +261,23 @@ def test_mini_goes_through_the_same_functions():
     prompts = prompts_of(size, asked)
     found = segmenter.decode(embeddings, prompts, "three")
     assert found.masks.shape == (len(asked), 3, *size)
-    assert segmenter.mask_scale(size) == pytest.approx(384 / 101 / 4)
+    assert segmenter.mask_scale(size) == pytest.approx(480 / 101 / 4)
     for row, question in enumerate(asked):
         alone = segmenter.decode(embeddings, prompts_of(size, [question, asked[1]]), "three")
         same(found.low_res_logits[row], alone.low_res_logits[0])
         same(found.scores[row], alone.scores[0])
+
+
+def test_mini_kept_in_bfloat16_answers_as_under_autocast():
+    size, network, found = (57, 101), Mini(), []
+    for _ in range(2):
+        segmenter = Segmenter(network, CPU, "bfloat16")
+        asked = prompts_of(size, questions(size, None)[:4])
+        found.append(segmenter.decode(segmenter.encode(photographs(3, size)), asked, "three"))
+        network.lower()
+    assert network.encoder.trunk.stem.weight.dtype == torch.bfloat16
+    same(found[1].low_res_logits, found[0].low_res_logits)
+    same(found[1].scores, found[0].scores)
 
 
 def test_masks_lie_where_the_frame_is():
