@@ -141,7 +141,8 @@ def waiting(ask: Ask, nodes: Nodes) -> str:
 def late(ask: Ask, nodes: Nodes, seconds: float) -> str:
     """Why it is not gone on: nodes were waited for long enough."""
     now = room(ask, nodes).now
-    cure = f"--workers {now} would fit" if now else "not one fits"
+    flag = "--workers-per-trial" if ask.trial else "--workers"
+    cure = f"{flag} {now} would fit" if now else "not one fits"
     waited = f", after {seconds:g} s of waiting for nodes" if seconds else ""
     return f"{_wish(ask)}; {_supply(ask, nodes)}{waited}: {cure}; --wait-for-nodes waits longer"
 

@@ -267,8 +267,10 @@ def _wait(
 
 
 def holds(cpus: float, gpus: float) -> int:
-    """How many processes of so many CPUs and GPUs the nodes that are there hold when idle."""
-    return room(Ask(sys.maxsize, cpus, gpus), nodes.there()).now
+    """How many processes of so many CPUs and GPUs the nodes hold when idle: those that are there,
+    and those that an autoscaler may add, if it says how many."""
+    found = room(Ask(sys.maxsize, cpus, gpus), nodes.there())
+    return found.now if math.isinf(found.ever) else int(found.ever)
 
 
 def choose_device(

@@ -27,13 +27,12 @@ from vit.config import DatasetConfig, ModelConfig
 from vit.decode import DataError
 from vit.feed import Feed, each, place
 from vit.formats import find
+from vit.model import evaluation_batch
 from vit.steps import Numerics
 from vit.weights import Weights, WeightsError
 
 FORMAT = 1
 """Version of the JSON file."""
-BATCH = 512
-"""Images that go through the model at a time, as in training's evaluation."""
 ROWS = 20
 """Classes that the terminal shows; the JSON file has all of them."""
 
@@ -183,8 +182,9 @@ def measure(model: Classifier, sets: Sequence[Feed], count: int) -> tuple[float,
     """
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     counts = torch.zeros(count * count, dtype=torch.int64, device=model.device)
+    batch = evaluation_batch(model.model.config)
     for images in sets:
-        for pixels, labels in each(images, torch.arange(len(images)), BATCH):
+        for pixels, labels in each(images, torch.arange(len(images)), batch):
             logits = model(pixels)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             pairs = labels * count + logits.argmax(dim=1)

@@ -221,11 +221,13 @@ def launch(
 
 
 class LostNodes:
-    """Ends a training whose nodes do not come back: Ray Train alone would wait without end."""
+    """Ends a job whose nodes do not come back: Ray Train and Tune alone would wait without end."""
 
-    def __init__(self, resources: Resources, wait: float | None) -> None:
-        """Of all workers, on nodes that may be missing for `wait` seconds."""
-        self._missing = nodes.Missing(Ask(resources.workers, resources.cpus, resources.gpus), wait)
+    def __init__(self, resources: Resources, wait: float | None, trial: bool = False) -> None:
+        """Of all workers, or one `trial` of a sweep, on nodes that may be missing for `wait`
+        seconds."""
+        ask = Ask(resources.workers, resources.cpus, resources.gpus, trial)
+        self._missing = nodes.Missing(ask, wait)
         self._next, self._said = 0.0, False
 
     def look(self, say: Callable[[str], None]) -> None:
@@ -237,8 +239,8 @@ class LostNodes:
         if self._missing.too_long(found):
             late = self._missing.late(found)
             raise LaunchError(
-                f"a node is lost: {late}; the same command with workers that fit goes on from the"
-                " last checkpoint"
+                f"a node is lost: {late}; the same command, on nodes that fit, goes on from the"
+                " last checkpoints"
             )
         if self._missing.seconds and not self._said:
             say(f"a node is lost; {waiting(self._missing.ask, found)}")

@@ -1,7 +1,6 @@
 """Masked videos in other tools' formats, under `export/` of a mask run."""
 
 import io
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,10 +14,18 @@ import pyarrow.parquet as pq
 from jobs import scratch
 from jobs.fetch import localize_in
 from jobs.mask_plan import masks_place
-from jobs.storage import Location
+from jobs.storage import Location, explained
 from masking.decode import Pixels
 from masking.film import Film
-from masking.outputs import coco, davis_png, frames_of, label_map, mask_of, mask_png, youtube_vos
+from masking.outputs import (
+    davis_png,
+    frames_of,
+    label_map,
+    mask_of,
+    mask_png,
+    write_coco,
+    write_youtube_vos,
+)
 from masking.overlay import draw_masks
 from masking.video import Video
 
@@ -26,6 +33,11 @@ Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Rows = Sequence[Mapping[str, Any]]
 _ENDINGS = {"cutout": "mov", "overlay": "mp4"}
+_WHOLE = {
+    "coco": ("annotations.json", write_coco),
+    "youtube-vos": ("meta.json", write_youtube_vos),
+}
+"""Formats that are one file for all videos: its name, and what writes it."""
 
 
 def table_of(out: Location, video_id: str) -> pa.Table:
@@ -60,8 +72,8 @@ def forget(out: Location, videos: Collection[str]) -> None:
         _drop_objects(export / "png" / video_id, ())
         for kind, ending in _ENDINGS.items():
             (export / kind / f"{video_id}.{ending}").delete()
-    (export / "coco" / "annotations.json").delete()
-    (export / "youtube-vos" / "meta.json").delete()
+    for kind, (name, _) in _WHOLE.items():
+        (export / kind / name).delete()
 
 
 def _drop_objects(folder: Location, but: Collection[int]) -> None:
@@ -84,13 +96,16 @@ def _pngs(folder: Location, pictures: Iterable[tuple[int, bytes]]) -> None:
 
 
 def export_all(out: Location, names: Mapping[str, Mapping[int, str]], kinds: Sequence[str]) -> None:
-    """The formats that are one file for all videos; `names` has of each its objects' names."""
-    if "coco" in kinds:
-        content = coco(((one, table_of(out, one)) for one in names), names)
-        (out / "export" / "coco" / "annotations.json").write_text(json.dumps(content))
-    if "youtube-vos" in kinds:
-        content = youtube_vos(((one, table_of(out, one)) for one in names), names)
-        (out / "export" / "youtube-vos" / "meta.json").write_text(json.dumps(content))
+    """The formats that are one file for all videos; `names` has of each its objects' names.
+
+    Raises StorageError, also where the temporary folder is full, in which the file is made.
+    """
+    for kind, (name, write) in _WHOLE.items():
+        if kind in kinds:
+            with scratch.folder() as folder:
+                with explained("write", folder / name):
+                    write(folder / name, ((one, table_of(out, one)) for one in names), names)
+                (out / "export" / kind / name).upload(folder / name)
 
 
 def _film(

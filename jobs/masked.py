@@ -117,8 +117,9 @@ def _frames(table: pa.Table, video_id: str, path: Path, longest: int) -> Iterato
     with Video.open(path) as video:
         for frame in video:
             if frame.index in wanted:
-                key = f"{video_id} frame {frame.index}"
-                yield _row(frame.image, masks[frame.index], longest) | {"key": key}
+                row = _row(frame.image, masks[frame.index], longest)
+                if row is not None:
+                    yield row | {"key": f"{video_id} frame {frame.index}"}
             if frame.index >= max(wanted, default=-1):
                 break
 
@@ -132,7 +133,9 @@ def chosen(masks: Mapping[int, Rows]) -> set[int]:
     return {*prompted[:FRAMES], *(others[place] for place in places)}
 
 
-def _row(image: Pixels, rows: Rows, longest: int) -> dict[str, Any]:
+def _row(image: Pixels, rows: Rows, longest: int) -> dict[str, Any] | None:
+    """An image and its label map; None where nothing is left of the objects: they are too small
+    for that size, or hidden by others."""
     trusted = [row for row in rows if row["state"] in TRUSTED]
     labels = label_map(trusted)
     void: Bools = np.zeros(labels.shape, dtype=np.bool_)
@@ -143,9 +146,12 @@ def _row(image: Pixels, rows: Rows, longest: int) -> dict[str, Any]:
     if longest:
         picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     size = picture.size[::-1]
+    shrunk = nearest(labels, size)
+    if not shrunk.any():
+        return None
     return {
         "image": _encoded(picture, "jpeg"),
-        "masks": _encoded(Image.fromarray(nearest(labels, size)), "png"),
+        "masks": _encoded(Image.fromarray(shrunk), "png"),
         "ignore": _encoded(Image.fromarray(nearest(void & (labels == 0), size)), "png"),
     }
 

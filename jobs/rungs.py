@@ -2,7 +2,8 @@
 
 A curve is how good a trial was by what it had spent, in the sweep's unit of budget; better is
 larger. Trials are compared at the same budget: between two epochs a curve is read off the line that
-joins them, so that nobody wins a rung because its epochs cost more.
+joins them, so that nobody wins a rung because its epochs cost more. One whose first epoch costs
+more than a rung is not judged there, but at the next.
 """
 
 import bisect
@@ -18,15 +19,13 @@ FEWEST_PEERS = 3
 
 
 def value_at(curve: Curve, budget: float) -> float | None:
-    """The value of a curve at `budget`, or None if it does not reach it yet.
-
-    Before its first point it has that point's value: nothing is known of the time before.
-    """
-    if not curve or curve[-1][0] < budget:
+    """The value of a curve at `budget`, or None where it has none: beyond its last point, and
+    before its first, for a dear epoch must not be read at a cheaper one's rung."""
+    if not curve or not curve[0][0] <= budget <= curve[-1][0]:
         return None
     after = bisect.bisect_left(curve, budget, key=lambda point: point[0])
-    if after == 0:
-        return curve[0][1]
+    if curve[after][0] == budget:
+        return curve[after][1]
     (x0, y0), (x1, y1) = curve[after - 1], curve[after]
     if not math.isfinite(y0 + y1):
         return y1

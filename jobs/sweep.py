@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs import rungs
+from jobs.config import ConfigError
 from jobs.rungs import Curve
 from jobs.searchers import Past
 from jobs.storage import Location, StorageError
@@ -25,6 +26,9 @@ FORMAT = 1
 
 CLOCK_SECONDS = 15.0
 """Between two notes of the wall time: what a kill may lose of it."""
+
+FAILED_ALIKE = 3
+"""Trials running that fail for the same reason, after which a sweep ends."""
 
 FATES = ("finished", "stopped", "diverged", "failed")
 """How a trial that is over ended; one that was left by a limit or a signal has none yet."""
@@ -72,6 +76,11 @@ class Trial:
         return self.samples_seen / self.rows[-1]["images_per_s"] if self.rows else 0.0
 
     @property
+    def reached(self) -> int:
+        """The last rung at which it was judged; -1: none."""
+        return max((arrival["rung"] for arrival in self.arrivals), default=-1)
+
+    @property
     def stopped_at(self) -> int | None:
         """The rung at which it was stopped, from 0."""
         missed = [arrival["rung"] for arrival in self.arrivals if not arrival["passed"]]
@@ -95,10 +104,13 @@ class Sweep:
         self.suggest = suggest
         self.over = ""
         """Why no trial is begun any more, and none goes on, once that is so."""
+        self.at_limit = False
+        """Whether that is a limit that the settings name."""
         self.gpus = plan.config.gpus_per_trial or 0.0
         """Of a trial; whoever has seen the cluster knows better."""
         self._lock = threading.RLock()
         self._running: set[int] = set()
+        self._alike: list[Trial] = []
         self._forgotten: set[int] = set()
         self.trials = self._load()
         known = folder / "clock.json"
@@ -113,16 +125,23 @@ class Sweep:
         )
 
     def _load(self) -> list[Trial]:
-        """The trials on record, which are numbered without a gap."""
+        """The trials on record, which are numbered without a gap. Raises ConfigError."""
         found = []
         for entry in (self.folder / "trials").list():
             path = self.folder / "trials" / entry.name / "trial.json"
             if path.exists():
                 about = path.read_json()
                 if about.pop("format") != FORMAT:
-                    raise ValueError(f"{path} has another format; this version reads {FORMAT}")
+                    raise ConfigError(f"{path} has another format; this version reads {FORMAT}")
                 found.append(Trial(**about))
-        return sorted(found, key=lambda trial: trial.number)
+        found.sort(key=lambda trial: trial.number)
+        missing = set(range(len(found))) - {trial.number for trial in found}
+        if missing:
+            raise ConfigError(
+                f"{self.folder / 'trials'} lacks trial {min(missing)}: what is tried and stopped"
+                " hangs on all of them; bring it back, or begin anew in another --out"
+            )
+        return found
 
     def _write(self, trial: Trial) -> None:
         path = self.folder / "trials" / trial.name / "trial.json"
@@ -195,7 +214,8 @@ class Sweep:
             if not goes_on and not trial.fate:
                 trial.fate = "stopped"
             self._write(trial)
-            return goes_on and not self._limit()
+            whole = len(trial.rows) == trial.epochs  # then only its end is still to come
+            return goes_on and (whole or not self._limit())
 
     def _decide(self, trial: Trial) -> bool:
         config, curve = self.config, self.curve(trial)
@@ -214,7 +234,8 @@ class Sweep:
         return True
 
     def _arrive(self, trial: Trial, rung: int, curve: Curve) -> bool:
-        """Whether the trial is not stopped at this rung: not reached, passed before, or now."""
+        """Whether the trial is not stopped at this rung: it has no value there, passed it before,
+        or passes it now."""
         value = rungs.value_at(curve, self.rungs[rung])
         if value is None or any(arrival["rung"] == rung for arrival in trial.arrivals):
             return True
@@ -241,13 +262,28 @@ class Sweep:
                 if fate == "diverged":
                     self._fall(trial)
                 self._write(trial)
+                self._doubt(trial)
             self._running.discard(number)
+
+    def _doubt(self, trial: Trial) -> None:
+        """End the sweep when trials fail alike before their first epoch, one after the other: a
+        node or the data is at fault, not they. The next start takes them up."""
+        begun = trial.fate != "failed" or bool(trial.rows)
+        if begun or (self._alike and self._alike[0].reason != trial.reason):
+            self._alike = []
+        if begun or "out of memory" in trial.reason:
+            return
+        self._alike.append(trial)
+        if len(self._alike) == FAILED_ALIKE:
+            self.refuse_more(f"{FAILED_ALIKE} trials failed alike: {trial.reason}")
+            for one in self._alike:
+                one.fate, one.reason, one.facts = "", "", {}
+                self._write(one)
 
     def _fall(self, trial: Trial) -> None:
         """A diverged trial loses the next rung, so that it counts among those that got there."""
-        reached = len(trial.arrivals)
-        if reached < len(self.rungs):
-            self._note(trial, reached, -math.inf, passed=False)
+        if trial.reached + 1 < len(self.rungs):
+            self._note(trial, trial.reached + 1, -math.inf, passed=False)
 
     def leave(self, number: int) -> None:
         """A trial stopped running without an end: another start goes on with it."""
@@ -293,12 +329,6 @@ class Sweep:
                     (self.place(trial) / "checkpoints").delete()
                     self._forgotten.add(trial.number)
 
-    def forget(self) -> None:
-        """Delete the record, and begin anew."""
-        with self._lock:
-            (self.folder / "trials").delete()
-            self.trials = []
-
     # What the limits and the searcher look at.
 
     def _limit(self) -> bool:
@@ -312,8 +342,8 @@ class Sweep:
             ("--max-flops", config.max_flops, self.flops_spent),
             ("--max-gpu-hours", config.max_gpu_hours, gpu_hours),
         ):
-            if most is not None and now >= most:
-                self.over = self.over or f"{name} {most:g} is reached"
+            if most is not None and now >= most and not self.over:
+                self.over, self.at_limit = f"{name} {most:g} is reached", True
         return bool(self.over)
 
     @property
@@ -355,7 +385,7 @@ class Sweep:
             curve = self.curve(trial)
             if not curve or trial.fate in ("diverged", "failed"):
                 return (-1.0, 0.0, 0.0)
-            return (0.0, float(len(trial.arrivals)), curve[-1][1])
+            return (0.0, float(trial.reached), curve[-1][1])
 
         with self._lock:
             return sorted(self.trials, key=key, reverse=True)

@@ -73,6 +73,10 @@ class SweepProgress:
             self._console.print(self._line(), markup=False)
             self._quiet_until = time.monotonic() + LOG_SECONDS
 
+    def say(self, line: str) -> None:
+        """Print a line above the table."""
+        self._console.print(line, markup=False)
+
     def _say_ends(self) -> None:
         for trial in self._sweep.snapshot():
             if trial.fate and trial.number not in self._said:

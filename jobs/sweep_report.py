@@ -15,7 +15,7 @@ from jobs.searchers import Past, study_of
 from jobs.storage import Location
 from jobs.sweep import Sweep, Trial
 from jobs.sweep_progress import count, sample_text
-from jobs.sweep_tables import COUNTED, common_budget, frame, summarize
+from jobs.sweep_tables import COUNTED, common_budget, frame, saved, summarize
 from jobs.trial import BUDGETS
 from vit.search import Dimension
 
@@ -29,7 +29,7 @@ FEWEST_FOR_IMPORTANCE = 8
 
 
 def report(
-    sweep: Sweep, dimensions: Sequence[Dimension], again: Sweep | None, out: Location
+    sweep: Sweep, dimensions: Sequence[Dimension], again: list[Trial] | None, out: Location
 ) -> None:
     """Publish report.html and its pictures."""
     sections = []
@@ -180,11 +180,11 @@ def _survival(sweep: Sweep) -> tuple[Any, str]:
 
 def _saved(sweep: Sweep) -> str:
     """What early stopping saved."""
-    summary = summarize(sweep, None)
-    spent, whole = summary["flops_spent"], summary["flops_grid"]
+    spent = sweep.flops_spent
+    whole = spent + saved(sweep)
     share = 1 - spent / whole if whole else 0.0
     return (
-        f"Training all {len(sweep.trials)} trials to their end would take {count(whole)}FLOP;"
+        f"Had no trial been stopped, they would have taken {count(whole)}FLOP;"
         f" {count(spent)}FLOP were spent, {share:.0%} less."
     )
 
@@ -195,16 +195,14 @@ def _agreement(sweep: Sweep) -> str:
 
     lines = []
     for rung, budget in enumerate(sweep.rungs):
-        pairs = [
-            (rungs.value_at(sweep.curve(trial), budget), sweep.value(trial))
-            for trial in sweep.trials
-            if trial.fate == "finished"
-        ]
-        if len(pairs) >= 4:
-            early, late = zip(*pairs, strict=True)
+        finished = [trial for trial in sweep.trials if trial.fate == "finished"]
+        pairs = [(rungs.value_at(sweep.curve(t), budget), sweep.value(t)) for t in finished]
+        known = [pair for pair in pairs if pair[0] is not None]
+        if len(known) >= 4 and all(len(set(side)) > 1 for side in zip(*known, strict=True)):
+            early, late = zip(*known, strict=True)
             lines.append(f"rung {rung}: {spearmanr(early, late).statistic:.2f}")
     if not lines:
-        return "Fewer than four trials finished: how well rungs foretell the end is not known."
+        return "Too few trials that differ came to their end to say how well rungs foretell it."
     return (
         "Rank correlation of the value at a rung with the one at the end, over finished trials"
         f" only: {', '.join(lines)}."
@@ -221,6 +219,8 @@ def _importance(sweep: Sweep, dimensions: Sequence[Dimension]) -> tuple[Any, str
             f"{len(known)} trials can be compared, {len(dimensions)} settings varied: too few to"
             f" say; {FEWEST_FOR_IMPORTANCE} trials and two settings are needed."
         )
+    if len({value for _, value in known}) < 2:
+        return None, f"All {len(known)} trials that can be compared are equally good."
     shares = importances([(t.sample, value) for t, value in known], dimensions)
     figure, axis = _axes(1, height=1 + 0.5 * len(shares))
     names = sorted(shares, key=lambda name: shares[name])
@@ -259,7 +259,7 @@ table { border-collapse: collapse; font-size: 13px } td, th { padding: 2px 10px;
 """
 
 
-def _page(sweep: Sweep, again: Sweep | None, sections: Sequence[str]) -> str:
+def _page(sweep: Sweep, again: list[Trial] | None, sections: Sequence[str]) -> str:
     summary = summarize(sweep, again)
     counts = ", ".join(f"{summary[fate]} {fate}" for fate in COUNTED if summary[fate])
     best = summary["best"]
@@ -291,6 +291,8 @@ def _page(sweep: Sweep, again: Sweep | None, sections: Sequence[str]) -> str:
 def _table(sweep: Sweep) -> str:
     """Trials, best first."""
     buffer, order = io.StringIO(), [trial.number for trial in sweep.ranking()]
+    if not order:
+        return "None was begun."
     table = frame(sweep).set_index("trial").loc[order].drop(columns=["metric"])
     table = table.dropna(axis="columns", how="all").astype(object)
     table.where(table.notna(), "").to_html(buffer, border=0, float_format="{:.4g}".format)

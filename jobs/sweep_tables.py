@@ -57,6 +57,12 @@ def whole(sweep: Sweep, trial: Trial) -> float:
     return float(trial.epochs * samples * trial.flops)
 
 
+def saved(sweep: Sweep) -> float:
+    """Training FLOPs that the trials which were stopped early would still have taken."""
+    stopped = [trial for trial in sweep.snapshot() if trial.fate == "stopped"]
+    return sum(whole(sweep, trial) - trial.flops_spent for trial in stopped)
+
+
 def write_trials(sweep: Sweep, out: Location) -> None:
     """Publish trials.csv and trials.parquet."""
     table = frame(sweep)
@@ -66,8 +72,8 @@ def write_trials(sweep: Sweep, out: Location) -> None:
     (out / "trials.parquet").write_bytes(content.getvalue())
 
 
-def summarize(sweep: Sweep, again: Sweep | None) -> dict[str, Any]:
-    """What summary.json holds; accuracies are fractions."""
+def summarize(sweep: Sweep, again: list[Trial] | None) -> dict[str, Any]:
+    """What summary.json holds; accuracies are fractions. `again`: trainings of the best."""
     trials, config = sweep.snapshot(), sweep.config
     fates = [trial.fate or "left" for trial in trials]
     best = next((t for t in sweep.ranking() if t.fate == "finished"), None)
@@ -79,13 +85,14 @@ def summarize(sweep: Sweep, again: Sweep | None) -> dict[str, Any]:
         "best": None if best is None else _best(sweep, best),
         "flops_spent": sweep.flops_spent,
         "flops_grid": sum(whole(sweep, trial) for trial in trials),
+        "flops_saved": saved(sweep),
         "wall_s": sweep.wall_seconds,
         "limit": sweep.over or None,
         "searcher": config.searcher,
         "scheduler": config.scheduler,
         "budget": config.budget,
         "max_budget": sweep.plan.most,
-        "retrained": None if again is None else retrained(again),
+        "retrained": None if again is None else retrained(again, config.measure),
         "versions": runs.versions(),
         "hardware": hardware,
     }
@@ -104,29 +111,29 @@ def _best(sweep: Sweep, best: Trial) -> dict[str, Any]:
     }
 
 
-def retrained(again: Sweep) -> list[dict[str, Any]]:
-    """Mean and deviation over seeds of each sample that was trained again.
+def retrained(again: list[Trial], measure: str) -> list[dict[str, Any]]:
+    """Mean and deviation over seeds of each sample that was trained again, by name of the metric.
 
     Those of the test set are None where there is none, deviations where there is one seed.
     """
     groups: dict[str, list[Trial]] = {}
-    for trial in again.snapshot():
+    for trial in again:
         groups.setdefault(str(_without_seed(trial)), []).append(trial)
-    return [_group(again, trials) for trials in groups.values()]
+    return [_group(trials, measure) for trials in groups.values()]
 
 
 def _without_seed(trial: Trial) -> dict[str, Any]:
     return {name: value for name, value in trial.sample.items() if name != "seed"}
 
 
-def _group(again: Sweep, trials: list[Trial]) -> dict[str, Any]:
+def _group(trials: list[Trial], measure: str) -> dict[str, Any]:
     done = [trial for trial in trials if trial.fate == "finished"]
     found: dict[str, Any] = {
         "params": _without_seed(trials[0]),
         "seeds": len(done),
         "lost": len(trials) - len(done),
     }
-    val = [trial.rows[-1][again.config.measure] for trial in done]
+    val = [trial.rows[-1][measure] for trial in done]
     test = [trial.facts["test"]["test_accuracy"] for trial in done if trial.facts.get("test")]
     for name, values in (("val", val), ("test", test)):
         found[f"{name}_mean"] = statistics.fmean(values) if values else None

@@ -15,8 +15,12 @@ from jobs.vit_task import TrainConfig, VitConfig, VitTask, load
 from jobs.worker import run
 from vit.config import OptimConfig
 from vit.data import Summary, steps_per_epoch
+from vit.model import outline
 from vit.search import Dimension, Sample, SearchError, assign, parameters, training_flops
+from vit.weights import Weights, fit
 
+VARIED = ("model.", "augment.", "optim.")
+"""Groups of settings that may vary; of others trials would not be comparable, or alike."""
 BUDGETS = {"flops": "FLOP", "samples": "samples", "epochs": "epochs", "seconds": "s of training"}
 """What a budget may be counted in, and its unit for people."""
 
@@ -48,7 +52,9 @@ class TuneConfig(VitConfig, OutConfig):
     budget: Literal["flops", "samples", "epochs", "seconds"] = "flops"
     """What a trial spends, and at equal amounts of what they are compared."""
     max_budget: float | None = None
-    """What a whole trial spends. Default: what the unvaried settings do in `epochs` epochs."""
+    """What a whole trial spends, in whole epochs. Default: what the unvaried settings do in
+    `epochs` epochs. Of seconds there is no default, and a trial ends after `epochs` epochs even if
+    some are left."""
     first_rung: float = 1 / 9
     """Share of a whole trial after which it may first be stopped; beyond the warm-up."""
     reduction: int = 3
@@ -148,11 +154,13 @@ class Plan:
     summary: Summary
     most: float
     """What a whole trial spends, in units of the budget."""
+    weights: Weights | None = None
+    """What every trial starts from."""
 
     @classmethod
-    def of(cls, config: TuneConfig, summary: Summary) -> "Plan":
+    def of(cls, config: TuneConfig, summary: Summary, weights: Weights | None = None) -> "Plan":
         """Settle the budget. Raises ConfigError if a setting of training is not a sweep's."""
-        plan = cls(config, summary, 0.0)
+        plan = cls(config, summary, 0.0, weights)
         most = config.max_budget
         if most is None:
             cost = {
@@ -196,10 +204,21 @@ class Plan:
             ),
             sample,
         )
+        if config.budget == "seconds":
+            return varied
         epochs = self._epochs(varied)
         warmup = varied.optim.warmup_epochs * epochs / config.epochs
         optim = replace(varied.optim, warmup_epochs=warmup)
         return replace(varied, epochs=epochs, optim=optim)
+
+    def _check(self, sample: Sample, out: Location) -> None:
+        """Raise ValueError where a trial cannot be, or not be compared with the others."""
+        trial = self.trial(sample, out)
+        optim = {name: value for name, value in sample.items() if name.startswith("optim.")}
+        assign(replace(self.config, metric=self.config.measure), optim)
+        if self.weights is not None:
+            classes = self.summary.classes
+            fit(self.weights, outline(trial.model, len(classes)), classes)
 
     def shares(self) -> tuple[int, float, float | None]:
         """Processes of a trial, and the CPUs and GPUs of each."""
@@ -212,8 +231,6 @@ class Plan:
         )
 
     def _epochs(self, config: TrainConfig) -> int:
-        if self.config.budget == "seconds":
-            return config.epochs
         cost = {
             "flops": self.epoch_samples(config) * self.flops(config),
             "samples": self.epoch_samples(config),
@@ -229,13 +246,17 @@ class Plan:
 
     def searcher(self, dimensions: Sequence[Dimension]) -> Searcher:
         """What draws the sweep's samples. Raises SearchError when none of them is accepted."""
-        if unfit := {"epochs", "seed", "data", "compile"} & {each.name for each in dimensions}:
-            raise SearchError(f"space: {', '.join(sorted(unfit))} cannot vary in a sweep")
+        names = sorted(each.name for each in dimensions)
+        if unfit := [n for n in names if not n.startswith(VARIED) and n != "batch_size"]:
+            raise SearchError(
+                f"space: {', '.join(unfit)} cannot vary in a sweep; batch_size and what begins"
+                f" with {', '.join(VARIED)} can"
+            )
         out = Location.parse(self.config.out)
 
         def refusal(sample: Sample) -> str | None:
             try:
-                self.trial(sample, out)
+                self._check(sample, out)
             except ValueError as error:
                 return str(error)
             return None

@@ -12,6 +12,7 @@ At the end --out has trials.csv, report.html and best.yaml:
     python -m jobs.train --config runs/sweep/best.yaml --out runs/best --workers 2
 """
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -22,9 +23,10 @@ import yaml
 
 from jobs import cluster, runs, trials
 from jobs.config import ConfigError, as_settings, parse
-from jobs.launch import LaunchError, Resources
+from jobs.launch import LaunchError, LostNodes, Resources
 from jobs.link import Link
 from jobs.progress import clock
+from jobs.searchers import Past
 from jobs.signals import Stop, background
 from jobs.storage import Location, StorageError, check_writable
 from jobs.sweep import Sweep, Trial
@@ -33,9 +35,10 @@ from jobs.sweep_report import report
 from jobs.sweep_tables import COUNTED, summarize, write_trials
 from jobs.trial import BUDGETS, Plan, TuneConfig
 from jobs.vit_task import VitConfig, absolute, check_present, local_paths
+from jobs.weights import bring
 from vit import data
 from vit.decode import DataError
-from vit.search import Dimension, SearchError, space
+from vit.search import Dimension, Sample, SearchError, size, space
 from vit.weights import WeightsError
 
 SHOW_SECONDS = 0.3
@@ -50,8 +53,11 @@ def tune(config: TuneConfig) -> int:
     out = Location.parse(config.out)
     plan, dimensions = check(config, out)
     searcher = plan.searcher(dimensions)
+    if searcher.listed is not None and (whole := size(dimensions)) != len(searcher.listed):
+        print(f"{len(searcher.listed)} of {whole} samples can be; one cannot: {searcher.refusal}")
     check_writable(out)
     runs.describe(out, config)
+    check_data(plan, out)
     sweep = Sweep(plan, out, searcher.next)
     # 2. The trials, and the best of them once more.
     with Stop() as stop:
@@ -64,7 +70,12 @@ def tune(config: TuneConfig) -> int:
         if stop.requested.is_set():
             return stop.exit_code or 1
     # 3. What they leave.
-    return conclude(sweep, dimensions, again)
+    try:
+        return conclude(sweep, dimensions, again)
+    except StorageError as error:
+        raise LaunchError(
+            f"{error}; the trials are over, and the same command writes it"
+        ) from error
 
 
 def check(config: TuneConfig, out: Location) -> tuple[Plan, tuple[Dimension, ...]]:
@@ -73,7 +84,7 @@ def check(config: TuneConfig, out: Location) -> tuple[Plan, tuple[Dimension, ...
     runs.check_same(out, config, began="trials")
     check_present(config)
     summary = data.check(config.dataset, local_paths(config))
-    plan = Plan.of(config, summary)
+    plan = Plan.of(config, summary, bring(config.init_weights) if config.init_weights else None)
     unit = BUDGETS[config.budget]
     print(
         "space: " + "; ".join(f"{each.name} {each}" for each in dimensions) + "\n"
@@ -82,6 +93,25 @@ def check(config: TuneConfig, out: Location) -> tuple[Plan, tuple[Dimension, ...
     if config.scheduler != "none" and not config.optim.ema_half_life:
         print("optim.ema_half_life is 0: early values of weights that are not averaged are noisy")
     return plan, dimensions
+
+
+def check_data(plan: Plan, out: Location) -> None:
+    """Check that the data are those of the first start: trials on others cannot be compared."""
+    summary, place = plan.summary, out / "data.json"
+    now = {
+        "train": summary.train,
+        "val": summary.val,
+        "test": summary.test,
+        "classes": list(summary.classes),
+    }
+    then = place.read_json() if place.exists() else now
+    place.write_json(then)
+    if differing := [name for name in now if then[name] != now[name]]:
+        raise ConfigError(
+            f"the data are not those that {out} began with: {', '.join(differing)}"
+            f" ({then['train']:,} images train and {then['val']:,} val then); bring them back, or"
+            " begin anew in another --out"
+        )
 
 
 def as_vit(config: TuneConfig) -> VitConfig:
@@ -96,7 +126,8 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
     with cluster.connect():
         cuda, gpus = cluster.choose_device(config.device, workers, cpus, gpus)
         cluster.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
-        slots = config.concurrent or max(1, cluster.holds(cpus, gpus) // workers)
+        fitting = config.concurrent or max(1, cluster.holds(cpus, gpus) // workers)
+        slots = min(fitting, config.trials)
         print(f"trials at once: {slots}, {workers} x ({cpus:g} CPU, {gpus:g} GPU) each")
         link = Link.open()
         stop.then(lambda: sweep.refuse_more("stopped"))
@@ -104,9 +135,12 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
         resources = Resources(workers, cpus, gpus, cuda)
         sweep.gpus = gpus * workers
         running = background(lambda: trials.run(sweep, resources, slots, link, test))
+        lost = LostNodes(resources, config.wait_for_nodes, trial=True)
         with SweepProgress(sweep) as progress:
             while not running.done():
                 progress.show(link.drain())
+                if not stop.requested.is_set():
+                    lost.look(progress.say)
                 sweep.forget_checkpoints()
                 sweep.note_clock()
                 time.sleep(SHOW_SECONDS)
@@ -118,26 +152,55 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
     sweep.note_clock(now=True)
 
 
-def retrain(sweep: Sweep, stop: Stop) -> Sweep | None:
-    """Train the best again, with several seeds, to their end; the test set is read here."""
+def retrain(sweep: Sweep, stop: Stop) -> list[Trial] | None:
+    """Train the best again, with several seeds, to their end; the test set is read here.
+
+    What earlier starts trained again counts, though the best may have been others then.
+    """
     config = sweep.config
     best = [trial for trial in sweep.ranking() if trial.fate == "finished"][: config.retrain_top]
-    if not best or sweep.left:
+    if not best:
         return None
-    samples = [t.sample | {"seed": config.seed + 1 + k} for t in best for k in range(config.seeds)]
-    limits: dict[str, Any] = {"max_hours": None, "max_flops": None, "max_gpu_hours": None}
-    full = replace(config, scheduler="none", trials=len(samples), **limits)
-    plan = replace(sweep.plan, config=full)
+    if sweep.left:
+        print("the best are not trained again yet: some trials are left")
+        return None
+    samples = [again_of(sweep, t, config.seed + 1 + k) for t in best for k in range(config.seeds)]
+
+    def take_up(trials: int) -> Sweep:
+        limits: dict[str, Any] = {"max_hours": None, "max_flops": None, "max_gpu_hours": None}
+        full = replace(config, scheduler="none", trials=trials, **limits)
+        most = math.inf if config.budget == "seconds" else sweep.plan.most  # epochs end it
+        plan = replace(sweep.plan, config=full, most=most)
+        return Sweep(plan, sweep.folder / "retrain", lambda past: _missing(samples, past))
+
+    others = [trial for trial in take_up(1).trials if trial.sample not in samples]
+    again = take_up(len(samples) + len(others))
     print(f"training the best {len(best)} again, {config.seeds} seeds each")
-    again = Sweep(plan, sweep.folder / "retrain", lambda past: samples[len(past)])
-    if [trial.sample for trial in again.trials] != samples[: len(again.trials)]:
-        again.forget()  # of a sweep that went on since: its best are others now
     if not again.is_over:
         on_cluster(again, stop, test=True)
-    return again
+    return [trial for trial in again.snapshot() if trial.sample in samples]
 
 
-def conclude(sweep: Sweep, dimensions: Sequence[Dimension], again: Sweep | None) -> int:
+def again_of(sweep: Sweep, trial: Trial, seed: int) -> Sample:
+    """The sample of a trial that is trained again with another seed."""
+    epochs = {"epochs": whole_epochs(sweep, trial)} if sweep.config.budget == "seconds" else {}
+    return trial.sample | epochs | {"seed": seed}
+
+
+def whole_epochs(sweep: Sweep, trial: Trial) -> int:
+    """Epochs of a trial that came to its end: where seconds ended it, as many as it had."""
+    if sweep.config.budget != "seconds":
+        return trial.epochs
+    return max(len(trial.rows), int(sweep.settings(trial).optim.warmup_epochs) + 1)
+
+
+def _missing(samples: Sequence[Sample], past: Sequence[Past]) -> Sample | None:
+    """The first of the samples that was not begun."""
+    begun = [trial.sample for trial in past]
+    return next((sample for sample in samples if sample not in begun), None)
+
+
+def conclude(sweep: Sweep, dimensions: Sequence[Dimension], again: list[Trial] | None) -> int:
     """Write down what was tried and found, and say it; returns the exit code."""
     out = sweep.folder
     write_trials(sweep, out)
@@ -148,12 +211,13 @@ def conclude(sweep: Sweep, dimensions: Sequence[Dimension], again: Sweep | None)
     report(sweep, dimensions, again, out)
     (out / "summary.json").write_json(summary)
     print_result(sweep, summary)
-    return 0 if summary["best"] is not None else 1
+    whole = summary["best"] is not None and (not sweep.over or sweep.at_limit)
+    return 0 if whole else 1
 
 
 def best_yaml(sweep: Sweep, trial: Trial) -> str:
     """The settings of a trial's training, as `jobs.train --config` takes them."""
-    settings = as_settings(sweep.settings(trial))
+    settings = as_settings(replace(sweep.settings(trial), epochs=whole_epochs(sweep, trial)))
     own = (
         "out",
         "config",
@@ -184,14 +248,16 @@ def print_result(sweep: Sweep, summary: dict[str, Any]) -> None:
     """Say what came out, and where it lies."""
     out, best = sweep.folder, summary["best"]
     counts = ", ".join(f"{summary[fate]} {fate}" for fate in COUNTED if summary[fate])
-    saved = 1 - summary["flops_spent"] / summary["flops_grid"] if summary["flops_grid"] else 0.0
+    whole = summary["flops_spent"] + summary["flops_saved"]
+    saved = summary["flops_saved"] / whole if whole else 0.0
     print(f"done: {summary['trials']} trials ({counts}), {clock(summary['wall_s'])}", end="")
     print(f"; stopping early saved {saved:.0%} of the compute" if summary["stopped"] else "")
     for trial in sweep.snapshot():
         if trial.fate in ("failed", "diverged"):
             print(f"  trial {trial.number} {trial.fate}: {trial.reason}")
     if sweep.over:
-        print(f"  {sweep.over}; the same command with more goes on")
+        more = " with more" if sweep.at_limit else ""
+        print(f"  {sweep.over}; the same command{more} goes on")
     if best is None:
         sys.stderr.write("jobs.tune: no trial came to its end: there is no best\n")
     else:

@@ -19,7 +19,7 @@ from vit import data, rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.decode import DataError
 from vit.feed import place
-from vit.model import VisionTransformer, build
+from vit.model import VisionTransformer, build, evaluation_batch
 from vit.optim import Optimizer, rate, start_average, update_average
 from vit.steps import Batch, Numerics, choose_numerics, evaluate, gradients, update
 from vit.weights import fit
@@ -249,8 +249,17 @@ class VitTask:
         def take(part: Tensor) -> tuple[Tensor, Tensor]:
             return feed.take(part, rows[rows > part[-1]].split(len(part)))
 
-        size, precision = self.config.model.image_size, self.numerics.precision
-        return evaluate(model, take, rows, size, self.config.dataset, precision, self.device)
+        shape, precision = self.config.model, self.numerics.precision
+        return evaluate(
+            model,
+            take,
+            rows,
+            shape.image_size,
+            self.config.dataset,
+            precision,
+            self.device,
+            evaluation_batch(shape),
+        )
 
     def score(self, row: dict[str, Any]) -> list[float]:
         """Accuracy, of the averaged weights if there are any; of equal ones the lower loss."""

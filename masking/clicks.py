@@ -73,21 +73,23 @@ def iou(truth: Tensor, prediction: Tensor, ignore: Tensor | None = None) -> Tens
     return torch.where(union > 0, both.sum(dim=(-2, -1)) / union.clamp(min=1), 1.0)
 
 
-def random_clicks(region: Tensor, draws: Tensor) -> Tensor:
-    """A random point of each region, more often well inside than at its edge.
+def random_clicks(region: Tensor, draws: Tensor, centred: Tensor) -> Tensor:
+    """A random point of each region, near its middle or anywhere rather inside than at its edge.
 
     Args:
         region: (N, H, W) bool, none of them empty (else the point is (0, 0)).
         draws: (N, H, W) float32 in [0, 1).
+        centred: (N,) bool, whose clicks are near the middle.
 
     Returns:
         (N, 2) float32 (x, y).
     """
-    return _points(_race(_inside(region), draws), region.shape[2])
+    weights = _weights(_inside(region), depth(region), centred)
+    return _points(_race(weights, draws), region.shape[2])
 
 
 def corrective(
-    truth: Tensor, prediction: Tensor, ignore: Tensor, draws: Tensor
+    truth: Tensor, prediction: Tensor, ignore: Tensor, draws: Tensor, centred: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A random click on what is wrong, as in SAM's training; on the object, if nothing is.
 
@@ -97,18 +99,53 @@ def corrective(
         truth: (N, H, W) bool, none of them empty outside `ignore`.
         prediction, ignore: (N, H, W) bool.
         draws: (N, H, W) float32 in [0, 1).
+        centred: (N,) bool: clicks near the middle of the deepest error, as `deepest` clicks.
 
     Returns:
         Points (N, 2) float32 (x, y), and labels (N,) int64, 1 foreground, 0 background.
     """
     counts = ~ignore
-    regions = [truth & ~prediction & counts, prediction & ~truth & counts, truth & counts]
-    missed, excess, objects = _inside(torch.cat(regions)).chunk(3)
-    wrong = missed + excess
-    right = (wrong == 0).all(dim=2).all(dim=1)
-    places = _race(torch.where(right[:, None, None], objects, wrong), draws)
+    missed, excess = truth & ~prediction & counts, prediction & ~truth & counts
+    wrong = missed | excess
+    right = ~wrong.any(dim=2).any(dim=1)[:, None, None]
+    missed = torch.where(right, truth & counts, missed)
+    kinds = torch.stack([missed, excess])  # which share no place
+    inside, depths = (of(kinds.flatten(0, 1)).view_as(kinds).sum(dim=0) for of in (_inside, depth))
+    places = _race(_weights(inside, depths, centred), draws)
     labels = truth.flatten(1).gather(1, places[:, None])[:, 0].long()
     return _points(places, truth.shape[2]), labels
+
+
+def _weights(inside: Tensor, depths: Tensor, centred: Tensor) -> Tensor:
+    """(N, H, W): of a place to be clicked. Where it is centred, by a high power of its depth: of a
+    disc the clicks lie at a fifth of the radius from its middle, on average."""
+    share = depths / depths.amax(dim=(1, 2), keepdim=True).clamp(min=1)
+    return torch.where(centred[:, None, None], share**8, inside)
+
+
+def depth(region: Tensor) -> Tensor:
+    """Exact Euclidean distance to the nearest place outside a region or beyond the border.
+
+    By columns, then by rows (Felzenszwalb and Huttenlocher 2012), as `deepest` has it from OpenCV.
+
+    Args:
+        region: (N, H, W) bool.
+
+    Returns:
+        (N, H, W) float32; 0 outside.
+    """
+    height, width = region.shape[1:]
+    rows = torch.arange(height, device=region.device)[:, None]
+    before = torch.where(region, -1, rows).cummax(dim=1).values
+    after = torch.where(region, height, rows).flip(1).cummin(dim=1).values.flip(1)
+    column = torch.minimum(rows - before, after - rows).float().square()
+    # No place is deeper than half of the shorter side: what lies further away cannot be nearest.
+    reach = (min(height, width) + 1) // 2
+    padded, squared = F.pad(column, (reach, reach)), column
+    for shift in range(1, reach + 1):
+        left, right = (padded[:, :, reach + s : reach + s + width] for s in (-shift, shift))
+        squared = torch.minimum(squared, torch.minimum(left, right) + shift**2)
+    return squared.sqrt()
 
 
 def _inside(region: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def _background(rng: Generator, pair: Pair, config: ComposeConfig) -> _Scene:
             some = [union, *some][:_BITS]
         matrix = _crop(rng, some[0], config, close=attempt == _ATTEMPTS)
         scene = _warp(rng, pair, some, matrix, config.size)
-        least = 1 if attempt == _ATTEMPTS else config.smallest * config.size**2
+        least = 1 if attempt == _ATTEMPTS else max(1, config.smallest * config.size**2)
         if scene.whole[0] >= least:
             return scene
     raise PairError(f"{pair.name}: nothing is left of an object at {config.size} pixels")

@@ -17,10 +17,14 @@ Values and bytes only; where they go is the caller's affair. A row is a frame an
 """
 
 import io
+import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -207,69 +211,95 @@ def _png(picture: Image.Image) -> bytes:
     return content.getvalue()
 
 
-def coco(
-    videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
-) -> dict[str, Any]:
+def write_coco(
+    path: Path, videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
+) -> None:
     """COCO's JSON of masked videos: an image a frame, an annotation a mask that is not empty.
 
+    Goes to disk video by video, so that a batch may be larger than memory; a second file beside
+    `path` holds the annotations until the images are written.
+
     Args:
+        path: the file to write, local.
         videos: ids and mask tables.
         names: of each video's objects. Each name is a category; an object without one is of the
             category "object N", N being its id.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
     categories: dict[str, int] = {}
-    for video_id, table in videos:
-        called = names.get(video_id, {})
-        for frame, rows in frames_of(table):
-            size = [rows[0]["height"], rows[0]["width"]]
-            images.append(
-                {
-                    "id": len(images) + 1,
-                    "file_name": f"{video_id}/{frame:05d}.jpg",
-                    "height": size[0],
-                    "width": size[1],
-                    "video_id": video_id,
-                    "frame": frame,
-                }
-            )
-            for row in rows:
-                object_id = row["object_id"]
-                name = called.get(object_id, f"object {object_id}")
-                category = categories.setdefault(name, len(categories) + 1)
-                if not row["area"]:
-                    continue
-                annotations.append(
+    with path.open("w") as file, TemporaryFile("w+", dir=path.parent) as later:
+        images, annotations = _Array(file), _Array(later)
+        file.write('{"images": [')
+        for video_id, table in videos:
+            called = names.get(video_id, {})
+            for frame, rows in frames_of(table):
+                size = [rows[0]["height"], rows[0]["width"]]
+                images.add(
                     {
-                        "id": len(annotations) + 1,
-                        "image_id": len(images),
-                        "category_id": category,
-                        "object_id": object_id,
-                        "segmentation": {"size": size, "counts": row["rle"].decode()},
-                        "area": row["area"],
-                        "bbox": row["box"],
-                        "iscrowd": 0,
-                        "score": row["score"],
-                        "state": row["state"],
+                        "id": images.count + 1,
+                        "file_name": f"{video_id}/{frame:05d}.jpg",
+                        "height": size[0],
+                        "width": size[1],
+                        "video_id": video_id,
+                        "frame": frame,
                     }
                 )
-    listed = [{"id": number, "name": name} for name, number in categories.items()]
-    return {"images": images, "annotations": annotations, "categories": listed}
+                for row in rows:
+                    object_id = row["object_id"]
+                    name = called.get(object_id, f"object {object_id}")
+                    category = categories.setdefault(name, len(categories) + 1)
+                    if not row["area"]:
+                        continue
+                    annotations.add(
+                        {
+                            "id": annotations.count + 1,
+                            "image_id": images.count,
+                            "category_id": category,
+                            "object_id": object_id,
+                            "segmentation": {"size": size, "counts": row["rle"].decode()},
+                            "area": row["area"],
+                            "bbox": row["box"],
+                            "iscrowd": 0,
+                            "score": row["score"],
+                            "state": row["state"],
+                        }
+                    )
+        file.write('],\n"annotations": [')
+        later.seek(0)
+        shutil.copyfileobj(later, file)
+        listed = [{"id": number, "name": name} for name, number in categories.items()]
+        file.write(f'],\n"categories": {json.dumps(listed)}}}')
 
 
-def youtube_vos(
-    videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
-) -> dict[str, Any]:
-    """YouTube-VOS' `meta.json`: of each video its objects, and the frames that show each."""
-    found: dict[str, Any] = {}
-    for video_id, table in videos:
-        objects: dict[str, dict[str, Any]] = {}
-        for frame, rows in frames_of(table):
-            for row in rows:
-                name = names.get(video_id, {}).get(row["object_id"], "object")
-                entry = objects.setdefault(str(row["object_id"]), {"category": name, "frames": []})
-                if row["area"]:
-                    entry["frames"].append(f"{frame:05d}")
-        found[video_id] = {"objects": objects}
-    return {"videos": found}
+class _Array:
+    """Members of a JSON array, one after the other, a line each."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file, self.count = file, 0
+
+    def add(self, member: Mapping[str, Any]) -> None:
+        self.file.write(f"{',' if self.count else ''}\n{json.dumps(member)}")
+        self.count += 1
+
+
+def write_youtube_vos(
+    path: Path, videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
+) -> None:
+    """YouTube-VOS' `meta.json`: of each video its objects, and the frames that show each.
+
+    Arguments are those of `write_coco`.
+    """
+    with path.open("w") as file:
+        file.write('{"videos": {')
+        for number, (video_id, table) in enumerate(videos):
+            objects: dict[str, dict[str, Any]] = {}
+            for frame, rows in frames_of(table):
+                for row in rows:
+                    name = names.get(video_id, {}).get(row["object_id"], "object")
+                    entry = objects.setdefault(
+                        str(row["object_id"]), {"category": name, "frames": []}
+                    )
+                    if row["area"]:
+                        entry["frames"].append(f"{frame:05d}")
+            member = f"{json.dumps(video_id)}: {json.dumps({'objects': objects})}"
+            file.write(f"{',' if number else ''}\n{member}")
+        file.write("}}")

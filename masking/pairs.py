@@ -135,8 +135,10 @@ def faults(pairs: Pairs, threads: int = 1) -> dict[int, PairError]:
 def _select(masks: Bools, config: PairsConfig) -> Bools:
     areas = np.array([np.count_nonzero(mask) / mask.size for mask in masks])
     kept = (areas > 0) & (areas >= config.smallest) & (areas <= config.largest)
-    if not areas.any():
+    if not len(masks):
         raise PairError("no object in the masks; label it, or leave the image out")
+    if not areas.any():
+        raise NothingToLearnError(_VANISHED)
     if not kept.any():
         raise NothingToLearnError(
             f"none of its {len(masks)} objects covers between {config.smallest:.1%} and "
@@ -219,6 +221,9 @@ class _RowGroups:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
+_VANISHED = "nothing is left of its objects at this size; pairs.longest says how large images are"
+
+
 @dataclass(frozen=True)
 class _ParquetRow:
     name: str
@@ -237,6 +242,8 @@ class _ParquetRow:
         if record.get("ignore") is not None:
             ignore = nearest(read_labels(record["ignore"], "column ignore", size)[0], shape) > 0
         masks = objects_of(nearest(labels, shape))
+        if labels.any() and not len(masks):
+            raise NothingToLearnError(_VANISHED)
         return Pair(image, masks, ignore, self.name, record.get("kind") == "regions")
 
 

@@ -51,6 +51,9 @@ class PromptConfig:
     """Share that start with a click and a shifted, warped or wrong mask, as tracking gives them."""
     blind: float = 0.2
     """Share that never see their earlier logits."""
+    centred: float = 0.5
+    """Share whose clicks are near the middle of what they point at, as most people click and as an
+    evaluation does; the others are anywhere on it."""
     focal: float = 20.0
     """Weight of the focal loss."""
     balance: float = 1.0
@@ -79,7 +82,7 @@ class PromptConfig:
                 f"prompts.boxes and prompts.stale are {self.boxes} and {self.stale}; the two"
                 " shares are at most 1 together"
             )
-        for name in ("boxes", "stale", "blind", "balance"):
+        for name in ("boxes", "stale", "blind", "centred", "balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"prompts.{name} is {getattr(self, name)}; a share is 0 to 1")
 
@@ -168,9 +171,10 @@ class _Conversation:
         self.target = share
         self.weight = (1 - void)[self.frames]
         self.truth = share >= share.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)
-        self.ignore = self.weight < 0.5
-        self.seeds = _mix(batch.seeds[:, None] * 64 + torch.arange(k, device=device)).flatten()
+        self.ignore = (self.weight < 0.5) & ~self.truth
+        self.seeds = _mix(_mix(batch.seeds)[:, None] + torch.arange(k, device=device)).flatten()
         self.full = batch.masks.view(self.n, height, width)
+        self.centred = self._noise(5, 1)[:, 0] < config.centred
 
     def _noise(self, what: int, *shape: int) -> Tensor:
         return noise(self.seeds + what, *shape)
@@ -207,7 +211,7 @@ class _Conversation:
             ious.append(reached[rows, chosen])
             if number + 1 < rounds:
                 draws = self._noise(100 + number, h, w)
-                at, label = corrective(self.truth, current > 0, self.ignore, draws)
+                at, label = corrective(self.truth, current > 0, self.ignore, draws, self.centred)
                 points[:, number + 1] = self._pixels(at)
                 labels[:, number + 1] = label
                 logits = torch.where(blind[:, None, None], torch.nan, current)
@@ -225,7 +229,7 @@ class _Conversation:
         stale = (kind >= self.config.boxes) & (kind < self.config.boxes + self.config.stale)
         points = torch.zeros(self.n, rounds, 2, device=device)
         labels = torch.full((self.n, rounds), -1, device=device)
-        at = random_clicks(self.truth & ~self.ignore, self._noise(2, h, w))
+        at = random_clicks(self.truth & ~self.ignore, self._noise(2, h, w), self.centred)
         points[:, 0] = self._pixels(at)
         labels[:, 0] = torch.where(boxed, -1, 1)
         boxes = noisy_box(self.full, self._noise(3, 4))

@@ -1,5 +1,6 @@
 """Simulated clicks against hand-made cases and brute force."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -89,10 +90,32 @@ def hit(masks, points):
     return masks[torch.arange(len(masks)), y, x]
 
 
+@pytest.mark.parametrize("shape", [(72, 72), (48, 64), (31, 30), (1, 9)])
+def test_depth_is_opencvs_exact_distance(shape):
+    rng = np.random.default_rng(0)
+    blobs = [cv2.GaussianBlur(rng.random(shape), (0, 0), s) > 0.48 for s in (1, 3, 6)]
+    regions = [*blobs, np.ones(shape, bool), np.zeros(shape, bool)]
+    expected = [
+        cv2.distanceTransform(
+            np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+        )[1:-1, 1:-1]
+        for region in regions
+    ]
+    np.testing.assert_allclose(clicks.depth(torch_masks(*regions)), np.stack(expected), atol=1e-4)
+
+
+def everywhere(n):
+    return torch.zeros(n, dtype=torch.bool)
+
+
+def middle(n):
+    return torch.ones(n, dtype=torch.bool)
+
+
 def test_random_clicks_lie_in_their_region_and_rather_inside():
     n = 400
     region = torch_masks(box(8, 8, 24, 40, 48, 64)).expand(n, -1, -1)
-    points = clicks.random_clicks(region, draws(n, 48, 64))
+    points = clicks.random_clicks(region, draws(n, 48, 64), everywhere(n))
     assert hit(region, points).all()
     inner = torch_masks(box(11, 11, 21, 37, 48, 64)).expand(n, -1, -1)
     uniform = inner[0].sum() / region[0].sum()
@@ -102,11 +125,33 @@ def test_random_clicks_lie_in_their_region_and_rather_inside():
 
 def test_random_clicks_of_a_single_pixel_and_of_every_pixel():
     region = torch_masks(box(11, 15, 12, 16), box(0, 0, H, W))
-    points = clicks.random_clicks(region, torch.zeros(2, H, W))
+    points = clicks.random_clicks(region, torch.zeros(2, H, W), everywhere(2))
     assert points[0].tolist() == [15, 11]
     assert hit(region, points).all()
 
 
+def test_centred_clicks_lie_round_the_middle():
+    n = 400
+    region = shapes(n)  # an ellipse of 16 x 10 cells round (30, 36)
+    points = clicks.random_clicks(region, draws(n, 64, 64), middle(n))
+    assert hit(region, points).all()
+    off = (points - torch.tensor([30.0, 36])).abs()
+    assert off[:, 1].mean() < 2  # of 10: of all places of the ellipse 4.2
+    assert off[:, 0].mean() < 5  # of 16, along which it is about as deep: 6.8
+    assert points.unique(dim=0).shape[0] > 20
+
+
+def test_centred_corrections_go_to_the_deepest_error():
+    n = 200
+    truth, prediction = box(0, 0, 3, W), box(5, 0, H, 7)  # 48 missing, 2 deep; 49 too much, 4 deep
+    masks = torch_masks(truth, prediction, box(0, 0, 0, 0))[:, None].expand(-1, n, -1, -1)
+    points, labels = clicks.corrective(*masks, draws(n, H, W), middle(n))
+    assert labels.float().mean() < 0.05
+    deep = torch_masks(box(7, 2, 10, 5)).expand(n, -1, -1)
+    assert hit(deep, points).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("centred", [everywhere, middle])
 @pytest.mark.parametrize(
     ("prediction", "ignore", "where", "label"),
     [
@@ -118,10 +163,10 @@ def test_random_clicks_of_a_single_pixel_and_of_every_pixel():
     ],
     ids=["missing", "too much", "right", "wrong only where ignored", "missing, in part ignored"],
 )
-def test_corrective(prediction, ignore, where, label):
+def test_corrective(prediction, ignore, where, label, centred):
     n = 30
     masks = torch_masks(box(2, 2, 8, 8), prediction, ignore)[:, None].expand(-1, n, -1, -1)
-    points, labels = clicks.corrective(*masks, draws(n, H, W))
+    points, labels = clicks.corrective(*masks, draws(n, H, W), centred(n))
     assert hit(torch_masks(where).expand(n, -1, -1), points).all()
     assert labels.tolist() == [label] * n
 
@@ -130,7 +175,7 @@ def test_corrective_prefers_the_larger_error():
     n = 500
     truth, prediction = box(0, 0, 3, W), box(9, 0, H, 4)  # 48 missing, 12 too much
     masks = torch_masks(truth, prediction, box(0, 0, 0, 0))[:, None].expand(-1, n, -1, -1)
-    _, labels = clicks.corrective(*masks, draws(n, H, W))
+    _, labels = clicks.corrective(*masks, draws(n, H, W), everywhere(n))
     assert 0.7 < labels.float().mean() < 0.95
 
 
@@ -180,8 +225,10 @@ def test_perturbing_by_nothing_softens_only():
 def test_a_row_does_not_hang_on_its_neighbours():
     truth, noise = shapes(6), draws(6, 64, 64)
     few = draws(6, clicks.PERTURB_DRAWS)
+    some = torch.arange(6) % 2 == 0
     assert torch.equal(
-        clicks.random_clicks(truth, noise)[3:4], clicks.random_clicks(truth[3:4], noise[3:4])
+        clicks.random_clicks(truth, noise, some)[2:4],
+        clicks.random_clicks(truth[2:4], noise[2:4], some[2:4]),
     )
     torch.testing.assert_close(
         clicks.perturb(truth, few)[3:4], clicks.perturb(truth[3:4], few[3:4])
@@ -195,7 +242,7 @@ def test_nothing_waits_for_the_gpu():
     noise, few = draws(8, 64, 64).cuda(), draws(8, clicks.PERTURB_DRAWS).cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        clicks.corrective(truth, truth.flip(1), truth & ~truth, noise)
+        clicks.corrective(truth, truth.flip(1), truth & ~truth, noise, middle(8).cuda())
         clicks.noisy_box(truth, few[:, :4])
         clicks.iou(truth, clicks.perturb(truth, few) > 0)
     finally:

@@ -55,6 +55,16 @@ def test_masks_lie_on_their_objects(index):
         assert not (alike & ~grown(mask) & ~made.ignore).any()
 
 
+@pytest.mark.parametrize("occlude", [0.0, 0.5])
+def test_no_mask_is_empty_however_small_objects_may_be(occlude):
+    tiny = PAIRS[0].masks[:2] & False
+    tiny[0, 20, 20] = tiny[1, 90, 130] = True
+    pair = replace(PAIRS[0], masks=tiny)
+    config = replace(PLAIN, smallest=0, objects=1, occlude=occlude)
+    for index in range(60):
+        assert sample([pair], config, 0, index, 0).masks.any(axis=(1, 2)).all()
+
+
 def test_warped_masks_fit_warped_pictures_to_half_a_pixel():
     made = [sample(PAIRS, PLAIN, 0, 0, i) for i in range(20)]
     off = []

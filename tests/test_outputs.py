@@ -12,7 +12,6 @@ from pycocotools.coco import COCO
 from masking.outputs import (
     SCHEMA,
     MaskFile,
-    coco,
     davis_png,
     frames_of,
     label_map,
@@ -20,7 +19,8 @@ from masking.outputs import (
     mask_png,
     rows_of,
     spans,
-    youtube_vos,
+    write_coco,
+    write_youtube_vos,
 )
 from masking.propagate import FrameMasks, Mask
 
@@ -96,7 +96,8 @@ def test_davis_has_indices_and_its_colours():
 def test_coco_reads_it(tmp_path):
     one = table(frame(0, square(2), None), frame(1, square(5), square(18)))
     names = {"a": {1: "dog"}, "b/c": {1: "cat", 2: "dog"}}
-    (tmp_path / "coco.json").write_text(json.dumps(coco([("a", one), ("b/c", one)], names)))
+    write_coco(tmp_path / "coco.json", [("a", one), ("b/c", one)], names)
+    assert [path.name for path in tmp_path.iterdir()] == ["coco.json"]
     read = COCO(str(tmp_path / "coco.json"))
     assert [image["file_name"] for image in read.dataset["images"]][2:] == [
         "b/c/00000.jpg",
@@ -110,13 +111,23 @@ def test_coco_reads_it(tmp_path):
     assert [(each["object_id"], each["category_id"]) for each in last] == [(1, 3), (2, 1)]
 
 
-def test_youtube_vos_lists_the_frames_of_objects():
+def test_youtube_vos_lists_the_frames_of_objects(tmp_path):
     one = table(frame(0, square(2), None), frame(1, square(5), square(18)))
-    meta = youtube_vos([("a", one)], {"a": {1: "dog"}})
-    assert meta["videos"]["a"]["objects"] == {
+    write_youtube_vos(tmp_path / "meta.json", [("a", one), ('b "2"', one)], {"a": {1: "dog"}})
+    videos = json.loads((tmp_path / "meta.json").read_text())["videos"]
+    assert list(videos) == ["a", 'b "2"']
+    assert videos["a"]["objects"] == {
         "1": {"category": "dog", "frames": ["00000", "00001"]},
         "2": {"category": "object", "frames": ["00001"]},
     }
+
+
+def test_exports_of_no_video_are_json(tmp_path):
+    write_coco(tmp_path / "coco.json", [], {})
+    write_youtube_vos(tmp_path / "meta.json", [], {})
+    nothing = {"images": [], "annotations": [], "categories": []}
+    assert json.loads((tmp_path / "coco.json").read_text()) == nothing
+    assert json.loads((tmp_path / "meta.json").read_text()) == {"videos": {}}
 
 
 def test_spans_to_look_at_worst_first():

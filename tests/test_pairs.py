@@ -178,6 +178,16 @@ BAD_ROWS = {
 }
 
 
+def test_objects_that_vanish_as_the_image_shrinks_are_no_fault(tmp_path):
+    map_ = np.zeros((400, 400), np.uint8)
+    map_[101, 101] = 1
+    rows = [row(image=encoded(image(400, 400)), masks=encoded(map_))]
+    small = survey([write(tmp_path / "x.parquet", rows)], PairsConfig(40, 0, 1))
+    with pytest.raises(NothingToLearnError, match="nothing is left of its objects at this size"):
+        small[0]
+    assert len(survey([tmp_path / "x.parquet"], ALL)[0].masks) == 1
+
+
 def test_every_bad_row_is_named(tmp_path):
     rows = [row(), *(bad for bad, _ in BAD_ROWS.values()), row()]
     path = write(tmp_path / "x.parquet", rows, ignore=pa.binary())

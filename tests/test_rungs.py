@@ -13,7 +13,8 @@ def test_value_between_epochs():
     assert value_at(curve, 40) == 0.5
     assert value_at(curve, 15) == 0.30000000000000004
     assert value_at(curve, 30) == 0.45
-    assert value_at(curve, 5) == 0.2
+    assert value_at(curve, 10) == 0.2
+    assert value_at(curve, 5) is None
     assert value_at(curve, 41) is None
     assert value_at([], 1) is None
     assert value_at([(10.0, 0.2), (20.0, -math.inf)], 15) == -math.inf
@@ -29,6 +30,7 @@ def test_cheap_epochs_win_nothing():
     dear = [(float(s), line(s)) for s in range(10, 61, 10)]
     for rung in milestones(60, 1 / 5, 2):
         assert math.isclose(value_at(cheap, rung), value_at(dear, rung))
+    assert value_at(dear, 9.0) is None  # nor does the dear one win by its first
 
 
 def test_milestones():

@@ -2,16 +2,24 @@
 
 import json
 import math
+import shutil
 
 import pytest
+import yaml
+from safetensors.torch import save_file
 
-from jobs.config import as_settings
+from jobs import tune
+from jobs.config import ConfigError, as_settings
 from jobs.searchers import Past, Searcher
 from jobs.sweep import Sweep
-from jobs.sweep_report import importances, pareto
+from jobs.sweep_report import importances, pareto, report
 from jobs.sweep_tables import frame, retrained, summarize, write_trials
+from jobs.trial import Plan
 from tests.sweeps import SUMMARY, config_of, row_of, run, sweep_of
+from vit.config import ModelConfig
+from vit.model import build
 from vit.search import SearchError, Values, space
+from vit.weights import read
 
 
 def written(folder, *flags):
@@ -212,6 +220,10 @@ def test_bad_settings(flags, words, tmp_path, capsys):
         (("--max-budget", "1e6", "--space", "depth", "1..4"), "one epoch takes .* FLOP; a whole"),
         (("--space", "model.num_heads", "5, 7"), "does not divide model.embed_dim 48"),
         (("--space", "epochs", "3..5"), "epochs cannot vary"),
+        (("--space", "dataset.val_fraction", "0.1, 0.2"), "dataset.val_fraction cannot vary"),
+        (("--space", "optim.ema_half_life", "0"), "--metric ema_accuracy is reported by no trial"),
+        (("--space", "optim.schedule", "cosine"), "compares unfinished trials"),
+        (("--space", "optim.warmup_epochs", "20"), "lies in the warm-up"),
         (("--searcher", "grid", "--space", "lr", "1e-4..1 log"), "a grid needs values"),
     ],
 )
@@ -296,10 +308,109 @@ def test_retrained_over_seeds(tmp_path):
         )
         fate = "failed" if accuracy is None else "finished"
         again.end(trial.number, fate, facts={"test": {"test_accuracy": accuracy}})
-    first, second = retrained(again)
+    first, second = retrained(again.trials, "ema_accuracy")
     assert first["test_mean"] == pytest.approx(0.6)
     assert first["test_std"] == pytest.approx(0.1414, abs=1e-4)
     assert (second["seeds"], second["lost"], second["test_std"]) == (1, 1, None)
+
+
+def test_what_was_trained_again_is_kept_when_more_is_wanted(tmp_path, monkeypatch):
+    """--retrain-top and --seeds may change between starts."""
+    monkeypatch.setattr(tune, "on_cluster", lambda again, stop, test: run(again))
+    once = written(tmp_path, "--retrain-top", "1", "--seeds", "1", "--trials", "5")
+    run(once)
+    (first,) = tune.retrain(once, None)
+    more = written(tmp_path, "--retrain-top", "2", "--seeds", "2", "--trials", "5")
+    found = tune.retrain(more, None)
+    assert [trial.sample["seed"] for trial in found] == [1, 2, 1, 2]
+    assert found[0].sample == first.sample
+    assert len(list(tmp_path.glob("retrain/trials/*"))) == 4  # the first was not trained anew
+    fewer = tune.retrain(written(tmp_path, "--retrain-top", "1", "--trials", "5"), None)
+    assert [trial.sample["seed"] for trial in fewer] == [1, 2, 3]
+    assert len(list(tmp_path.glob("retrain/trials/*"))) == 5
+
+
+def test_seconds_that_ended_a_trial_are_its_epochs_when_trained_again(tmp_path):
+    flags = ("--budget", "seconds", "--max-budget", "10", "--optim.schedule", "constant")
+    sweep = written(tmp_path, *flags, "--scheduler", "none", "--trials", "3")
+    run(sweep)
+    best = sweep.ranking()[0]
+    assert len(best.rows) < 27
+    assert yaml.safe_load(tune.best_yaml(sweep, best))["epochs"] == len(best.rows)
+    sample = tune.again_of(sweep, best, seed=4)
+    settings = sweep.plan.trial(sample, sweep.folder)
+    assert (settings.epochs, settings.seed) == (len(best.rows), 4)
+    assert settings.optim.warmup_epochs == 1
+
+
+def test_trials_that_fail_alike_end_the_sweep_and_are_tried_again(tmp_path):
+    """A node at fault must not use up the sweep."""
+    sweep = written(tmp_path, "--trials", "9")
+    for why in ("no such mount", "other", "no such mount", "no such mount"):
+        sweep.end(sweep.next().number, "failed", why)
+    assert not sweep.over
+    sweep.end(sweep.next().number, "failed", "no such mount")
+    assert "3 trials failed alike: no such mount" in sweep.over
+    assert not sweep.at_limit
+    assert sweep.next() is None
+    again = written(tmp_path, "--trials", "9")
+    assert [trial.fate for trial in again.trials] == ["failed", "failed", "", "", ""]
+    for _ in range(9):
+        if (trial := again.next()) is not None:
+            again.end(trial.number, "failed", "out of memory (3 GB)")  # of the model, not the node
+    assert not again.over
+    assert len(again.trials) == 9
+
+
+def test_a_record_with_a_gap_is_refused(tmp_path):
+    run(written(tmp_path, "--trials", "4"))
+    shutil.rmtree(tmp_path / "trials/0001")
+    with pytest.raises(ConfigError, match="lacks trial 1"):
+        written(tmp_path, "--trials", "4")
+
+
+def test_dear_trials_are_judged_at_no_rung_before_their_first_epoch(tmp_path):
+    """At equal FLOPs, or not at all."""
+    flags = ("--space", "model.depth", "1, 12", "--epochs", "9", "--optim.warmup-epochs", "0.5")
+    sweep = sweep_of(tmp_path, *flags, "--model.depth", "4", "--trials", "2")
+    run(sweep)
+    dear = next(trial for trial in sweep.trials if trial.sample["model.depth"] == 12)
+    assert sweep.curve(dear)[0][0] > sweep.rungs[0]
+    assert [arrival["rung"] for arrival in dear.arrivals] == list(range(1, len(sweep.rungs)))
+    assert dear.reached == len(sweep.rungs) - 1
+
+
+def test_a_limit_on_a_last_epoch_does_not_leave_the_trial(tmp_path):
+    sweep = written(tmp_path, "--trials", "1", "--max-flops", "1e30")
+    trial = sweep.next()
+    for epoch in range(1, trial.epochs):
+        assert sweep.report(0, row_of(sweep, trial, epoch))
+    sweep.refuse_more("a limit")
+    assert sweep.report(0, row_of(sweep, trial, trial.epochs))
+
+
+def test_weights_that_do_not_fit_a_sample_are_never_tried(tmp_path):
+    config = config_of(tmp_path, "--space", "model.depth", "1..4", "model.num_heads", "2, 3")
+    model = build(ModelConfig(image_size=16, embed_dim=48, num_heads=2, depth=2), 3, seed=0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    plan = Plan.of(config, SUMMARY, read(tmp_path / "model.safetensors"))
+    samples = plan.searcher(space(config, config.space)).listed
+    assert {sample["model.depth"] for sample in samples} == {2}
+
+
+@pytest.mark.parametrize("values", [[0.5] * 9, [0.1 * i for i in range(9)], []])
+def test_reports_of_odd_sweeps(values, tmp_path):
+    """All alike; some that came to no late rung; none begun."""
+    flags = ("--scheduler", "asha", "--reduction", "2", "--first-rung", "0.9", "--trials", "9")
+    sweep = sweep_of(tmp_path, *flags)
+    for value in values:
+        trial = sweep.next()
+        for epoch in range(1, trial.epochs + 1):
+            row = row_of(sweep, trial, epoch) | {"ema_accuracy": value}
+            sweep.report(trial.number, row)
+        trial.fate = "finished"
+    report(sweep, space(sweep.config, sweep.config.space), None, sweep.folder)
+    assert "<h2>Trials</h2>" in (tmp_path / "report.html").read_text()
 
 
 def plan_folder(folder):

@@ -130,6 +130,7 @@ def evaluated(n):
         DatasetConfig(),
         "float32",
         torch.device("cpu"),
+        batch_size=512,
     )
     return ranks.add(sums)
 

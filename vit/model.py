@@ -35,10 +35,12 @@ __all__ = [
     "VisionTransformer",
     "build",
     "drop_path_factors",
+    "evaluation_batch",
     "flops",
     "mlp_width",
     "num_patches",
     "num_prefix_tokens",
+    "outline",
     "sincos_2d",
 ]
 
@@ -49,6 +51,12 @@ _NORM_EPS = 1e-6
 def num_patches(config: ModelConfig) -> int:
     """N: patches of an image."""
     return (config.image_size // config.patch_size) ** 2
+
+
+def evaluation_batch(config: ModelConfig) -> int:
+    """Images that go through the model at a time where nothing is learnt: up to 512, of up to
+    32,768 patches, which keep a device busy; more would only take more memory."""
+    return max(1, min(512, 2**15 // num_patches(config)))
 
 
 def num_prefix_tokens(config: ModelConfig) -> int:
@@ -324,6 +332,12 @@ def build(config: ModelConfig, num_classes: int, seed: int) -> VisionTransformer
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
+        return VisionTransformer(config, num_classes)
+
+
+def outline(config: ModelConfig, num_classes: int) -> VisionTransformer:
+    """A model without numbers, on torch's meta device: its shapes."""
+    with torch.device("meta"):
         return VisionTransformer(config, num_classes)
 
 

@@ -20,10 +20,8 @@ from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-import torch
-
 from vit.config import ModelConfig
-from vit.model import VisionTransformer, flops
+from vit.model import flops, outline
 
 T = TypeVar("T")
 
@@ -272,8 +270,7 @@ def assign(config: T, sample: Sample) -> T:
 @lru_cache(maxsize=256)
 def parameters(config: ModelConfig, num_classes: int) -> int:
     """How many parameters the model has."""
-    with torch.device("meta"):
-        return sum(each.numel() for each in VisionTransformer(config, num_classes).parameters())
+    return sum(each.numel() for each in outline(config, num_classes).parameters())
 
 
 def training_flops(config: ModelConfig, num_classes: int) -> int:

@@ -179,7 +179,7 @@ def evaluate(
     dataset: DatasetConfig,
     precision: Precision,
     device: torch.device,
-    batch_size: int = 512,
+    batch_size: int,
 ) -> Tensor:
     """Loss without smoothing and correct predictions over `samples`, without padding.
 
@@ -188,6 +188,7 @@ def evaluate(
         take: from samples (B,) to their images (B, 3, S, S) uint8 and labels (B,) on `device`.
         samples: (n,) int64 on the CPU: what this rank evaluates; may be empty.
         size: S of the model; larger images are cut to their centre.
+        batch_size: samples that go through the model at a time.
 
     Returns:
         (3,) float64 on `device`: this rank's sum of losses, correct predictions, samples.
