@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masking.clicks import depth
+
 OUTPUTS = 4
 """The single mask, then three that may differ."""
 STRIDES = (4, 8, 16)
@@ -34,6 +36,8 @@ TAPS = {1: 24, 2: 40, 4: 112, 6: 320}
 """Stages whose output is used, at strides 4, 8, 16 and 32, and their channels."""
 SOFT = (0.02, 0.08, 0.3)
 """Widths of the soft distances to a click, as a share of the canvas' longer side."""
+MIDDLES = 3
+"""Numbers that say how the clicks lie in a mask."""
 DISC = 2.5
 """Radius of the disc round a click, in cells of stride 4: 10 pixels."""
 
@@ -376,7 +380,9 @@ class Decoder(nn.Module):
         self.refine = nn.ModuleList([Residual(fine, False), Residual(middle, False)])
         self.head = nn.Conv2d(fine, OUTPUTS, 3, padding=1)
         self.score = nn.Sequential(
-            nn.Linear(coarse + 2 * fine + 3 + OUTPUTS, coarse), nn.ReLU(), nn.Linear(coarse, 1)
+            nn.Linear(2 * coarse + 2 * fine + 3 + 2 * OUTPUTS + MIDDLES, coarse),
+            nn.ReLU(),
+            nn.Linear(coarse, 1),
         )
 
     def forward(self, features: tuple[Tensor, ...], prompt: Prompt) -> tuple[Tensor, Tensor]:
@@ -391,15 +397,17 @@ class Decoder(nn.Module):
         fine = self.refine[0](content[0] + drawn[0] + enlarge(self.up[0](middle)))
         fine = F.relu(fine)
         logits = self.head(fine).float()
-        return logits, self._scores(logits.detach(), fine, coarse)
+        return logits, self._scores(logits.detach(), fine, coarse, prompt)
 
-    def _scores(self, logits: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
-        """Predicted IoU (N, 4) of each mask: from what lies in it, at its edge, and its shape."""
+    def _scores(self, logits: Tensor, fine: Tensor, coarse: Tensor, prompt: Prompt) -> Tensor:
+        """Predicted IoU (N, 4) of each mask: from what lies in it, at its edge, its shape, how far
+        it agrees with the others, and how deep in it the clicks lie: people click in the middle."""
         p = torch.sigmoid(logits)
-        fine, edge = fine.detach(), p * (1 - p)
-        inside, border = (
-            torch.einsum("nkhw,nchw->nkc", part, fine) / (part.sum(dim=(2, 3)) + 1)[..., None]
-            for part in (p, edge)
+        fine, edge, small = fine.detach(), p * (1 - p), F.avg_pool2d(p, STRIDES[2] // STRIDES[0])
+        kinds = ((p, fine), (edge, fine), (small, coarse.float()))
+        inside, border, deep = (
+            torch.einsum("nkhw,nchw->nkc", part, x) / (part.sum(dim=(2, 3)) + 1)[..., None]
+            for part, x in kinds
         )
         area = p.mean(dim=(2, 3))
         # SAM's stability: the share of the mask at a low threshold that stays at a high one.
@@ -408,8 +416,31 @@ class Decoder(nn.Module):
         n = len(logits)
         whole = coarse.float().mean(dim=(2, 3))[:, None].expand(n, OUTPUTS, -1)
         which = torch.eye(OUTPUTS, device=logits.device).expand(n, OUTPUTS, OUTPUTS)
-        known = torch.cat([whole, inside, border, shape, which], dim=2)
+        both = torch.einsum("nkhw,nlhw->nkl", small, small) / small[0, 0].numel()
+        agreed = both / (area[:, :, None] + area[:, None] - both + 1e-3)
+        known = torch.cat([whole, inside, border, shape, which, deep, agreed], dim=2)
+        known = torch.cat([known, _middles(p, prompt)], dim=2)
         return torch.sigmoid(self.score(known)[..., 0].float())
+
+
+def _middles(p: Tensor, prompt: Prompt) -> Tensor:
+    """(N, 4, MIDDLES): how deep the deepest and the least deep positive click lie in each mask, as
+    shares of the mask's greatest depth, and that depth as a share of the map's longer side.
+
+    Depths are of cells of stride 8: of stride 4 they take four times as long.
+    """
+    n, outputs = p.shape[:2]
+    halved = F.avg_pool2d(p, 2)
+    depths = depth((halved > 0.5).flatten(0, 1)).view_as(halved)
+    most = depths.amax(dim=(2, 3))
+    h, w = depths.shape[2:]
+    x, y = (prompt.points / STRIDES[1]).long().unbind(dim=-1)  # (N, P)
+    cells = (y.clamp(0, h - 1) * w + x.clamp(0, w - 1))[:, None].expand(n, outputs, -1)
+    share = depths.flatten(2).gather(2, cells) / most[..., None].clamp(min=1)  # (N, 4, P)
+    positive = (prompt.labels == 1)[:, None]
+    deepest = F.pad(torch.where(positive, share, 0), (0, 1)).amax(dim=2)
+    least = F.pad(torch.where(positive, share, 1), (0, 1), value=1.0).amin(dim=2)
+    return torch.stack([deepest, least, most / max(h, w)], dim=2)
 
 
 class Mini(nn.Module):

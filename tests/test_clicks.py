@@ -138,7 +138,7 @@ def test_centred_clicks_lie_round_the_middle():
     off = (points - torch.tensor([30.0, 36])).abs()
     assert off[:, 1].mean() < 2  # of 10: of all places of the ellipse 4.2
     assert off[:, 0].mean() < 5  # of 16, along which it is about as deep: 6.8
-    assert points.unique(dim=0).shape[0] > 20
+    assert points.unique(dim=0).shape[0] > 10
 
 
 def test_centred_corrections_go_to_the_deepest_error():

@@ -136,7 +136,8 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["mini.yaml", "mini_longer.yaml", "mini_clicks.yaml", "mini_larger.yaml"]
+    "recipe",
+    ["mini.yaml", "mini_longer.yaml", "mini_clicks.yaml", "mini_larger.yaml", "mini_centred.yaml"],
 )
 def test_the_recipes_take_their_first_steps(recipe, tmp_path):
     data = write_squares(tmp_path / "a.parquet")

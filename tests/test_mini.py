@@ -5,7 +5,17 @@ import timm
 import torch
 
 from jobs.segment_task import imagenet
-from masking.mini import Decoder, Mini, MiniConfig, Places, Prompt, Trunk, fold
+from masking.mini import (
+    MIDDLES,
+    Decoder,
+    Mini,
+    MiniConfig,
+    Places,
+    Prompt,
+    Trunk,
+    _middles,
+    fold,
+)
 
 TAPS = (1, 2, 4, 6)
 
@@ -115,6 +125,22 @@ def test_maps_lie_where_the_prompts_are():
     inside = (maps[8] > 0).nonzero()
     assert inside.min(dim=0).values.tolist() == [4, 2]
     assert inside.max(dim=0).values.tolist() == [9, 5]
+
+
+def test_middles_say_how_deep_clicks_lie():
+    """A square of 8 x 8 cells of stride 8, as one of four masks; the others are empty."""
+    p = torch.zeros(3, 4, 64, 32)
+    p[:, 2, 16:32, 8:24] = 1
+    points = torch.tensor([[[64.0, 96]], [[36.0, 68]], [[64.0, 96]]]).repeat(1, 2, 1)
+    points[0, 1] = points[1, 0]  # the middle and a corner; a corner; nothing but a negative
+    labels = torch.tensor([[1, 1], [1, -1], [0, 0]])
+    nowhere = torch.full((3, 4), torch.nan)
+    found = _middles(p, Prompt(points, labels, nowhere, None))
+    assert found.shape == (3, 4, MIDDLES)
+    torch.testing.assert_close(found[0, 2], torch.tensor([1, 1 / 4, 4 / 32]))
+    torch.testing.assert_close(found[1, 2], torch.tensor([1 / 4, 1 / 4, 4 / 32]))
+    torch.testing.assert_close(found[2, 2], torch.tensor([0, 1, 4 / 32]))
+    assert not found[:2, 0].any()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ OTHERS = {
     "mini_longer.yaml",
     "mini_clicks.yaml",
     "mini_larger.yaml",
+    "mini_centred.yaml",
     "digits_sweep.yaml",
     "cifar10_sweep.yaml",
 }
