@@ -418,8 +418,8 @@ class Decoder(nn.Module):
         which = torch.eye(OUTPUTS, device=logits.device).expand(n, OUTPUTS, OUTPUTS)
         both = torch.einsum("nkhw,nlhw->nkl", small, small) / small[0, 0].numel()
         agreed = both / (area[:, :, None] + area[:, None] - both + 1e-3)
-        known = torch.cat([whole, inside, border, shape, which, deep, agreed], dim=2)
-        known = torch.cat([known, _middles(p, prompt)], dim=2)
+        middles = _middles(p, prompt)
+        known = torch.cat([whole, inside, border, shape, which, deep, agreed, middles], dim=2)
         return torch.sigmoid(self.score(known)[..., 0].float())
 
 
