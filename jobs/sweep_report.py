@@ -194,8 +194,8 @@ def _agreement(sweep: Sweep) -> str:
     from scipy.stats import spearmanr
 
     lines = []
+    finished = [trial for trial in sweep.trials if trial.fate == "finished"]
     for rung, budget in enumerate(sweep.rungs):
-        finished = [trial for trial in sweep.trials if trial.fate == "finished"]
         pairs = [(rungs.value_at(sweep.curve(t), budget), sweep.value(t)) for t in finished]
         known = [pair for pair in pairs if pair[0] is not None]
         if len(known) >= 4 and all(len(set(side)) > 1 for side in zip(*known, strict=True)):

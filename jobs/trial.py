@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -13,11 +14,11 @@ from jobs.storage import Location
 from jobs.task import Hooks
 from jobs.vit_task import TrainConfig, VitConfig, VitTask, load
 from jobs.worker import run
-from vit.config import OptimConfig
+from vit.config import ModelConfig, OptimConfig
 from vit.data import Summary, steps_per_epoch
 from vit.model import outline
 from vit.search import Dimension, Sample, SearchError, assign, parameters, training_flops
-from vit.weights import Weights, fit
+from vit.weights import Weights, WeightsError, fit
 
 VARIED = ("model.", "augment.", "optim.")
 """Groups of settings that may vary; of others trials would not be comparable, or alike."""
@@ -211,14 +212,22 @@ class Plan:
         optim = replace(varied.optim, warmup_epochs=warmup)
         return replace(varied, epochs=epochs, optim=optim)
 
-    def _check(self, sample: Sample, out: Location) -> None:
-        """Raise ValueError where a trial cannot be, or not be compared with the others."""
-        trial = self.trial(sample, out)
+    def _comparable(self, sample: Sample, out: Location) -> TrainConfig:
+        """A trial's settings; ValueError where it cannot be, or not be compared with others."""
         optim = {name: value for name, value in sample.items() if name.startswith("optim.")}
         assign(replace(self.config, metric=self.config.measure), optim)
-        if self.weights is not None:
-            classes = self.summary.classes
-            fit(self.weights, outline(trial.model, len(classes)), classes)
+        return self.trial(sample, out)
+
+    def _misfit(self, model: ModelConfig) -> str | None:
+        """Why the weights do not fit a model; None if they do."""
+        if self.weights is None:
+            return None
+        classes = self.summary.classes
+        try:
+            fit(self.weights, outline(model, len(classes)), classes)
+        except WeightsError as error:
+            return str(error)
+        return None
 
     def shares(self) -> tuple[int, float, float | None]:
         """Processes of a trial, and the CPUs and GPUs of each."""
@@ -254,12 +263,13 @@ class Plan:
             )
         out = Location.parse(self.config.out)
 
+        misfit = cache(self._misfit)  # thousands of samples have a few shapes between them
+
         def refusal(sample: Sample) -> str | None:
             try:
-                self._check(sample, out)
+                return misfit(self._comparable(sample, out).model)
             except ValueError as error:
                 return str(error)
-            return None
 
         return Searcher(self.config.searcher, dimensions, refusal, self.config.seed)
 

@@ -104,8 +104,10 @@ def check_data(plan: Plan, out: Location) -> None:
         "test": summary.test,
         "classes": list(summary.classes),
     }
-    then = place.read_json() if place.exists() else now
-    place.write_json(then)
+    if not place.exists():
+        place.write_json(now)
+        return
+    then = place.read_json()
     if differing := [name for name in now if then[name] != now[name]]:
         raise ConfigError(
             f"the data are not those that {out} began with: {', '.join(differing)}"
