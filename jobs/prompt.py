@@ -15,6 +15,7 @@ From Python, a notebook too:
 """
 
 import os
+import shlex
 import sys
 import webbrowser
 from collections.abc import Sequence
@@ -47,8 +48,9 @@ class PromptConfig:
     """The manifest to make, or to go on with: a local .csv, .jsonl or .parquet."""
     root: str | None = None
     """What relative uris are relative to, as of jobs.mask. Default: the folder of the manifest."""
-    weights: str = "mini"
-    """Of previews: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
+    weights: str | None = None
+    """Of previews: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://. Default:
+    mini, or those of the mask run that is looked through."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     host: str = "127.0.0.1"
@@ -74,8 +76,9 @@ def begin(config: PromptConfig) -> Server:
     source = prompt_videos.find(config.videos, out, config.root)
     run = None if source.run is None else Run(source.run)
     # 2. What previews are made with.
-    segmenters.announce(config.weights)
-    segmenter = segmenters.bring(config.weights, choose_device(config.device))
+    weights = config.weights or ("mini" if run is None else run.weights)
+    segmenters.announce(weights)
+    segmenter = segmenters.bring(weights, choose_device(config.device))
     # 3. The manifest, in which every click is saved at once.
     try:
         store = Store(out, source.rows)
@@ -105,9 +108,9 @@ def show(config: PromptConfig, server: Server) -> None:
         _open(server.address)
 
 
-def conclude(server: Server, reviewed: str | None) -> None:
+def conclude(server: Server, config: PromptConfig) -> None:
     """Say what there is, and what comes next."""
-    store, videos = server.session.store, 0
+    store, run, videos = server.session.store, server.session.run, 0
     objects = clicks = 0
     faults: list[str] = []
     for video_id in store.videos:
@@ -120,19 +123,23 @@ def conclude(server: Server, reviewed: str | None) -> None:
     for fault in faults:
         print(f"  not ready: {fault}")
     if clicks and not faults:
-        out = "runs/masks" if reviewed is None else reviewed
-        print(f"  next: python -m jobs.mask --manifest {store.path} --out {out}")
+        root = config.root or (None if run is None else str(store.path.parent))
+        flags = ["--manifest", str(store.path), *([] if root is None else ["--root", root])]
+        # A run goes on with its own settings: others are refused.
+        kept = [] if run is None or run.out.is_s3 else ["--config", f"{run.out}/config.yaml"]
+        out = ["--out", "runs/masks" if run is None else str(run.out)]
+        print(f"  next: {shlex.join(['python', '-m', 'jobs.mask', *kept, *flags, *out])}")
 
 
 def click(
-    videos: str | Path, out: str | Path = "clicks.csv", weights: str = "mini", **settings: Any
+    videos: str | Path, out: str | Path = "clicks.csv", weights: str | None = None, **settings: Any
 ) -> pd.DataFrame:
     """Click objects in a browser; returns the clicks once "Done" is pressed in the page.
 
     Args:
         videos: a folder of videos, a video, a manifest, or the output of jobs.mask.
         out: the manifest, in which every click is saved at once; one that is there is gone on with.
-        weights: that masks are previewed with.
+        weights: that masks are previewed with, as of `PromptConfig`.
         settings: others of `PromptConfig`, such as `port`.
 
     Returns:
@@ -165,8 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, CheckpointError, StorageError, ManifestError) as error:
         sys.stderr.write(f"jobs.prompt: {error}\n")
         return 2
-    run = server.session.run
-    conclude(server, None if run is None else str(run.out))
+    conclude(server, config)
     return stop.exit_code
 
 

@@ -69,10 +69,10 @@ class Survey:
         """Whether no damage was met, so far."""
         return not self.video.report.corrupt_packets
 
-    def times(self) -> tuple[list[float | None], bool]:
-        """Seconds of the frames that are known so far, and whether these are all."""
+    def times(self, start: int = 0) -> tuple[list[float | None], bool]:
+        """Seconds of frames from `start` on, as far as they are known; whether these are all."""
         with self._passed:
-            return [moment.time_s for moment in self.moments], self.complete
+            return [moment.time_s for moment in self.moments[start:]], self.complete
 
     def wait(self, index: int, timeout: float | None = None) -> int:
         """Wait until a frame is known, or that there is none; how many frames are known then."""

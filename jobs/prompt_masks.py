@@ -58,15 +58,16 @@ class Preview:
 class Line:
     """A thread that does one thing after another; what still waits can be cancelled."""
 
-    def __init__(self, name: str, yielding: bool = False) -> None:
-        """`yielding`: others come first."""
+    def __init__(self, name: str, yielding: bool = False, newest_first: bool = False) -> None:
+        """`yielding`: other threads come first; `newest_first`: what came last is done next."""
+        self._next = -1 if newest_first else 0
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._more = threading.Semaphore(0)
         self._thread = threading.Thread(target=self._work, args=(yielding,), name=name, daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Have it done after what waits already."""
+        """Have it done in its turn."""
         future: Future[T] = Future()
         self._waiting.append((future, call))
         self._more.release()
@@ -74,7 +75,7 @@ class Line:
 
     def close(self) -> None:
         """Give up what waits, and wait for what is being done: a process must not end under it."""
-        for future, _ in self._waiting:
+        for future, _ in [*self._waiting]:
             future.cancel()
         self.submit(_end)
         self._thread.join()
@@ -83,7 +84,8 @@ class Line:
         if yielding:
             yield_to_others()
         while self._more.acquire():
-            future, call = self._waiting.popleft()
+            future, call = self._waiting[self._next]
+            del self._waiting[self._next]
             if call is _end:
                 return
             if not future.set_running_or_notify_cancel():
@@ -104,7 +106,9 @@ class Previewer:
     def __init__(self, segmenter: Segmenter) -> None:
         """Take a segmenter that is ready."""
         self.segmenter = segmenter
-        self._front, self._behind = Line("preview"), Line("encode ahead", yielding=True)
+        # Who steps on does not wait for frames that were left: what is asked last is shown first.
+        self._front = Line("preview", newest_first=True)
+        self._behind = Line("encode ahead", yielding=True)
         self._lock = threading.Lock()
         self._known: OrderedDict[Key, Future[Embeddings]] = OrderedDict()
         self._expected: list[Key] = []
@@ -157,7 +161,7 @@ class Previewer:
         with self._lock:
             found = self._known.get(key)
             failed = found is not None and found.done() and found.exception() is not None
-            if found is None or failed or found.cancel():
+            if found is None or failed or (key in self._expected and found.cancel()):
                 found = self._front.submit(partial(self._encode_of, key, image))
                 self._known[key] = found
                 self._expected = [other for other in self._expected if other != key]

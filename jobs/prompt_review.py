@@ -43,10 +43,10 @@ class Run:
         given = parse_yaml((out / "config.yaml").read_text(), f"{out}/config.yaml")
         try:
             track = TrackConfig(**given["track"])
-            weights, precision = given["weights"], given["precision"]
+            self.weights, precision = str(given["weights"]), given["precision"]
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{out}/config.yaml: not that of a jobs.mask run: {error}") from error
-        self._settings = settings_of(segmenters.locate(weights), precision, track)
+        self._settings = settings_of(segmenters.locate(self.weights), precision, track)
         self._markers = commits(out)
         self._tables: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = threading.Lock()

@@ -89,6 +89,7 @@ class Server:
 
     async def _answer(self) -> None:
         self._loop.set_default_executor(self._threads)
+        preview = self._of(Session.preview, index=int, version=str, asked=list)
         app = web.Application(middlewares=[self._guard, _explain], client_max_size=_LARGEST)
         app.add_routes(
             [
@@ -100,11 +101,11 @@ class Server:
                 web.get("/api/moments", self._of(Session.moments, start=int)),
                 web.get("/api/frame", self._frame),
                 web.get("/api/thumbnail", self._thumbnail),
-                web.post("/api/look", self._of(Session.look, index=int)),
+                web.post("/api/look", self._of(Session.look, index=int, version=str)),
                 web.get("/api/masks", self._of(Session.masks, index=int)),
                 web.put("/api/rows", self._of(Session.change, revision=str, rows=list)),
                 web.post("/api/undo", self._of(Session.undo, revision=str, redo=bool)),
-                web.post("/api/preview", self._of(Session.preview, index=int, asked=list)),
+                web.post("/api/preview", preview),
                 web.post("/api/track", self._of(Session.track, here=int, count=int)),
                 web.get("/api/track", self._of(Session.tracked, since=int)),
                 web.delete("/api/track", self._of(Session.cancel)),
@@ -174,18 +175,23 @@ class Server:
 
     async def _frame(self, request: web.Request) -> web.Response:
         query = request.query
+        which = query["id"], int(query["index"]), query["version"]
+        # The address names the file's version, so that what it shows never changes.
         return _picture(
-            await asyncio.to_thread(self.session.frame, query["id"], int(query["index"]))
+            await asyncio.to_thread(self.session.frame, *which), "private, max-age=3600"
         )
 
     async def _thumbnail(self, request: web.Request) -> web.Response:
-        return _picture(await asyncio.to_thread(self.session.thumbnail, request.query["id"]))
+        content = await asyncio.to_thread(self.session.thumbnail, request.query["id"])
+        return _picture(content, "no-cache")
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info.get("name", "")
         if not name and "token" in request.query:  # into a cookie: addresses are passed on
             moved = web.Response(status=303, headers={"Location": "/"})
-            moved.set_cookie(self._cookie, self.token, httponly=True, samesite="Strict")
+            # Lax: the address may be followed from a page elsewhere, a notebook's; what changes
+            # something is not a GET, and its Origin is looked at.
+            moved.set_cookie(self._cookie, self.token, httponly=True, samesite="Lax")
             return moved
         files = {file.name: file for file in PAGE.iterdir() if file.suffix in _TYPES}
         file = files.get(name or "index.html")
@@ -214,7 +220,7 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
     except StaleError as error:
         return _failure(409, str(error))
     except VideoError as error:
-        return _failure(422, str(error))
+        return _failure(410 if error.code == "changed" else 422, str(error))
     except (OSError, MemoryError) as error:
         return _failure(500, str(error) or "no memory left")
     except KeyError as error:
@@ -227,9 +233,8 @@ def _failure(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)
 
 
-def _picture(content: bytes) -> web.Response:
-    # The address names the file's version, so that what it shows never changes.
-    headers = {"Cache-Control": "private, max-age=3600"}
+def _picture(content: bytes, kept: str) -> web.Response:
+    headers = {"Cache-Control": kept}
     return web.Response(body=content, content_type="image/jpeg", headers=headers)
 
 

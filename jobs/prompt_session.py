@@ -92,8 +92,6 @@ class Session:
             "height": height,
             "width": width,
             "version": frames.survey.version,
-            "rotation": frames.survey.video.rotation,
-            "codec": frames.survey.video.codec,
             "states": {} if self.run is None else self.run.states(video_id),
             "rows": self.rows(video_id),
         }
@@ -102,21 +100,25 @@ class Session:
         """Seconds of the frames from `start` on that are known so far, and whether it is all."""
         survey = self._frames(video_id).survey
         survey.wait(start, timeout=0.5)
-        times, complete = survey.times()
-        return {"times": times[start:], "complete": complete, "notes": survey.notes}
+        times, complete = survey.times(start)
+        return {"times": times, "complete": complete, "notes": survey.notes}
 
-    def frame(self, video_id: str, index: int) -> bytes:
-        """A frame as JPEG.
+    def frame(self, video_id: str, index: int, version: str) -> bytes:
+        """A frame of one version of the file, as JPEG.
 
         Raises:
-            VideoError: there is no such frame.
+            VideoError: there is no such frame; `changed`: the file is another one by now.
         """
-        return jpeg(self._frames(video_id).get(index).image)
+        return jpeg(self._frames(video_id, version).get(index).image)
 
-    def look(self, video_id: str, index: int) -> None:
-        """Say that a person looks at a frame: it is encoded, and then its neighbours."""
-        survey = self._frames(video_id).survey
-        known = len(survey.times()[0])
+    def look(self, video_id: str, index: int, version: str) -> None:
+        """Say that a person looks at a frame: it is encoded, and then its neighbours.
+
+        Raises:
+            VideoError: `changed`: the file is another one by now.
+        """
+        survey = self._frames(video_id, version).survey
+        known = len(survey.moments)
         near = [index + step for step in AHEAD if 0 <= index + step < known]
         self.previewer.look([(video_id, survey.version, number) for number in near], self._image)
 
@@ -174,28 +176,34 @@ class Session:
     # Masks
 
     def preview(
-        self, video_id: str, index: int, asked: Sequence[Mapping[str, Any]]
+        self, video_id: str, index: int, version: str, asked: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
         """Masks of objects by their clicks on a frame.
 
         Args:
             video_id: of the video.
             index: of the frame.
+            version: of the file.
             asked: of each object `object_id`, `clicks` in their order (x, y, label; of a box x2 and
-                y2 instead of a label), and whether it `corrects` the mask that was tracked
-                there, or that of the run.
+                y2 instead of a label) in pixels of the first frame, and whether it `corrects` the
+                mask that was tracked there, or that of the run.
 
         Raises:
             PromptError: a click outside the frame.
-            VideoError: no such frame.
+            VideoError: no such frame; `changed`: the file is another one by now.
         """
-        frames = self._frames(video_id)
-        key = (video_id, frames.survey.version, index)
+        frames = self._frames(video_id, version)
+        key = (video_id, version, index)
+        sizes = [frames.get(number).image.shape for number in (0, index)]
+        scale = (
+            sizes[1][1] / sizes[0][1],
+            sizes[1][0] / sizes[0][0],
+        )  # of streams that change size
         found = []
         for one in asked:
             number = int(one["object_id"])
             before = self._there(video_id, index, number) if one.get("corrects") else None
-            clicks = [_click(click) for click in one["clicks"]]
+            clicks = [_click(click, scale) for click in one["clicks"]]
             answer = self.previewer.preview(key, self._image, clicks, before)
             if answer is not None:
                 rle = encode_rle(answer.mask).decode()
@@ -266,8 +274,8 @@ class Session:
             raise UnknownVideoError(video_id)
         return self._clips[video_id]
 
-    def _frames(self, video_id: str) -> Frames:
-        """Of a video, opened anew if its file is another one by now."""
+    def _frames(self, video_id: str, version: str | None = None) -> Frames:
+        """Of a video, opened anew if its file is another one by now: not what `version` wants."""
         clip = self._clip(video_id)
         with self._lock:
             frames = self._open.get(video_id)
@@ -280,7 +288,9 @@ class Session:
             self._open.move_to_end(video_id)
             while len(self._open) > OPEN:
                 self._open.popitem(last=False)[1].survey.close()
-            return frames
+        if version not in (None, frames.survey.version):
+            raise VideoError("changed", f"{video_id}: the file was replaced since it was opened")
+        return frames
 
     def _image(self, key: Key) -> Pixels:
         return self._frames(key[0]).get(key[2]).image
@@ -291,8 +301,8 @@ def _thumbnail(clip: Clip) -> bytes:
         return jpeg(next(iter(video)).image, THUMBNAIL)
 
 
-def _click(click: Mapping[str, Any]) -> Click:
-    x, y = float(click["x"]), float(click["y"])
+def _click(click: Mapping[str, Any], scale: tuple[float, float]) -> Click:
+    x, y = float(click["x"]) * scale[0], float(click["y"]) * scale[1]
     if "x2" in click:
-        return Click(x, y, 1, (float(click["x2"]), float(click["y2"])))
+        return Click(x, y, 1, (float(click["x2"]) * scale[0], float(click["y2"]) * scale[1]))
     return Click(x, y, int(click["label"]))

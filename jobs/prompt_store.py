@@ -15,6 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -207,17 +208,23 @@ class Store:
         }  # fmt: skip
         end = self._journal.seek(0, os.SEEK_END)
         try:
-            self._journal.write(json.dumps(line, default=_boxed).encode() + b"\n")
-            self._journal.flush()
-            os.fsync(self._journal.fileno())
+            self._note(json.dumps(line, default=_boxed).encode() + b"\n")
             self._publish(content)
         except OSError as error:
-            self._journal.truncate(end)
+            with suppress(OSError):
+                self._journal.truncate(end)
             raise StorageError(
                 f"cannot save to {self.path}: {error}; nothing was changed"
             ) from error
         self._rows = after
         self._history.setdefault(video_id, _History()).note(kind, change)
+
+    def _note(self, line: bytes) -> None:
+        """Append to the journal. It has no buffer: what a full disk refused must not come later."""
+        left = memoryview(line)
+        while left:
+            left = left[self._journal.write(left) :]
+        os.fsync(self._journal.fileno())
 
     def _publish(self, content: bytes) -> None:
         self._place.write_bytes(content)
@@ -289,7 +296,7 @@ def read_records(name: str, content: bytes) -> list[Record]:
 
 
 def _locked(path: Path) -> Any:
-    journal = path.open("a+b")
+    journal = path.open("a+b", buffering=0)
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,6 +1,8 @@
 """Which videos there are to click on: of a folder, a file, a manifest, or a run of `jobs.mask`."""
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +20,7 @@ ENDINGS = (
     ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 """What of a folder is a video, by the ending of its name; a folder of images is one, too."""
+_KEPT = 200  # bytes of a name that is too long for an id
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,21 @@ def _named(found: Sequence[Location], folder: Location, base: Location) -> Itera
     """Videos with ids: their names without ending, unless two would have the same."""
     names = [place.path.removeprefix(folder.path).strip("/") or place.name for place in found]
     stems = [_stem(name) for name in names]
+    often = Counter(stems)
     for place, name, stem in zip(found, names, stems, strict=True):
-        video_id = stem if stems.count(stem) == 1 else name
-        yield Clip(video_id, relative(place, base), place)
+        yield Clip(_usable(stem if often[stem] == 1 else name), relative(place, base), place)
+
+
+def _usable(name: str) -> str:
+    """A name as an id that manifests may have: else what it can have of it, and a digest."""
+    fault, _ = identity(0, {"uri": name, "video_id": name})
+    if fault is None:
+        return name
+    if fault.column == "uri":
+        raise ConfigError(f"{name!a}: a name that is no UTF-8; rename it")
+    parts = [part.encode()[:_KEPT].decode(errors="ignore") for part in name.split("/")]
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return "/".join(parts).replace("\\", "_") + f"-{digest}"
 
 
 def _stem(name: str) -> str:

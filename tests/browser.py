@@ -58,7 +58,8 @@ class Page:
         return [int(at) for at in self.run("return patchray.view.clientOf(...arguments)", x, y)]
 
     def click(self, x, y, *, negative=False, saved=True):
-        """Click on a pixel of the frame with the mouse."""
+        """Click on a pixel of the frame with the mouse, once it is there."""
+        self.wait("return patchray.view.frame === patchray.state.frame")
         chain = ActionChains(self.driver, duration=0)
         pointer = chain.w3c_actions.pointer_action
         pointer.move_to_location(*self.at(x, y))
@@ -111,7 +112,7 @@ class Page:
     def show(self, index):
         """Go to a frame, and wait for all that it has."""
         self.run("patchray.show(arguments[0])", index)
-        self.wait("return patchray.state.frame === arguments[0] && patchray.view.picture", index)
+        self.wait("return patchray.view.frame === arguments[0]", index)
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,16 @@ import http.client
 import json
 import os
 import random
+import shlex
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import mask, mask_batch, mask_plan, prompt, prompt_videos
-from jobs.config import ConfigError
+from jobs.config import ConfigError, parse
 from jobs.prompt_frames import Frames, Survey
 from jobs.prompt_masks import Click, Previewer
 from jobs.prompt_review import Run
@@ -31,6 +37,7 @@ from masking.propagate import mask_video
 from masking.rows import ManifestError, read_rows, resolve
 from masking.sam import PromptError
 from masking.video import Video, VideoError
+from tests.conftest import ROOT
 from tests.moving import SIZE, picture, segmenter
 from tests.test_propagate import film
 
@@ -198,6 +205,43 @@ def test_a_disk_that_refuses_leaves_all_as_it_was(tmp_path, monkeypatch):
     assert len(Store(tmp_path / "m.csv").rows("a")) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on the size of files")
+def test_a_disk_that_fills_within_a_line_of_the_journal_brings_nothing_back_later(tmp_path):
+    """What was refused is in no manifest, and what was taken before can still be undone."""
+    code = """
+import resource, sys
+from pathlib import Path
+from jobs.prompt_store import Store
+from jobs.storage import StorageError
+
+path = Path(sys.argv[1])
+store = Store(path)
+
+def click(x):
+    row = {"uri": "a.mp4", "object_id": 1, "frame": 0, "x": x, "y": 40, "label": 1}
+    store.replace("a", store.revision("a"), [*store.rows("a"), row])
+
+for x in (1, 2, 3):
+    click(x)
+size = path.with_name("m.csv.journal").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, resource.RLIM_INFINITY))
+try:
+    click(777)
+except StorageError as error:
+    assert "nothing was changed" in str(error), error
+else:
+    raise AssertionError("the disk took it")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+click(4)
+store.close()
+"""
+    path = tmp_path / "m.csv"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
+    store = Store(path)
+    assert [record["x"] for record in store.rows("a")] == ["1", "2", "3", "4"]
+    assert store.steps("a") == (4, 0)
+
+
 def test_one_process_at_a_time(tmp_path):
     store = Store(tmp_path / "m.csv")
     with pytest.raises(StorageError, match=r"m\.csv is open in another jobs\.prompt"):
@@ -237,6 +281,19 @@ def test_videos_of_a_folder_have_ids_and_uris_that_lead_to_them(videos, tmp_path
     ]
     (alone,) = prompt_videos.find(str(videos / "a.mp4"), tmp_path / "m.csv", None).clips
     assert (alone.video_id, alone.uri) == ("a", str(videos / "a.mp4"))
+
+
+@pytest.mark.parametrize("name", ["あ" * 83, "a\\b"], ids=["long", "backslash"])
+def test_a_name_that_is_no_id_gets_one_that_the_manifest_can_be_read_by(tmp_path, name):
+    (tmp_path / f"{name}.mp4").touch()
+    (clip,) = prompt_videos.find(str(tmp_path), tmp_path / "m.csv", None).clips
+    assert clip.uri == f"{name}.mp4"
+    store = Store(tmp_path / "m.csv")
+    add(store, clip.video_id, row(uri=clip.uri, video_id=clip.video_id))
+    store.close()
+    assert [*Store(tmp_path / "m.csv").videos] == [clip.video_id]
+    (again,) = prompt_videos.find(str(tmp_path / "m.csv"), tmp_path / "m.csv", None).clips
+    assert again == clip
 
 
 @pytest.mark.parametrize("name", ["", "gone"])
@@ -378,6 +435,56 @@ def test_frames_ahead_are_encoded_once_and_others_given_up(clip):
     assert len(encoded) == 2
 
 
+def test_previews_of_one_frame_do_not_cancel_each_other(clip):
+    """Objects of a frame are asked for at once, while the frame before it is being encoded."""
+    seeing, begun, gate = segmenter(), threading.Event(), threading.Event()
+    plain = seeing.encode
+
+    def encode(images):
+        begun.set()
+        gate.wait(10)
+        return plain(images)
+
+    seeing.encode = encode
+    previewer = Previewer(seeing)
+
+    def ask(frame):
+        return previewer.preview(("a", "1", frame), lambda key: clip[key[2]][0], [Click(40, 40)])
+
+    with ThreadPoolExecutor(4) as threads:
+        before = threads.submit(ask, 0)
+        assert begun.wait(10)
+        asked = [threads.submit(ask, 5) for _ in range(3)]
+        time.sleep(0.2)
+        gate.set()
+        assert all(one.result(10) is not None for one in (before, *asked))
+    previewer.close()
+
+
+def test_the_frame_that_is_asked_for_last_is_encoded_next(clip):
+    seeing, gate, encoded = segmenter(), threading.Event(), []
+    plain = seeing.encode
+
+    def encode(images):
+        gate.wait(10)
+        return plain(images)
+
+    seeing.encode = encode
+    previewer = Previewer(seeing)
+
+    def image(key):
+        encoded.append(key[2])
+        return clip[key[2]][0]
+
+    with ThreadPoolExecutor(4) as threads:
+        for frame in (0, 3, 4, 5):
+            threads.submit(previewer.preview, ("a", "1", frame), image, [Click(40, 40)])
+            time.sleep(0.1)
+        gate.set()
+    assert encoded == [0, 5, 4, 3]
+    previewer.close()
+
+
 # Tracks
 
 
@@ -497,9 +604,44 @@ def test_a_video_that_goes_away_or_is_none_costs_the_others_nothing(
     assert more.state("gone")["width"] == SIZE[1]
     path.unlink()
     with pytest.raises(VideoError, match=r"not there \(any more\)"):
-        more.frame("gone", 2)
+        more.frame("gone", 2, "")
     assert more.state("a")["height"] == SIZE[0]
     assert len(more.videos()) == 3
+    more.close()
+
+
+def test_a_file_that_is_replaced_while_it_is_shown_is_said(clip, tmp_path):
+    path = film(tmp_path / "c.mp4", clip[:6])
+    store = Store(tmp_path / "m.csv")
+    more = Session(store, [Clip("c", "c.mp4", Location.parse(path))], segmenter(), None)
+    version = more.state("c")["version"]
+    assert more.frame("c", 5, version)
+    path.unlink()
+    film(path, clip[:3])
+    ways = [more.frame, more.look, partial(more.preview, asked=[])]
+    for ask_of in ways:
+        with pytest.raises(VideoError, match="was replaced") as caught:
+            ask_of("c", 0, version)
+        assert caught.value.code == "changed"
+    assert more.frame("c", 2, more.state("c")["version"])
+    more.close()
+
+
+def test_clicks_are_meant_in_the_first_frame_where_frames_change_size(tmp_path, monkeypatch):
+    """Of a stream that is half as large later: as `jobs.mask` takes them."""
+    store, asked = Store(tmp_path / "m.csv"), []
+    sizes = [(96, 160), (48, 80)]
+    frames = [np.zeros((*size, 3), np.uint8) for size in sizes]
+    shown = SimpleNamespace(get=lambda index: SimpleNamespace(image=frames[index]))
+    more = Session(store, [Clip("c", "c.mp4", Location.parse(tmp_path))], segmenter(), None)
+    monkeypatch.setattr(more, "_frames", lambda *which: shown)
+    monkeypatch.setattr(more.previewer, "preview", lambda *given: asked.append(given[2]))
+    clicks = [{"x": 140, "y": 90, "label": 1}, {"x": 20, "y": 10, "x2": 60, "y2": 30}]
+    for index in (0, 1):
+        more.preview("c", index, "1", [{"object_id": 1, "clicks": clicks}])
+    assert asked[0] == [Click(140, 90), Click(20, 10, 1, (60, 30))]
+    assert asked[1] == [Click(70, 45), Click(10, 5, 1, (30, 15))]
+    more.close()
 
 
 # Review
@@ -546,7 +688,7 @@ def run_by_hand(config, out, only=None):
     return [work.video_id for work in todo]
 
 
-def test_review_end_to_end_redoes_only_what_was_corrected(masked, tmp_path):
+def test_review_end_to_end_redoes_only_what_was_corrected(masked, tmp_path, capsys):
     out, _ = masked
     path = tmp_path / "corrected.csv"
     source = prompt_videos.find(str(out), path, None)
@@ -569,7 +711,13 @@ def test_review_end_to_end_redoes_only_what_was_corrected(masked, tmp_path):
     session.change("a", session.rows("a")["revision"], [{"row": 0}, fixed])
     assert answers("a") == ("changed", ["", "corrected"])
     asked = [{"object_id": 1, "corrects": True, "clicks": [{"x": 42, "y": 40, "label": 1}]}]
-    (preview,) = session.preview("a", 6, asked)
+    prompt.conclude(SimpleNamespace(session=session), prompt.PromptConfig(videos="v", out="m.csv"))
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "next:" in text]
+    flags = shlex.split(line.partition("jobs.mask ")[2])
+    again = parse(mask.MaskConfig, flags, "jobs.mask", "")
+    assert (again.out, again.manifest, again.precision) == (str(out), (str(path),), "float32")
+    assert again.root == str(tmp_path)
+    (preview,) = session.preview("a", 6, session.state("a")["version"], asked)
     assert preview["width"] == SIZE[1]
     session.close()
     config = mask.MaskConfig(out=str(out), manifest=(str(path),), precision="float32")
@@ -641,7 +789,7 @@ def test_who_is_answered(server):
     assert headers["Location"] == "/"
     cookie = headers["Set-Cookie"]
     assert "HttpOnly" in cookie
-    assert "SameSite=Strict" in cookie
+    assert "SameSite=Lax" in cookie  # the address may be followed from a notebook
     status, page, headers = ask(server, "/", token=False, Cookie=cookie.partition(";")[0])
     assert status == 200
     assert b"/page/app.js" in page
@@ -662,9 +810,11 @@ def test_no_path_leads_out(server, path):
     ("method", "path", "body", "status", "message"),
     [
         ("GET", "/api/video?id=../../etc/passwd", None, 404, "none of the videos"),
-        ("GET", "/api/frame?id=a&index=99", None, 422, "a.mp4 has no frame"),
-        ("GET", "/api/frame?id=a&index=-1", None, 422, "a.mp4 has no frame"),
+        ("GET", "/api/frame?id=a&index=99&version={version}", None, 422, "a.mp4 has no frame"),
+        ("GET", "/api/frame?id=a&index=-1&version={version}", None, 422, "a.mp4 has no frame"),
         ("GET", "/api/frame?id=a&index=one", None, 400, "invalid literal"),
+        ("GET", "/api/frame?id=a&index=1", None, 400, "version is missing"),
+        ("GET", "/api/frame?id=a&index=1&version=1-2", None, 410, "the file was replaced"),
         ("GET", "/api/frame?id=a", None, 400, "index is missing"),
         ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": []}, 409, "another tab"),
         ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": 1}, 400, "expected list"),
@@ -672,7 +822,8 @@ def test_no_path_leads_out(server, path):
         ("POST", "/api/track", {"id": "a", "here": 0, "count": 5}, 400, "click on an object"),
     ],
 )
-def test_bad_requests_are_told_why(server, method, path, body, status, message):
+def test_bad_requests_are_told_why(server, session, method, path, body, status, message):
+    path = path.format(version=session.state("a")["version"])
     found, content, _ = ask(server, path, method, body)
     assert (found, message in json.loads(content)["error"]) == (status, True), content
 
@@ -688,9 +839,11 @@ def test_a_save_over_http_is_on_disk(server, session):
         "a", "1", "", "2", "3", "4", "1",
     ]  # fmt: skip
     assert ask(server, "/api/rows", "PUT", body)[0] == 409
-    status, content, headers = ask(server, "/api/frame?id=a&index=2")
+    version = session.state("a")["version"]
+    status, content, headers = ask(server, f"/api/frame?id=a&index=2&version={version}")
     assert (status, headers["Content-Type"], content[:2]) == (200, "image/jpeg", b"\xff\xd8")
-    assert ask(server, "/api/thumbnail?id=b")[0] == 200
+    status, _, headers = ask(server, "/api/thumbnail?id=b")
+    assert (status, headers["Cache-Control"]) == (200, "no-cache")  # its address has no version
 
 
 def test_a_port_that_is_taken_is_said(server, session):
@@ -747,8 +900,12 @@ def test_a_notebook_gets_a_table(videos, tmp_path, monkeypatch, capsys):
     ]
     found = next(iter(mask_video(videos / "b.mp4", table.drop(columns="uri"), segmenter())))
     assert found.masks[0].any()
-    prompt.conclude(started[0], None)
+    prompt.conclude(started[0], prompt.PromptConfig(videos=str(videos), out="m.csv"))
     output = capsys.readouterr().out
     assert "1 clicks on 1 objects of 1 videos" in output
-    assert f"next: python -m jobs.mask --manifest {tmp_path / 'clicks.csv'}" in output
+    clicks = tmp_path / "clicks.csv"
+    assert f"next: python -m jobs.mask --manifest {clicks} --out runs/masks\n" in output
+    elsewhere = prompt.PromptConfig(videos=str(videos), out="m.csv", root="/some clips")
+    prompt.conclude(started[0], elsewhere)
+    assert f"--manifest {clicks} --root '/some clips' --out" in capsys.readouterr().out
     assert replace(prompt.PromptConfig(videos="v", out="m.csv"), port=0).browser

@@ -10,6 +10,7 @@ export function listenToAll(page, api) {
 
   /** Take the last change back, or make it again, and show where that was. */
   async function undo(redo) {
+    if (clicks.id === null) return;
     const before = clicks.rows;
     if (!(await clicks.undo(redo))) return;
     const text = ({ row, ...rest }) => JSON.stringify(rest);
@@ -55,8 +56,16 @@ export function listenToAll(page, api) {
 
   async function done() {
     await clicks.queue;
-    await api.done().catch(() => {});
-    document.body.replaceChildren(make("p.farewell", {
+    if (clicks.refused) {
+      clicks.refused = false;
+      return say("your last change was not saved: make it again, or press Done again to end without");
+    }
+    try {
+      await api.done();
+    } catch (error) {
+      return say(error.message);
+    }
+    return document.body.replaceChildren(make("p.farewell", {
       textContent: "Everything is saved, and jobs.prompt has ended. You can close this tab.",
     }));
   }

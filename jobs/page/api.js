@@ -40,11 +40,11 @@ export const api = {
   masks: (id, index) => json("GET", "/api/masks", { id, index }),
   frame: async (id, index, version) =>
     (await request("GET", "/api/frame", { id, index, version })).blob(),
-  look: (id, index) => json("POST", "/api/look", null, { id, index }),
+  look: (id, index, version) => json("POST", "/api/look", null, { id, index, version }),
   save: (id, revision, rows) => json("PUT", "/api/rows", null, { id, revision, rows }),
   undo: (id, revision, redo) => json("POST", "/api/undo", null, { id, revision, redo }),
-  preview: (id, index, asked, signal) =>
-    json("POST", "/api/preview", null, { id, index, asked }, signal),
+  preview: (id, index, version, asked, signal) =>
+    json("POST", "/api/preview", null, { id, index, version, asked }, signal),
   track: (id, here, count) => json("POST", "/api/track", null, { id, here, count }),
   tracked: (id, since) => json("GET", "/api/track", { id, since }),
   cancel: (id) => json("DELETE", "/api/track", { id }),

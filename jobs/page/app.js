@@ -11,13 +11,19 @@ import { Timeline } from "./timeline.js";
 import { Tracks } from "./tracks.js";
 import { View } from "./view.js";
 
+const GONE = 410; // what was asked for is of a file that is not there any more
 const state = {
   project: null, video: null, info: null, frames: null, times: [], complete: false,
-  frame: 0, object: 1, selected: null, playing: false, filter: "",
+  frame: 0, object: 1, selected: null, playing: null, filter: "",
 };
 const page = { state, open, show, play, pause, choose, render, say, known, objects, changed };
 
-const failed = (error) => say(error.message);
+const failed = (error) => {
+  say(error.message);
+  if (error.status !== GONE || !state.info) return;
+  state.info = null; // the file is another one by now
+  open(state.video);
+};
 const clicks = (page.clicks = new Clicks(api, {
   changed: render, failed: notSaved,
   saving: () => status("Saving…", "saving"),
@@ -30,7 +36,7 @@ const tracks = (page.tracks = new Tracks(api, {
 }));
 const timeline = new Timeline($("timeline"), { seek: (frame) => { pause(); show(frame); } });
 const view = (page.view = new View($("view"), {
-  click: (x, y, negative) => click({ x, y, label: negative ? 0 : 1 }),
+  click: (x, y, negative, frame) => click({ x, y, label: negative ? 0 : 1 }, frame),
   box: click,
   select: (row) => { state.selected = row; choose(row.object_id); },
   drag: async (row, columns) => {
@@ -56,9 +62,10 @@ async function open(id, frame) {
   await clicks.queue;
   pause();
   Object.assign(state, { video: id, info: null, selected: null, times: [], complete: false, frame: 0 });
+  clicks.leave();
   layers.leave();
   tracks.leave();
-  view.picture = null;
+  view.picture = view.frame = null;
   view.draw();
   $("empty").textContent = "opening…";
   $("empty").hidden = false;
@@ -105,22 +112,26 @@ function known() {
 async function show(wanted) {
   if (!state.info) return;
   const frame = Math.min(Math.max(0, wanted), state.complete ? state.times.length - 1 : Infinity);
-  const id = state.video;
   if (frame !== state.frame || !view.picture) {
     state.selected = null;
     layers.leave();
   }
   state.frame = frame;
   render();
-  const here = () => state.frame === frame && state.video === id;
+  const { frames } = state;
+  const here = () => state.frame === frame && state.frames === frames;
   try {
-    const picture = await state.frames.get(frame);
-    if (!here()) return;
-    view.picture = picture;
+    const picture = await frames.get(frame);
+    // One that was scrubbed past is shown, too, as long as the one that is wanted is not there.
+    if (state.frames !== frames || (!here() && view.frame === state.frame)) return;
+    Object.assign(view, { picture, frame });
+    frames.shown = picture;
     $("empty").hidden = true;
+    render();
+    if (!here()) return;
     layers.draw();
     if (state.playing) state.frames.ahead([1, 2, 3, 4].map((step) => frame + step));
-    else await settle(id, frame);
+    else await settle(state.video, frame);
   } catch (error) {
     if (here()) failed(error);
   }
@@ -128,7 +139,7 @@ async function show(wanted) {
 
 /** What a frame has beside its picture, once a person stays on it. */
 async function settle(id, frame) {
-  api.look(id, frame).catch(() => {});
+  api.look(id, frame, state.info.version).catch((error) => error.status === GONE && failed(error));
   layers.ask(clicks.objects.filter((object) => clicks.at(frame, object).length));
   if (state.project.review) await layers.fetch();
   if (state.frame !== frame || state.video !== id) return;
@@ -138,29 +149,36 @@ async function settle(id, frame) {
 }
 
 async function play() {
-  state.playing = true;
-  while (state.playing && state.frame < known() - 1) {
+  const turn = (state.playing = {}); // whoever plays again does not go on with this one
+  while (state.playing === turn && state.frame < known() - 1) {
     const [before, after] = [state.times[state.frame], state.times[state.frame + 1]];
     const wait = typeof after === "number" ? Math.min(1, after - before) : 0.04;
     await Promise.all([
       show(state.frame + 1), new Promise((go) => setTimeout(go, wait * 1000)),
     ]);
   }
-  pause();
+  if (state.playing === turn) pause();
 }
 
 function pause() {
   if (!state.playing) return;
-  state.playing = false;
+  state.playing = null;
   show(state.frame);
 }
 
 // Clicks
 
-async function click(place) {
-  if (!state.info || !view.picture) return;
-  pause();
-  const { object, frame } = state;
+/** frame: the one that was shown at the place when the pointer went down. */
+async function click(place, frame) {
+  if (!state.info) return;
+  if (state.playing) {
+    state.playing = null;
+    show(frame);
+  } else if (frame !== state.frame) {
+    say("that frame was still on its way: click again");
+    return;
+  }
+  const { object } = state;
   // Where a mask is there to be corrected, it is gone on from; else the clicks say it all.
   const corrects = clicks.begun(object, frame) && layers.of(object);
   const saved = clicks.add(frame, object, place, corrects ? "correct" : "init");
@@ -176,7 +194,7 @@ async function click(place) {
 /** After a change is saved: what it answered, and the masks of objects that it was of. */
 async function changed(of) {
   const place = state.project.videos.findIndex((video) => video.id === clicks.about.id);
-  state.project.videos[place] = clicks.about;
+  if (place >= 0) state.project.videos[place] = clicks.about;
   render();
   await layers.ask(of);
 }
@@ -207,7 +225,7 @@ function lanes() {
 /** Show everything anew: what can be clicked on at once, the rest before the browser next draws. */
 function render() {
   Object.assign(view, {
-    marks: clicks.at(state.frame), active: state.object, selected: state.selected?.row ?? null,
+    marks: clicks.at(view.frame), active: state.object, selected: state.selected?.row ?? null,
   });
   view.draw();
   render.turn ??= requestAnimationFrame(() => {
@@ -225,13 +243,13 @@ function paint() {
   const time = state.times[state.frame];
   $("seconds").textContent = typeof time === "number" ? `${time.toFixed(3)} s` : "";
   $("play").textContent = state.playing ? "❚❚" : "▶";
-  if (clicks.id !== state.video) return;
   $("undo").disabled = !clicks.undoable;
   $("redo").disabled = !clicks.redoable;
   showObjects(objects().map(described), state.object, {
-    choose, rename: (object, name) => clicks.rename(object, name), left: () => setTimeout(render),
+    choose, rename: (object, name) => clicks.rename(object, name),
   });
-  $("faults").replaceChildren(...clicks.about.faults.map((text) => make("li", { textContent: text })));
+  const faults = clicks.about.faults ?? [];
+  $("faults").replaceChildren(...faults.map((text) => make("li", { textContent: text })));
   const { running, share, text } = tracks.progress;
   $("cancel").hidden = $("progress").hidden = !running;
   $("progress").value = share;

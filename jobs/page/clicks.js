@@ -12,19 +12,21 @@ export class Clicks {
   constructor(send, on) {
     this.send = send;
     this.on = on;
-    this.rows = [];
-    this.pending = []; // rows that are not on disk yet
     this.names = new Map(); // of objects that have no row yet
     this.queue = Promise.resolve();
     this.waiting = 0;
+    this.refused = false; // whether the last change was not saved
+    this.leave();
+  }
+
+  /** Be of no video, until rows are taken. */
+  leave() {
+    Object.assign(this, { id: null, rows: [], pending: [], undoable: 0, redoable: 0, about: {} });
+    this.names.clear();
   }
 
   /** Take a video's rows, as the server gave them. */
   take(id, answer) {
-    if (id !== this.id) {
-      this.names.clear();
-      this.pending = [];
-    }
     this.id = id;
     Object.assign(this, {
       rows: answer.rows, revision: answer.revision, undoable: answer.undo, redoable: answer.redo,
@@ -62,7 +64,7 @@ export class Clicks {
     return [...new Set(frames)].filter((frame) => frame !== null).sort((a, b) => a - b);
   }
 
-  /** The last word about an object before a frame, if it says where it is. */
+  /** Whether it was said before a frame where an object is. */
   begun(object, frame) {
     const before = this.all.filter((row) => row.object_id === object && row.frame < frame);
     return before.some((row) => isPlaced(row) && (row.label === 1 || row.x2 !== undefined));
@@ -166,14 +168,17 @@ export class Clicks {
     this.on.saving();
     const turn = this.queue.then(async () => {
       try {
+        if (id === null) throw new Error("the video is not open yet");
         if (id !== this.id) throw new Error("this video was left before its last click was saved");
         const answer = await request();
         if (id === this.id) this.take(id, answer);
         this.waiting--;
+        this.refused = false;
         if (!this.waiting) this.on.saved();
         return true;
       } catch (error) {
         this.waiting--;
+        this.refused = true;
         this.pending = this.pending.filter((row) => !shown.includes(row));
         this.on.changed();
         this.on.failed(error);

@@ -51,7 +51,8 @@ export class Layers {
 
   async askOne(object) {
     const { state, clicks } = this.page;
-    const { video, frame } = state;
+    if (!state.info) return undefined;
+    const { video, frame, info: { version } } = state;
     const here = () => state.video === video && state.frame === frame;
     this.asking.get(object)?.abort();
     const rows = clicks.at(frame, object);
@@ -68,7 +69,7 @@ export class Layers {
         (x2 === undefined ? { x, y, label } : { x, y, x2, y2 })),
     };
     try {
-      const [mask] = await this.send.preview(video, frame, [asked], abort.signal);
+      const [mask] = await this.send.preview(video, frame, version, [asked], abort.signal);
       if (!here() || abort.signal.aborted) return undefined;
       if (mask) this.preview.set(object, mask);
       else this.preview.delete(object);

@@ -36,27 +36,51 @@ export function showVideos(project, chosen, filter, open) {
   const wanted = project.videos.filter((v) => v.id.toLowerCase().includes(filter.toLowerCase()));
   const clicked = project.videos.filter((video) => video.clicks).length;
   $("video-count").textContent = `${clicked} of ${project.videos.length} clicked`;
-  const items = wanted.map((video) => {
+  sync($("videos"), wanted.map((video) => ({
+    key: video.id, current: video.id === chosen, text: about(video, project.review),
+    clicked: video.clicks > 0, faulty: video.faults.length > 0,
+  })), ({ key: id }) => {
     const picture = make("img", { alt: "" });
-    picture.dataset.id = video.id;
-    const choose = () => open(video.id);
-    const button = make("button.video", { title: video.id, onclick: choose }, picture,
-      make("span.name", { textContent: video.id }),
-      make("span.about", { textContent: about(video, project.review) }));
-    if (video.id === chosen) button.setAttribute("aria-current", "true");
-    button.classList.toggle("clicked", video.clicks > 0);
-    button.classList.toggle("faulty", video.faults.length > 0);
-    return make("li", {}, button);
+    picture.dataset.id = id;
+    seen.observe(picture);
+    return make("li", {}, make("button.video", { title: id, onclick: () => open(id) }, picture,
+      make("span.name", { textContent: id }), make("span.about")));
+  }, (item, { current, text, clicked, faulty }) => {
+    const button = item.firstChild;
+    button.lastChild.textContent = text;
+    mark(button, current);
+    button.classList.toggle("clicked", clicked);
+    button.classList.toggle("faulty", faulty);
   });
-  // Thumbnails that are there already are kept: to make them anew would flicker.
-  const list = $("videos");
-  const before = new Map([...list.querySelectorAll("button")].map((b) => [b.title, b.firstChild]));
-  for (const item of items) {
-    const button = item.firstChild, picture = before.get(button.title);
-    if (picture) button.replaceChild(picture, button.firstChild);
-    else seen.observe(button.firstChild);
+}
+
+/**
+ * Bring a list up to date: items [{key, ...}]; create(item) makes an element, update(element, item)
+ * tells it what is new. Elements stay as long as their key: what is pressed, typed into or has the
+ * focus must not be replaced under a person's hands.
+ */
+function sync(list, items, create, update) {
+  const before = new Map([...list.children].map((element) => [element.dataset.key, element]));
+  const after = items.map((item) => {
+    const key = String(item.key), said = JSON.stringify(item);
+    const element = before.get(key) ?? create(item);
+    before.delete(key);
+    element.dataset.key = key;
+    if (element.said !== said) update(element, item);
+    element.said = said;
+    return element;
+  });
+  for (const element of before.values()) element.remove();
+  let place = list.firstChild;
+  for (const element of after) {
+    if (element === place) place = place.nextSibling;
+    else list.insertBefore(element, place);
   }
-  list.replaceChildren(...items);
+}
+
+function mark(element, current) {
+  if (current) element.setAttribute("aria-current", "true");
+  else element.removeAttribute("aria-current");
 }
 
 // Thumbnails one after another, as they come into sight: frames must not wait behind them.
@@ -76,13 +100,15 @@ async function load(picture) {
 }
 
 /** objects: [{object, name, points, note}] */
-export function showObjects(objects, active, { choose, rename, left }) {
-  if ($("objects").contains(document.activeElement)) return; // a name is being typed
-  $("objects").replaceChildren(...objects.map(({ object, name, points, note }, place) => {
+export function showObjects(objects, active, { choose, rename }) {
+  sync($("objects"), objects.map(({ object, name, points, note }, place) => ({
+    key: object, current: object === active, name, digit: place < 9 ? place + 1 : "",
+    text: [counted(points, "click"), note].filter(Boolean).join(" · "),
+  })), ({ key: object }) => {
     const label = make("input.name", {
-      value: name, placeholder: `object ${object}`, ariaLabel: `Name of object ${object}`,
+      placeholder: `object ${object}`, ariaLabel: `Name of object ${object}`,
       onchange: (event) => rename(object, event.target.value.trim()),
-      onfocus: () => choose(object), onblur: left,
+      onfocus: () => choose(object),
     });
     label.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === "Escape") event.target.blur();
@@ -90,30 +116,44 @@ export function showObjects(objects, active, { choose, rename, left }) {
     });
     const swatch = make("i.swatch");
     swatch.style.background = css(colourOf(object));
+    label.addEventListener("blur", () => { item.said = null; }); // what was typed may be refused
     const item = make("li.object", { onclick: () => choose(object) },
-      make("kbd", { textContent: place < 9 ? place + 1 : "" }), swatch, label,
-      make("span.about", { textContent: [counted(points, "click"), note].filter(Boolean).join(" · ") }));
-    if (object === active) item.setAttribute("aria-current", "true");
+      make("kbd"), swatch, label, make("span.about"));
     item.dataset.object = object;
     return item;
-  }));
+  }, (item, { current, name, digit, text }) => {
+    const [key, , label, about] = item.children;
+    key.textContent = digit;
+    if (label !== document.activeElement) label.value = name; // it may be being typed
+    about.textContent = text;
+    mark(item, current);
+  });
 }
 
 export function showSpans(spans, chosen, names, open) {
   const left = spans.filter((span) => !span.answer).length;
   $("span-count").textContent = `${left} of ${spans.length} left`;
-  $("spans").replaceChildren(...spans.map((span, place) => {
+  sync($("spans"), spans.map((span, place) => {
     const frames = span.first_frame === span.last_frame
       ? `${span.first_frame}` : `${span.first_frame}–${span.last_frame}`;
+    return {
+      key: [span.video_id, span.object_id, span.first_frame, span.reason].join("/"),
+      place, current: place === chosen, name: names(span), answered: Boolean(span.answer),
+      text: `${span.answer || span.reason} · ${frames}`, object: span.object_id, reason: span.reason,
+    };
+  }), ({ object, reason }) => {
     const swatch = make("i.swatch");
-    swatch.style.background = css(colourOf(span.object_id));
-    const button = make(`button.span.${span.reason}`, { onclick: () => open(place) }, swatch,
-      make("span.name", { textContent: names(span) }),
-      make("span.about", { textContent: `${span.answer || span.reason} · ${frames}` }));
-    button.classList.toggle("answered", Boolean(span.answer));
-    if (place === chosen) button.setAttribute("aria-current", "true");
-    return make("li", {}, button);
-  }));
+    swatch.style.background = css(colourOf(object));
+    const parts = [swatch, make("span.name"), make("span.about")];
+    return make("li", {}, make(`button.span.${reason}`, {}, ...parts));
+  }, (item, { place, current, name, answered, text }) => {
+    const button = item.firstChild, [, title, about] = button.children;
+    button.onclick = () => open(place);
+    title.textContent = name;
+    about.textContent = text;
+    button.classList.toggle("answered", answered);
+    mark(button, current);
+  });
 }
 
 export function showKeys(groups) {

@@ -39,6 +39,7 @@ export class Review {
     if (!span || span.video_id !== this.page.state.video) {
       return this.page.say("choose a span first: ]");
     }
+    if (this.page.clicks.id === null) return this.page.say("the video is not open yet");
     if (!span.answer) {
       if (!(await this.page.clicks.accept(span))) return undefined;
       await this.page.changed([]);

@@ -21,7 +21,7 @@ export class Timeline {
   }
 
   /**
-   * count: of frames; frame: that is shown; active: object; complete: whether these are all frames;
+   * count: of frames; frame: that is shown; active: object;
    * lanes: [{object, runs: [[first, last, state]], marks: [{frame, kind}]}];
    * spans: [{first_frame, last_frame, answer}].
    */

@@ -10,13 +10,14 @@ const MOST = 64; // CSS pixels per pixel of the frame
 
 export class View {
   /**
-   * on.click(x, y, negative), on.box(x, y, x2, y2), on.select(row or null), on.drag(row, change),
+   * on.click(x, y, negative, frame), on.box({x, y, x2, y2}, frame), on.select(row), on.drag(row, change),
    * on.hover(x, y or null), on.zoom(scale)
    */
   constructor(canvas, on) {
     this.canvas = canvas;
     this.on = on;
     this.picture = null; // what is drawn: an ImageBitmap
+    this.frame = null; // its number
     this.size = [1, 1]; // width, height of the frame
     this.layers = []; // tinted masks
     this.marks = []; // rows with a place on this frame
@@ -122,7 +123,8 @@ export class View {
     const negative = event.button === 2 || event.altKey || event.shiftKey;
     const handle = negative ? null : this.handleAt(...start);
     const pixel = this.pixelAt(...start);
-    this.gesture = { kind: handle ? "handle" : "click", start, pixel, negative, handle, far: false };
+    const { frame } = this, kind = handle ? "handle" : "click";
+    this.gesture = { kind, start, pixel, frame, negative, handle, far: false };
     if (handle) {
       this.selected = handle.mark.row;
       this.on.select(handle.mark);
@@ -153,9 +155,9 @@ export class View {
     } else if (gesture.kind === "click") {
       if (gesture.far && !gesture.negative) {
         const box = this.box(gesture);
-        if (box.x2 - box.x > 1 && box.y2 - box.y > 1) this.on.box(box);
+        if (box.x2 - box.x > 1 && box.y2 - box.y > 1) this.on.box(box, gesture.frame);
       } else if (this.inside(gesture.pixel)) {
-        this.on.click(...gesture.pixel, gesture.negative);
+        this.on.click(...gesture.pixel, gesture.negative, gesture.frame);
       }
     }
     this.draw();
@@ -228,7 +230,10 @@ export class View {
 
   paint() {
     const context = this.canvas.getContext("2d");
-    const ratio = devicePixelRatio;
+    const ratio = devicePixelRatio, { clientWidth, clientHeight } = this.canvas;
+    // On another screen: its size in CSS pixels, which is what is observed, may be as before.
+    if (this.canvas.width !== Math.round(clientWidth * ratio)
+      || this.canvas.height !== Math.round(clientHeight * ratio)) this.resize();
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     if (!this.picture) return;
