@@ -3,7 +3,8 @@
 A folder is complete when its `files.json`, written last, is there and every file that it lists has
 the size it says. `last.json` and `best.json` name a folder and are replaced by one atomic put.
 The token is new at each start, so a late writer of a killed run never writes into a folder of its
-successor, nor deletes one. What no pointer names is deleted after the next save.
+successor, nor deletes one. What no pointer names is deleted after the next save, but for the one
+before the last, which is there to go back to.
 """
 
 import hashlib
@@ -243,6 +244,8 @@ class Checkpoints:
             keep, names = {newest, self._named("last"), self._named("best")}, self._names()
         except OSError:
             return  # what cannot be seen now is kept: the next save looks again
+        earlier = [name for name in names if _step_of(name) < _step_of(newest)]
+        keep.add(max(earlier, key=_step_of, default=None))
         for name in names:
             own = name in self._inherited or name.endswith(f"-{self.token}")
             if own and name not in keep:

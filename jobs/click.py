@@ -37,11 +37,11 @@ class ClickConfig:
     points: tuple[tuple[float, float], ...]
     """Clicks: x y x y ..."""
     out: str
-    """PNG to write, local or s3://: the image with mask and clicks."""
+    """PNG to write, local or s3://, NAME.png: the image with mask and clicks."""
     labels: tuple[Literal[0, 1], ...] = ()
     """Of each click, 1 on the object or 0 beside it; none: all are 1."""
     mask: str | None = None
-    """Another PNG to write: the mask alone, 255 where the object is, else 0."""
+    """Another NAME.png to write: the mask alone, 255 where the object is, else 0."""
     weights: str = "mini"
     """mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -51,6 +51,9 @@ class ClickConfig:
         """Check what no single field shows."""
         if not self.points:
             raise ConfigError("--points: at least one x y is needed")
+        for flag, path in (("out", self.out), ("mask", self.mask)):
+            if path is not None and not Location.parse(path).name.lower().endswith(".png"):
+                raise ConfigError(f"--{flag} {path}: a name that ends in .png is needed")
         if self.labels and len(self.labels) != len(self.points):
             raise ConfigError(
                 f"--labels has {len(self.labels)} values, --points has {len(self.points)} clicks;"

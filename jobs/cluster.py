@@ -65,6 +65,16 @@ def submitted() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def why_not_here() -> str:
+    """Of a file that is not here, what a person who submitted the job may not know."""
+    if not submitted():
+        return ""
+    return (
+        "; with `ray job submit` go the files that neither git nor .rayignore ignores: put others"
+        " where all nodes see them, or in s3://"
+    )
+
+
 def refuse_relative(path: str) -> None:
     """Raise ClusterError for an --out that would be lost with a submitted job's folder."""
     if submitted() and "://" not in path and not Path(path).is_absolute():

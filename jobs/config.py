@@ -39,7 +39,7 @@ class OutConfig:
     seed: int = 0
     """All randomness follows from it."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
-    """Where workers compute; auto: on GPUs if the cluster has any."""
+    """Where workers compute; auto: on GPUs if there is one for every worker."""
     wait_for_nodes: float | None = field(default=None, metadata=MAY_CHANGE)
     """Seconds that nodes for all workers may be missing, at the start or after one is lost, whoever
     brings them. Default: nodes that an autoscaler can bring take as long as they take, others are

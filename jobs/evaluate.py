@@ -19,7 +19,7 @@ from torch import Tensor
 from jobs import runs
 from jobs.config import ConfigError, as_settings, flag, parse
 from jobs.storage import Location, StorageError, check_writable
-from jobs.vit_task import load, local_paths
+from jobs.vit_task import check_stored, load, local_paths
 from jobs.weights import bring
 from vit import classifier
 from vit.classifier import Classifier
@@ -58,6 +58,10 @@ class EvaluateConfig:
     """That of the training, or another."""
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+
+    def __post_init__(self) -> None:
+        """Check what no single group shows."""
+        check_stored(self.dataset, self.model)
 
 
 def evaluate(config: EvaluateConfig, weights: Weights) -> int:

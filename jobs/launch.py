@@ -8,13 +8,14 @@ import contextlib
 import ctypes
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -38,6 +39,11 @@ LOOK_SECONDS = 5.0
 """Between two looks at the nodes of the cluster."""
 PATIENCE_SECONDS = 60.0
 """Without a word from the workers, before saying so."""
+FAILED_ALIKE = 3
+"""Times in a row that workers may raise the same before their first step: a restart mends machines,
+not faults of the job."""
+MARK = ".start"
+"""File in the run's folder that says which start this is, to nodes that should see the same one."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,8 @@ class _Narrator(UserCallback):
         first = str(next(iter(worker_exceptions.values()))).strip().splitlines()
         reason = first[-1] if first else "no reason given"
         line = f"lost rank {ranks} ({reason}); Ray starts the ranks anew, while restarts are left"
-        self._link.push({"say": line})
+        died = any(isinstance(one, RayActorError) for one in worker_exceptions.values())
+        self._link.push({"say": line, "fault": None if died else reason})
 
 
 def _gpu_is_missing() -> str | None:
@@ -120,6 +127,17 @@ def _gpu_is_missing() -> str | None:
     return (
         f"node {ray.util.get_node_ip_address()} gave a worker a GPU but torch {torch.__version__}"
         " sees none: its driver does not fit; mend the image, or use --device cpu"
+    )
+
+
+def _is_elsewhere(out: Location, start: str) -> str | None:
+    """Whether the run's folder is another one on this node than where the job was started."""
+    mark = out / MARK
+    if out.is_s3 or (mark.exists() and mark.read_text() == start):
+        return None
+    return (
+        f"--out {out} is another folder on node {ray.util.get_node_ip_address()} than where the job"
+        " was started; a folder that all nodes share is needed, or s3://"
     )
 
 
@@ -140,11 +158,14 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
     keep_memory()
     resources: Resources = config["resources"]
     torch.set_num_threads(max(1, int(resources.cpus)))
+    elsewhere = Ranks.here().gather(_is_elsewhere(config["out"], config["start"]))
+    if faults := [fault for fault in elsewhere if fault]:
+        return {"ended": "failed", "error": faults[0], "save_error": None}
     device = torch.device("cpu")
     if resources.cuda:
         blind = [node for node in Ranks.here().gather(_gpu_is_missing()) if node]
         if blind:
-            return {"ended": "failed", "error": blind[0]}
+            return {"ended": "failed", "error": blind[0], "save_error": None}
         device = ray.train.torch.get_device()
     hooks = RayHooks(config["link"], config["out"])
     facts = config["body"](config["payload"], device, hooks)
@@ -172,6 +193,8 @@ def launch(
     path, filesystem = (out / ".ray").ray_storage()
     callbacks: Any = [_Narrator(link)]  # they still name Train V1's callbacks
     entry: Any = _entry  # Train's types know nothing of return values
+    start = secrets.token_hex(4)  # a name of old would bring back Ray's old state
+    (out / MARK).write_bytes(start.encode())
     trainer = TorchTrainer(
         entry,
         train_loop_config={
@@ -180,6 +203,7 @@ def launch(
             "resources": resources,
             "out": out,
             "link": link,
+            "start": start,
         },
         torch_config=TorchConfig(backend=resources.backend, timeout_s=DATA_SECONDS),
         scaling_config=ScalingConfig(
@@ -188,7 +212,7 @@ def launch(
             resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus},
         ),
         run_config=RunConfig(
-            name=f"start-{secrets.token_hex(4)}",  # a name of old would bring back Ray's old state
+            name=f"start-{start}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=max_restarts),
@@ -197,18 +221,20 @@ def launch(
     )
     (out / ".ray").delete()  # of earlier starts; no resume reads it
     running = background(trainer.fit)
-    started, heard = time.monotonic(), False
-    lost = LostNodes(resources, wait)
+    started, heard, begun = time.monotonic(), False, False
+    lost, faults = LostNodes(resources, wait), _Faults()
     with progress:
         while not running.done():
             messages = link.drain()
             heard = heard or bool(messages)
-            if not heard and stop.requested.is_set():
+            begun = begun or any("say" not in message for message in messages)
+            if not begun and stop.requested.is_set():
                 return {"ended": "stopped", "save_error": None}  # there is nothing to save yet
             if not heard and time.monotonic() - started > PATIENCE_SECONDS:
                 progress.say("Ray has not started the workers yet; still waiting")
                 started = time.monotonic()
             progress.show(messages)
+            faults.look(messages)
             if not stop.requested.is_set():
                 lost.look(progress.say)
             time.sleep(SHOW_SECONDS)
@@ -218,6 +244,24 @@ def launch(
     except ray.train.TrainingFailedError as error:
         raise LaunchError(_cause(error)) from error
     return result.return_value
+
+
+class _Faults:
+    """Ends a job whose workers raise the same again and again before they have taken a step."""
+
+    def __init__(self) -> None:
+        self._last, self._count = "", 0
+
+    def look(self, messages: Iterable[dict[str, Any]]) -> None:
+        """Look at what workers and `_Narrator` pushed; raises LaunchError when it is enough."""
+        for message in messages:
+            if "say" not in message:
+                self._last, self._count = "", 0
+            elif fault := message.get("fault"):
+                self._count = self._count + 1 if fault == self._last else 1
+                self._last = fault
+        if self._count >= FAILED_ALIKE:
+            raise LaunchError(f"the workers failed alike {self._count} times: {self._last}")
 
 
 class LostNodes:

@@ -21,12 +21,18 @@ from jobs.config import ConfigError
 from jobs.storage import Location, StorageError, explain
 from vit.decode import DataError
 from vit.formats import EXTENSIONS
+from vit.parquet import image_column
 
 PART = 256
-"""Images of a part, at most: what a kill can cost, for each worker."""
+"""Images of a part: what a kill can cost, for each worker."""
 FOOTERS = 16
 """Parquet footers that are read at a time: in S3 they are all latency."""
-_IMAGE_COLUMNS = ("image", "img")
+GROUP_PARTS = 8
+"""Parts of a row group, about: each reads all of the group that lies before it."""
+MOST = 4096
+"""Images of a part of a large row group."""
+BUFFER = 8 << 20
+"""Bytes of a Parquet file that are read at a time, instead of a whole row group."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,9 @@ def _glob(place: Location) -> Iterator[File]:
 
 
 def plan(files: Sequence[File], fingerprint: str) -> list[Part]:
-    """Cut the input into parts of up to PART images, named by place in the order and contents.
+    """Cut the input into parts of PART images, of large row groups more, up to MOST.
+
+    They are named by their place in the order and their contents.
 
     Args:
         files: of the input.
@@ -156,23 +164,11 @@ def _cut(uri: str) -> list[Part] | str:
         return f"{uri}: {error}"
     firsts = itertools.accumulate(sizes, initial=0)
     return [
-        Part("", (uri,), group, first, start, min(start + PART, size))
+        Part("", (uri,), group, first, start, min(start + step, size))
         for group, (size, first) in enumerate(zip(sizes, firsts, strict=False))
-        for start in range(0, size, PART)
+        for step in (min(MOST, max(PART, -(-size // GROUP_PARTS))),)
+        for start in range(0, size, step)
     ]
-
-
-def image_column(schema: pa.Schema) -> str:
-    """The column of encoded images, bytes or Hugging Face's struct; raises DataError if none is."""
-    for name in _IMAGE_COLUMNS:
-        if name in schema.names:
-            kind = schema.field(name).type
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-                kind = kind.field("bytes").type
-            if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-                return name
-            raise DataError(f"column {name} is {kind}; bytes of image files were expected")
-    raise DataError(f"no column image; its columns are {', '.join(schema.names)}")
 
 
 Read = Callable[[], bytes]
@@ -203,7 +199,7 @@ def images_of(part: Part) -> Iterator[tuple[str, int | None, Read]]:
 def _cells(place: Location, part: Part) -> Iterator[bytes | None]:
     """The values of a Parquet part; those before it in its row group are read and left."""
     done = 0
-    with place.open() as stream, pq.ParquetFile(stream) as file:
+    with place.open() as stream, pq.ParquetFile(stream, buffer_size=BUFFER) as file:
         column = image_column(file.schema_arrow)
         for batch in file.iter_batches(PART, row_groups=[part.group], columns=[column]):
             values = batch.column(0)

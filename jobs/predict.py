@@ -37,7 +37,7 @@ from torch import Tensor
 
 from jobs import actors, cluster, runs
 from jobs.config import ConfigError, JobConfig, parse
-from jobs.parts import Part, find, images_of, plan
+from jobs.parts import PART, Part, find, images_of, plan
 from jobs.progress import clock
 from jobs.signals import Stop
 from jobs.storage import Location, StorageError, check_writable, explained
@@ -144,18 +144,21 @@ def predict(
         except DataError as error:
             return str(error)
 
-    items = list(images_of(part))
-    decoded = pool.map(attempt, [image for _, _, image in items])
+    places: list[tuple[str, int | None]] = []
     errors: list[str | None] = []
     probabilities = []
-    while chunk := list(itertools.islice(decoded, BATCH)):
-        pixels = [image for image in chunk if not isinstance(image, str)]
-        errors += [image if isinstance(image, str) else None for image in chunk]
-        if pixels:
-            logits = model(torch.from_numpy(np.stack(pixels)))
-            probabilities.append(logits.softmax(dim=1).cpu())
+    source = images_of(part)
+    while items := list(itertools.islice(source, PART)):  # their bytes, and no more, are in memory
+        places += [item[:2] for item in items]
+        decoded = pool.map(attempt, [image for _, _, image in items])
+        while chunk := list(itertools.islice(decoded, BATCH)):
+            pixels = [image for image in chunk if not isinstance(image, str)]
+            errors += [image if isinstance(image, str) else None for image in chunk]
+            if pixels:
+                logits = model(torch.from_numpy(np.stack(pixels)))
+                probabilities.append(logits.softmax(dim=1).cpu())
     found = torch.cat(probabilities) if probabilities else torch.empty(0, len(classes))
-    return tabulate([place[:2] for place in items], errors, found, classes)
+    return tabulate(places, errors, found, classes)
 
 
 def tabulate(

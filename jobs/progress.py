@@ -74,7 +74,8 @@ class TrainingProgress:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(line, markup=False)
+        text = line.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
+        self._console.print(text, markup=False)
 
     def _row(self, row: dict[str, Any]) -> None:
         last = row["epoch"] == self._epochs

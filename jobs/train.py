@@ -8,7 +8,7 @@ same folder goes on where it stopped, whatever stopped it. By `ray job submit` i
 
     python -m jobs.train --evaluate --weights runs/digits
 
-measures weights instead (jobs/evaluate.py): --evaluate --help lists its flags.
+measures weights instead: --evaluate --help lists its flags.
 """
 
 import sys
@@ -44,12 +44,11 @@ def work(payload: TrainConfig, device: torch.device, hooks: Hooks) -> dict[str, 
     if ranks.rank == 0:
         hooks.say("bringing the data to memory")
     try:
-        dataset = ranks.each(lambda: load(config))
-        task = VitTask(config, dataset, device, ranks)
+        task = ranks.each(lambda: VitTask(config, load(config), device, ranks))
         facts = run(task, config, Location.parse(config.out) / "checkpoints", hooks)
     except AgreedError as error:
         return {"ended": "failed", "error": str(error)}
-    return {**facts, "classes": dataset.classes}
+    return {**facts, "classes": task.dataset.classes}
 
 
 def check(config: TrainConfig) -> None:
@@ -65,7 +64,8 @@ def check(config: TrainConfig) -> None:
         classes = summary.classes
     check_weights(config, classes)
     if classes is not None and cluster.starts_own():
-        load(config)  # the workers share this machine's cache: nothing is done twice
+        # The workers share this machine's cache: nothing is done twice.
+        data.steps_per_epoch(len(load(config).train), config.batch_size)
     if config.model.drop_rate or config.model.attn_drop_rate:
         print("dropout is above 0: the run is repeatable with this number of workers only")
 
@@ -101,13 +101,13 @@ def train(config: TrainConfig) -> int:
     config = absolute(config)
     out = Location.parse(config.out)
     runs.check_same(out, config)
-    going_on = Checkpoints(out / "checkpoints", token="").latest() is not None
-    needed = replace(config, init_weights=None) if going_on else config
-    check(needed)
     check_writable(out)
     if done := finished(out, config.patience):
         print_result(out, done)
         return 0
+    going_on = Checkpoints(out / "checkpoints", token="").latest() is not None
+    needed = replace(config, init_weights=None) if going_on else config
+    check(needed)
     runs.describe(out, config)
     # 2. Training, and the test set at its end.
     with Stop() as stop:

@@ -2,8 +2,9 @@
 
     python -m jobs.tune --config digits_sweep.yaml --out runs/sweep
 
-tries depths, heads and learning rates on scikit-learn's digits. Every setting of `jobs.train` may
-vary: --space model.depth 2..8 optim.lr "1e-4..1e-2 log" model.num_heads "2, 4". Trials are compared
+tries depths, heads and learning rates on scikit-learn's digits. batch_size and every setting of
+model, augment and optim that is one number or word may vary: --space model.depth 2..8
+optim.lr "1e-4..1e-2 log" model.num_heads "2, 4". Trials are compared
 at equal training FLOPs, by the validation set alone. The same command on the same folder goes on
 where it stopped, whatever stopped it; more --trials, or a higher limit, makes it go on too.
 

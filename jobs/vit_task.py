@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from jobs import cluster
 from jobs.config import MAY_CHANGE, ConfigError
 from jobs.fetch import cache_folder, fetch, localize
 from jobs.ranks import Ranks
@@ -21,7 +22,7 @@ from vit.decode import DataError
 from vit.feed import place
 from vit.model import VisionTransformer, build, evaluation_batch
 from vit.optim import Optimizer, rate, start_average, update_average
-from vit.steps import Batch, Numerics, choose_numerics, evaluate, gradients, update
+from vit.steps import PROBED, Batch, Numerics, choose_numerics, evaluate, gradients, update
 from vit.weights import fit
 
 
@@ -51,12 +52,7 @@ class VitConfig(LoopConfig):
             raise ConfigError(
                 f"--batch-size {self.batch_size} is odd; augment.mixup and augment.cutmix mix pairs"
             )
-        stored, size = self.dataset.store_size, self.model.image_size
-        if stored is not None and stored < size:
-            raise ConfigError(
-                f"--dataset.store-size {stored} is less than --model.image-size {size};"
-                " images are stored at least as large as they are cut"
-            )
+        check_stored(self.dataset, self.model)
         if self.optim.warmup_epochs >= self.epochs:
             raise ConfigError(
                 f"--optim.warmup-epochs {self.optim.warmup_epochs} leaves nothing of"
@@ -77,12 +73,20 @@ class TrainConfig(TrainingConfig, VitConfig):
         """Check what neither part shows alone."""
         TrainingConfig.__post_init__(self)
         VitConfig.__post_init__(self)
-        if self.unit * self.optim.accumulate * self.workers > self.batch_size:
+        if self.unit * self.workers > self.batch_size:
             raise ConfigError(
-                f"--optim.accumulate {self.optim.accumulate} on --workers {self.workers} is more"
-                f" parts than --batch-size {self.batch_size} has"
-                + (" pairs to mix" if self.unit == 2 else " samples")
+                f"--workers {self.workers} is more than --batch-size {self.batch_size} has pairs to"
+                " mix"
             )
+
+
+def check_stored(dataset: DatasetConfig, model: ModelConfig) -> None:
+    """Check that images are stored at least as large as they are cut. Raises ConfigError."""
+    if dataset.store_size is not None and dataset.store_size < model.image_size:
+        raise ConfigError(
+            f"--dataset.store-size {dataset.store_size} is less than --model.image-size"
+            f" {model.image_size}; images are stored at least as large as they are cut"
+        )
 
 
 Config = TypeVar("Config", bound=VitConfig)
@@ -101,7 +105,9 @@ def check_present(config: VitConfig) -> None:
     """Check that the data that were named are there. Raises ConfigError."""
     missing = [path for path in config.data if not Location.parse(path).exists()]
     if missing:
-        raise ConfigError(f"--data: no such file or folder: {', '.join(missing)}")
+        raise ConfigError(
+            f"--data: no such file or folder: {', '.join(missing)}{cluster.why_not_here()}"
+        )
 
 
 class VitTask:
@@ -148,7 +154,7 @@ class VitTask:
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
         """Choose precision, attention and memory layout, by a probe where it cannot be known."""
         size = self.config.model.image_size
-        images = torch.zeros(batch, 3, size, size, device=self.device)
+        images = torch.zeros(min(batch, PROBED), 3, size, size, device=self.device)
         numerics, reason = choose_numerics(model, images, self.config.precision)
         return {"numerics": asdict(numerics), "because": reason, "data": self._contents()}
 

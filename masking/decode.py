@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = NDArray[Any]
 """Of uint8, which OpenCV's stubs do not say."""
@@ -115,6 +115,8 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
             return _rgb(picture), (height, width)
     except PairError:
         raise
+    except UnidentifiedImageError:
+        raise PairError("the image does not decode: no format that Pillow knows") from None
     except Exception as error:  # Pillow's formats raise all kinds
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
             raise

@@ -43,23 +43,39 @@ def test_written_and_read_back(folder):
     assert (again.step, again.state) == (7, {"epoch": 7})
 
 
-def test_only_best_and_last_are_kept(folder):
+def test_only_best_last_and_the_one_before_are_kept(folder):
     store = Checkpoints(folder, "a")
     for step in range(1, 6):
         store.write(snapshot_at(step), ("best", "last") if step == 2 else ("last",))
-    assert {e.name for e in folder.list() if e.is_folder} == {"step-2-a", "step-5-a"}
+    assert {e.name for e in folder.list() if e.is_folder} == {"step-2-a", "step-4-a", "step-5-a"}
+
+
+def test_a_damaged_checkpoint_can_be_deleted_to_go_on_from_the_one_before(folder):
+    """As the message says, also where the last one is the best."""
+    store = Checkpoints(folder, "a")
+    for step in (1, 2, 3):
+        store.write(snapshot_at(step), ("best", "last"))
+    (folder / "step-3-a" / "weights.safetensors").write_bytes(
+        bytes(len((folder / "step-3-a" / "weights.safetensors").read_bytes()))
+    )
+    with pytest.raises(CheckpointError, match=r"delete the folder .*step-3-a to go on"):
+        store.read("step-3-a")
+    (folder / "step-3-a").delete()
+    assert Checkpoints(folder, "b").latest() == "step-2-a"
 
 
 def test_a_late_writer_harms_nothing(folder):
     old = Checkpoints(folder, "old")
     old.write(snapshot_at(10), ("last",))
     new = Checkpoints(folder, "new")
-    new.write(snapshot_at(20), ("last",))  # drops step-10-old, which it found
+    for step in (20, 30):
+        new.write(snapshot_at(step), ("last",))  # the second drops step-10-old, which it found
     old.write(snapshot_at(11), ("last",))  # the killed run's worker wrote for a second more
-    assert {e.name for e in folder.list() if e.is_folder} == {"step-20-new", "step-11-old"}
+    names = {e.name for e in folder.list() if e.is_folder}
+    assert names == {"step-20-new", "step-30-new", "step-11-old"}
     assert Checkpoints(folder, "third").latest() == "step-11-old"
     (folder / "step-11-old" / "files.json").delete()
-    assert Checkpoints(folder, "third").latest() == "step-20-new"
+    assert Checkpoints(folder, "third").latest() == "step-30-new"
 
 
 @pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors", "state.json"])

@@ -16,13 +16,17 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jobs import capacity, cluster, nodes
+from jobs import capacity, cluster, nodes, segmenters
 from jobs.capacity import Ask, Node, Nodes, NodeType, Room
 from jobs.cluster import ClusterError
+from jobs.config import ConfigError
 from jobs.signals import Stop, background
+from jobs.vit_task import check_present
+from masking.sam import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 
@@ -208,6 +212,19 @@ def test_a_relative_out_is_refused_in_a_submitted_job(outside):
     cluster.refuse_relative("/mnt/run")
     with pytest.raises(ClusterError, match="--out runs/digits is relative"):
         cluster.refuse_relative("runs/digits")
+
+
+def test_what_a_submitted_job_does_not_find_is_explained(outside, tmp_path):
+    task = SimpleNamespace(data=(str(tmp_path / "gone"),))
+    outside.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    with pytest.raises(ConfigError) as alone:
+        check_present(task)
+    assert "ray job submit" not in str(alone.value)
+    outside.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ConfigError, match=r"neither git nor \.rayignore ignores"):
+        check_present(task)
+    with pytest.raises(CheckpointError, match=r"neither git nor \.rayignore ignores"):
+        segmenters.locate(str(tmp_path / "gone.pth"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

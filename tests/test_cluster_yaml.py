@@ -89,6 +89,8 @@ def command_faults(config):
             re.search(r"RAY_AUTH_MODE=token ray start\b", line) for line in config[key]
         ):
             yield f"{key}: ray starts without RAY_AUTH_MODE"
+    if not any("RAY_JOB_STOP_WAIT_TIME_S=" in x for x in config.get("head_start_ray_commands", [])):
+        yield "head_start_ray_commands: a stopped job has Ray's 3 s to save"
     mounts = config.get("file_mounts", {})
     for source in set(mounts.values()) - ON_THE_USERS_MACHINE:
         if not (ROOT / source).exists():

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 import subprocess
 import sys
@@ -613,6 +614,17 @@ def test_paths_that_do_not_fit(tmp_path, config, names, message):
     write_images(tmp_path / "sets/train", "b")
     with pytest.raises(DataError, match=message):
         data.check(config, [tmp_path / name for name in names])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are no text")
+def test_a_class_whose_name_is_no_text_is_refused(tmp_path):
+    """As old archives leave them: nothing that names classes could be written at the end."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    write_images(tmp_path, "b")
+    shutil.copy(tmp_path / "b" / "0.png", folder / "a.png")
+    with pytest.raises(DataError, match=r"caf\\udce9': a name that is no UTF-8; rename it"):
+        data.check(FOLDER, [tmp_path])
 
 
 ROWS = np.zeros((2, 3072), np.uint8)

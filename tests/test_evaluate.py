@@ -80,6 +80,10 @@ def test_bad_input(trained, tmp_path, capsys):
     depth = refused("--weights", trained.out, "--model.depth", "3")
     assert "--model.depth is 3; the weights have 2" in depth
     assert "blocks.2.norm1.weight: not there" in depth
+    flags = ["--dataset.store-size", 8, "--model.image-size", 24]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--evaluate", *map(str, ["--weights", trained.out, *flags])])
+    assert "is less than --model.image-size" in " ".join(capsys.readouterr().err.split())
     bare = tmp_path / "bare.safetensors"
     bare.write_bytes((trained.out / "export/model.safetensors").read_bytes())
     assert "patch_embed.proj.weight: (32, 3, 4, 4)" in refused("--weights", bare)

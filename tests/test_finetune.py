@@ -137,7 +137,14 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path):
 
 @pytest.mark.parametrize(
     "recipe",
-    ["mini.yaml", "mini_longer.yaml", "mini_clicks.yaml", "mini_larger.yaml", "mini_centred.yaml"],
+    [
+        "mini.yaml",
+        "mini_longer.yaml",
+        "mini_clicks.yaml",
+        "mini_larger.yaml",
+        "mini_centred.yaml",
+        "mini_whole.yaml",
+    ],
 )
 def test_the_recipes_take_their_first_steps(recipe, tmp_path):
     data = write_squares(tmp_path / "a.parquet")
@@ -244,6 +251,18 @@ def test_a_bad_click(tmp_path, capsys, mini_file, changes, reason):
     assert click.main([*map(str, flags), str(tmp_path / "x.png"), *changes]) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize("flag", ["--out", "--mask"])
+def test_a_picture_that_is_not_called_png_is_refused(tmp_path, capsys, flag):
+    flags = {"--out": "x.png", "--mask": "y.png"} | {flag: "z.jpg"}
+    argv = ["--image", "flower", "--points", "9", "5"]
+    for name, file in flags.items():
+        argv += [name, str(tmp_path / file)]
+    with pytest.raises(SystemExit, match="2"):
+        click.main(argv)
+    assert "ends in .png" in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -204,7 +204,9 @@ def test_faults_stop_the_job_before_it_starts_and_check_only_checks(clips, tmp_p
     assert mask.main(flags) == 2
     assert "1 faults in the manifests; nothing was started" in capsys.readouterr().err
     assert mask.main([*flags, "--check", "--skip-invalid"]) == 0
-    assert "1 videos, 1 objects, 0 videos done, 1 with faults" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 videos, 1 objects, 0 videos done, 1 with faults" in said
+    assert "row 1: x is '-3'" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -6,9 +6,33 @@ from jobs import actors, launch, nodes
 from jobs.capacity import Ask, Node, Nodes, NodeType
 from jobs.config import ConfigError, JobConfig
 from jobs.launch import LaunchError, LostNodes, Resources
+from jobs.storage import Location
 
 ONE, TWO = Nodes((Node(2),)), Nodes((Node(2), Node(2)))
 GROWING = Nodes((Node(2),), (NodeType("more", 2, 0, 4),), 4)
+
+
+def test_workers_that_fail_alike_before_a_step_end_the_job():
+    """A fault of the job: a restart would mend it never; what a machine does is none."""
+    lost = {"say": "lost rank 0 (no memory)", "fault": "no memory"}
+    died = {"say": "lost rank 0 (the actor died)", "fault": None}
+    step = {"epoch": 0, "index": 3, "steps": 9, "images_per_s": 1.0}
+    faults = launch._Faults()
+    for messages in ([lost], [died], [lost], [step], [lost], [lost], [{"say": "bringing"}]):
+        faults.look(messages)
+    with pytest.raises(LaunchError, match="failed alike 3 times: no memory"):
+        faults.look([lost])
+
+
+def test_a_folder_that_a_node_does_not_share_is_told_from_one_that_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    out = Location.parse(tmp_path)
+    assert "--out" in launch._is_elsewhere(out, "abc")  # nothing is there
+    (out / launch.MARK).write_bytes(b"abd")
+    assert "another folder on node 10.0.0.7" in launch._is_elsewhere(out, "abc")
+    (out / launch.MARK).write_bytes(b"abc")
+    assert launch._is_elsewhere(out, "abc") is None
+    assert launch._is_elsewhere(Location.parse("s3://bucket/run"), "abc") is None
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -173,6 +174,42 @@ def test_rows_of_a_long_row_group(digits, tmp_path, monkeypatch):
     assert [read() for _, _, read in images] == [content for content, _ in digits[:50]]
 
 
+def test_a_large_row_group_is_neither_held_nor_read_again_for_every_part(tmp_path, monkeypatch):
+    """pyarrow reads a column of a row group whole unless it is told otherwise."""
+    monkeypatch.setattr(parts_module, "PART", 10)
+    monkeypatch.setattr(parts_module, "BUFFER", 1 << 14)
+    noise = np.random.default_rng(0).bytes
+    table = pa.table({"image": [noise(20_000) for _ in range(400)]})
+    pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    found = plan(find([str(tmp_path)]), "f")
+    assert [len(part) for part in found] == [50] * 8
+    size, read = (tmp_path / "t.parquet").stat().st_size, []
+    plain = Location.open
+
+    class Counted:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __getattr__(self, name):
+            return getattr(self.stream, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.stream.close()
+
+        def read(self, count=-1):
+            content = self.stream.read(count)
+            read.append(len(content))
+            return content
+
+    monkeypatch.setattr(Location, "open", lambda self: Counted(plain(self)))
+    first = list(images_of(found[0]))
+    assert first[0][2]() == table["image"][0].as_py()
+    assert sum(read) < 0.3 * size
+
+
 def test_bad_input_ends_before_anything_starts(trained, tmp_path, capsys):
     out = tmp_path / "out"
 
@@ -190,7 +227,7 @@ def test_bad_input_ends_before_anything_starts(trained, tmp_path, capsys):
     assert "empty: 0 files" in refused(*good, "--data", tmp_path / "empty")
     assert "1 files, none of them an image" in refused(*good, "--data", tmp_path / "texts")
     tables = refused(*good, "--data", tmp_path / "x.parquet", tmp_path / "y.parquet")
-    assert "x.parquet: no column image; its columns are x" in tables
+    assert "x.parquet: no column image or img; its columns are x" in tables
     assert "y.parquet" in tables
     assert "nowhere" in refused("--weights", tmp_path / "nowhere", "--data", tmp_path / "empty")
     bare = tmp_path / "bare.safetensors"

@@ -47,6 +47,7 @@ OTHERS = {
     "mini_clicks.yaml",
     "mini_larger.yaml",
     "mini_centred.yaml",
+    "mini_whole.yaml",
     "digits_sweep.yaml",
     "cifar10_sweep.yaml",
 }

@@ -212,6 +212,8 @@ def test_a_resumed_run_must_not_change(capsys, tmp_path):
     message = error(capsys, "--out", out, *changed)
     assert "--model.depth is 3, but the run was started with 2" in message
     assert "--optim.lr is 0.001, but the run was started with" in message
+    less = ["--optim.accumulate", "2", "--dataset.cache-gb", "0", "--dataset.max-bad-images", "3"]
+    runs.check_same(Location.parse(out), parse(TrainConfig, ["--out", "x", *SMALL, *less], "", ""))
     with pytest.raises(ConfigError, match="holds a training; give another --out"):
         runs.check_same(Location.parse(out), config, began="predictions")
 

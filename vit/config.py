@@ -7,6 +7,9 @@ fields. Checks across fields raise ValueError with both values.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+_MAY_CHANGE = {"may_change": True}
+"""Metadata of what a resumed run may set anew, as of `jobs.config`: memory, not results."""
+
 
 def swept(bounds: str, by_default: bool = False) -> dict[str, Any]:
     """Metadata of a field that a sweep may vary within `bounds`, in the words of `vit.search`."""
@@ -211,7 +214,7 @@ class OptimConfig:
     """Largest norm of the whole gradient; larger ones are scaled down; 0: no clipping."""
     label_smoothing: float = field(default=0.1, metadata=swept("0..0.2"))
     """Share of the target spread evenly over all classes; with mixing, smoothed before mixed."""
-    accumulate: int = 1
+    accumulate: int = field(default=1, metadata=_MAY_CHANGE)
     """Parts of a worker's batch that go through the model one after the other, to save memory."""
     ema_half_life: float = 0.0
     """Average of the weights over steps: samples after which a step's share has halved; 0: none.
@@ -248,10 +251,10 @@ class DatasetConfig:
     store_size: int | None = None
     """Side in pixels at which decoded images are stored, what crops are cut from; none:
     model.image_size."""
-    cache_gb: float = 16.0
+    cache_gb: float = field(default=16.0, metadata=_MAY_CHANGE)
     """Decoded images are kept, once a node, if all of them take no more than this (GiB); else they
     are decoded anew whenever they are wanted, ahead of the training."""
-    max_bad_images: int = 0
+    max_bad_images: int = field(default=0, metadata=_MAY_CHANGE)
     """So many images that do not decode are named and left out; one more is an error."""
     val_fraction: float = 0.1
     """Share of the training images held out for validation, the same of every class; unused where

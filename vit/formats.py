@@ -106,6 +106,11 @@ def _find_folder(paths: Sequence[Path]) -> "_Folder":
         for label, files in by_class.items()
         if not files or label not in classes
     ]
+    faults += [
+        f"{str(roots['train'] / label)!a}: a name that is no UTF-8; rename it"
+        for label in classes
+        if not _is_text(label)
+    ]
     fail(faults, "class folders that cannot be used")
     notes = [
         f"{folder}: {others:,} files that are no image in a class folder are left aside"
@@ -126,6 +131,14 @@ def _roots(root: Path) -> tuple[dict[str, Path], list[str]]:
             names["val"] = name
     unused = [name for name in _subfolders(root) if name not in names.values()]
     return {split: root / names[split] for split in SPLITS if split in names}, unused
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -19,6 +19,8 @@ from vit.reader import EXPECTED, SPLITS, Ints, Survey, UnreadableError, fail, re
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label")
 """Names of the columns, the second of each as on the Hugging Face hub."""
+_BUFFER = 1 << 20
+"""Bytes that are read at a time; without, a column of a row group is read whole."""
 
 
 def find_parquet(name: str, paths: Sequence[Path], classes: tuple[str, ...] | None) -> "_Parquet":
@@ -45,13 +47,22 @@ def find_parquet(name: str, paths: Sequence[Path], classes: tuple[str, ...] | No
     return _Parquet(given, classes)
 
 
-def _column(schema: pa.Schema, path: Path, names: Sequence[str]) -> str:
+def _column(schema: pa.Schema, names: Sequence[str]) -> str:
     for name in names:
         if name in schema.names:
             return name
-    raise DataError(
-        f"{path}: no column {' or '.join(names)}; its columns are {', '.join(schema.names)}"
-    )
+    raise DataError(f"no column {' or '.join(names)}; its columns are {', '.join(schema.names)}")
+
+
+def image_column(schema: pa.Schema) -> str:
+    """The column of encoded images, bytes or Hugging Face's struct; raises DataError if none is."""
+    name = _column(schema, _IMAGE_COLUMNS)
+    kind = schema.field(name).type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise DataError(f"column {name} is {kind}; bytes of image files were expected")
+    return name
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ class _Shard:
 @contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     """Open a file for reading; damage that its checksums show is an error."""
-    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    options = {"page_checksum_verification": True, "buffer_size": _BUFFER}
+    with reading(path), pq.ParquetFile(path, **options) as file:
         yield file
 
 
@@ -76,8 +88,11 @@ def _read_shard(path: Path, named: bool) -> _Shard:
     """Read the labels, which may be names of classes if `named`."""
     with _parquet(path) as file:
         schema = file.schema_arrow
-        _check_images(schema, path)
-        name = _column(schema, path, _LABEL_COLUMNS)
+        try:
+            image_column(schema)
+            name = _column(schema, _LABEL_COLUMNS)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
         labels = file.read(columns=[name]).column(0).combine_chunks()
     if pa.types.is_dictionary(labels.type):
         labels = labels.dictionary_decode()
@@ -89,15 +104,6 @@ def _read_shard(path: Path, named: bool) -> _Shard:
     rows = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     fail([f"{path}, row {row}" for row in rows], "rows without a label")
     return _Shard(path, labels, _class_label(schema, name))
-
-
-def _check_images(schema: pa.Schema, path: Path) -> None:
-    name = _column(schema, path, _IMAGE_COLUMNS)
-    kind = schema.field(name).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(f"{path}: column {name} is {kind}; bytes of image files were expected")
 
 
 def _class_label(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
@@ -187,7 +193,7 @@ class _Parquet:
     def images(self, name: str) -> Iterator[tuple[str, Encoded | DataError]]:
         for shard in self._shards[0][name]:
             with _parquet(shard.path) as file:
-                column = _column(file.schema_arrow, shard.path, _IMAGE_COLUMNS)
+                column = image_column(file.schema_arrow)
                 values = (
                     value
                     for group in range(file.num_row_groups)

@@ -19,6 +19,8 @@ from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.model import Attention
 
 Precision = Literal["float32", "bfloat16"]
+PROBED = 32
+"""Samples that a probe takes: enough to tell, and a large model takes seconds for each."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,9 @@ class Numerics:
         return f"{self.precision}, {attention} attention, channels {channels}"
 
     def prepare(self, model: nn.Module) -> None:
-        """Set a bare model up for it."""
+        """Set a bare model up, and this process: float32 shall be that in convolutions, too."""
+        if self.precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False
         for module in model.modules():
             if isinstance(module, Attention):
                 module.fused = self.fused_attention
@@ -252,7 +256,7 @@ def choose_numerics(
 
     Args:
         model: the bare model; its gradients are cleared.
-        inputs: (B, 3, S, S) float32, a batch of a rank's size on the model's device.
+        inputs: (B, 3, S, S) float32 on the model's device, of which `PROBED` are looked at.
         precision: one that is wanted, or auto.
     """
     cuda = inputs.device.type == "cuda"
@@ -265,7 +269,7 @@ def choose_numerics(
     precisions: list[Precision] = ["float32"]
     if multiplies_bfloat16(inputs.device):
         precisions.append("bfloat16")
-    few = inputs[:32]  # enough to tell, and a large model takes seconds for each
+    few = inputs[:PROBED]
     ways = [Numerics(name, fused, False) for name in precisions for fused in (True, False)]
     seconds = {way: _probe(model, few, way) for way in ways}
     last = replace(min(seconds, key=seconds.__getitem__), channels_last=True)
