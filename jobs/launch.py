@@ -42,6 +42,8 @@ PATIENCE_SECONDS = 60.0
 FAILED_ALIKE = 3
 """Times in a row that workers may raise the same before their first step: a restart mends machines,
 not faults of the job."""
+SHARED_SECONDS = 60.0
+"""How long a network file system may take to show one node what another one wrote."""
 MARK = ".start"
 """File in the run's folder that says which start this is, to nodes that should see the same one."""
 
@@ -132,8 +134,12 @@ def _gpu_is_missing() -> str | None:
 
 def _is_elsewhere(out: Location, start: str) -> str | None:
     """Whether the run's folder is another one on this node than where the job was started."""
-    mark = out / MARK
-    if out.is_s3 or (mark.exists() and mark.read_text() == start):
+    mark, until = out / MARK, time.monotonic() + SHARED_SECONDS
+    while not (out.is_s3 or (mark.exists() and mark.read_text() == start)):
+        if time.monotonic() >= until:
+            break
+        time.sleep(1)
+    else:
         return None
     return (
         f"--out {out} is another folder on node {ray.util.get_node_ip_address()} than where the job"

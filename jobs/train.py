@@ -101,13 +101,13 @@ def train(config: TrainConfig) -> int:
     config = absolute(config)
     out = Location.parse(config.out)
     runs.check_same(out, config)
-    check_writable(out)
     if done := finished(out, config.patience):
         print_result(out, done)
         return 0
     going_on = Checkpoints(out / "checkpoints", token="").latest() is not None
     needed = replace(config, init_weights=None) if going_on else config
     check(needed)
+    check_writable(out)
     runs.describe(out, config)
     # 2. Training, and the test set at its end.
     with Stop() as stop:

@@ -143,6 +143,7 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path):
         "mini_clicks.yaml",
         "mini_larger.yaml",
         "mini_centred.yaml",
+        "mini_once.yaml",
         "mini_whole.yaml",
     ],
 )

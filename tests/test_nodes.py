@@ -1,5 +1,7 @@
 """How long nodes may be missing, and what follows, without Ray."""
 
+import threading
+
 import pytest
 
 from jobs import actors, launch, nodes
@@ -26,12 +28,16 @@ def test_workers_that_fail_alike_before_a_step_end_the_job():
 
 def test_a_folder_that_a_node_does_not_share_is_told_from_one_that_it_does(tmp_path, monkeypatch):
     monkeypatch.setattr(launch.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr(launch, "SHARED_SECONDS", 0.0)
     out = Location.parse(tmp_path)
     assert "--out" in launch._is_elsewhere(out, "abc")  # nothing is there
     (out / launch.MARK).write_bytes(b"abd")
     assert "another folder on node 10.0.0.7" in launch._is_elsewhere(out, "abc")
     (out / launch.MARK).write_bytes(b"abc")
     assert launch._is_elsewhere(out, "abc") is None
+    monkeypatch.setattr(launch, "SHARED_SECONDS", 60.0)
+    threading.Timer(0.5, (out / launch.MARK).write_bytes, [b"late"]).start()
+    assert launch._is_elsewhere(out, "late") is None  # a network file system takes its time
     assert launch._is_elsewhere(Location.parse("s3://bucket/run"), "abc") is None
 
 

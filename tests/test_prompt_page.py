@@ -245,8 +245,7 @@ def test_a_click_is_of_the_frame_that_is_shown(page, serve, slow):
     page.run("const v = patchray.view; v.on.click(30, 40, false, v.frame)")
     page.says("#message", "still on its way")
     assert page.rows() == []
-    page.wait("return window.letGo && (letGo(), true)")
-    page.wait("return patchray.view.frame === 9")
+    page.wait("window.letGo?.(); return patchray.view.frame === 9")
     page.click(48, 40)
     assert [row["frame"] for row in page.rows()] == [9]
 
@@ -257,12 +256,12 @@ def test_frames_that_are_scrubbed_past_are_not_asked_for(page, serve, slow):
     page.run("patchray.state.frames.known.clear()")
     slow()
     page.run("patchray.show(3)")
-    page.wait("return asked.length === 1")
+    page.wait("return asked.at(-1) === 3 || (window.letGo?.(), false)")
     page.run("for (const frame of [4, 5, 6, 7, 8, 11]) patchray.show(frame)")
-    page.run("letGo()")
-    page.wait("return asked.length === 2 && (letGo(), true)")
-    page.wait("return patchray.view.frame === 11")
-    assert page.run("return asked.slice(0, 2)") == [3, 11]
+    page.wait("letGo(); return patchray.view.frame === 11")
+    asked = page.run("return asked")
+    assert asked[asked.index(3) + 1] == 11
+    assert not {4, 5, 6, 7, 8} & {*asked}
     assert complaints(page) == []
 
 
@@ -274,7 +273,7 @@ def test_while_a_video_opens_keys_change_no_other(page, serve, clips, tmp_path):
     page.click(30, 40)
     page.run("location.hash = '#broken'")
     page.says("#empty", "broken")
-    assert page.run("return document.querySelector('#undo').disabled")
+    page.wait("return document.querySelector('#undo').disabled")
     assert page.text("#objects .about") == "0 clicks"
     page.keys("\ue017")
     page.keys("z", ctrl=True)

@@ -48,6 +48,7 @@ OTHERS = {
     "mini_larger.yaml",
     "mini_centred.yaml",
     "mini_whole.yaml",
+    "mini_once.yaml",
     "digits_sweep.yaml",
     "cifar10_sweep.yaml",
 }

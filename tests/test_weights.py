@@ -10,10 +10,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from timm.models.vision_transformer import checkpoint_filter_fn
 
+from jobs.config import parse
 from jobs.ranks import Ranks
 from jobs.storage import Location
 from jobs.train import main
-from jobs.vit_task import VitTask, load
+from jobs.vit_task import TrainConfig, VitTask, load
 from jobs.weights import bring
 from tests.tasks import small_config
 from vit import weights
@@ -170,3 +171,25 @@ def test_from_s3_only_the_export_is_copied(what, trained, s3, cache):
     found = bring(f"{s3}/{what}")
     assert found.about == read(trained.out).about
     assert not list(cache.glob("mirrors/**/large"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"global_pool": "avg", "class_token": False, "qk_norm": True},
+        {"reg_tokens": 4, "mlp_ratio": 2.5, "qkv_bias": False},
+    ],
+)
+def test_weights_of_another_shape_say_by_which_flags_they_fit(changes, tmp_path):
+    shape = {"patch_size": 8, "embed_dim": 128, "depth": 3, "num_heads": 2} | changes
+    weights = saved(timm_model(64, classes=7, **shape), tmp_path)
+    with pytest.raises(WeightsError) as caught:
+        fit(weights, build(ModelConfig(), 10, seed=0), None)
+    line = next(x for x in str(caught.value).splitlines() if "they look like" in x)
+    flags = line.partition("they look like ")[2].partition(" (")[0].split()
+    settings = parse(TrainConfig, [*flags, "--dataset.store-size", "64", "--out", "x"], "test", "")
+    config = settings.model
+    assert config.image_size == 64
+    found = fit(weights, build(config, 10, seed=0), None)
+    build(config, 10, seed=0).load_state_dict(found.tensors, strict=True)

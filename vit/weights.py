@@ -26,6 +26,8 @@ FORMAT = 1
 """Version of model.json."""
 FILE, ABOUT = "model.safetensors", "model.json"
 _HEAD = ("head.weight", "head.bias")
+_TIMM_HEAD = 64
+"""Channels of a head in nearly all of timm's Vision Transformers."""
 _LISTED = 10
 """Names that a message lists of each kind of fault."""
 
@@ -161,9 +163,9 @@ def fit(weights: Weights, model: VisionTransformer, classes: Sequence[str] | Non
         if before != after:
             notes.append(f"positions resampled, from {before} to {after}")
     if faults := _settings(weights.about, config) + _faults(tensors, wanted):
-        raise WeightsError(
-            "\n  ".join([f"{weights.source} does not fit the model that --model.* sets:", *faults])
-        )
+        said = [] if weights.about is not None else _implied(weights.tensors, config)
+        lines = [f"{weights.source} does not fit the model that --model.* sets:", *said, *faults]
+        raise WeightsError("\n  ".join(lines))
     kept = len(wanted) - (len(_HEAD) if note else 0)
     notes.insert(0, f"{kept} of {len(wanted)} tensors come from {weights.source}")
     return Fit({name: tensor.float() for name, tensor in tensors.items()}, notes)
@@ -231,6 +233,40 @@ def _faults(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list
 def _first(lines: list[str]) -> list[str]:
     more = len(lines) - _LISTED
     return lines if more <= 0 else [*lines[:_LISTED], f"... and {more} more like these"]
+
+
+def _implied(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
+    """A line of the flags that weights without a model.json ask for, by their names and shapes."""
+    try:
+        width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
+        hidden, _ = tensors["blocks.0.mlp.fc1.weight"].shape
+        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        rows = tensors["pos_embed"].shape[1]
+    except (KeyError, ValueError):  # of another kind of network
+        return []
+    prefix = next((n for n in (0, 1, 5) if _is_square(rows - n)), 0)
+    has = {
+        "image_size": math.isqrt(rows - prefix) * patch,
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": max(1, width // _TIMM_HEAD),
+        "mlp_ratio": hidden / width,
+        "global_pool": "token" if "cls_token" in tensors else "avg",
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
+        "reg_tokens": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+    }
+    flags = [_flag(name, value) for name, value in has.items() if value != getattr(config, name)]
+    heads = f"heads show in no shape; timm's mostly have {_TIMM_HEAD} channels"
+    return [f"they look like {' '.join(flags)} ({heads}); as it stands:"] if flags else []
+
+
+def _flag(name: str, value: object) -> str:
+    flag = f"--model.{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return flag if value else flag.replace("--model.", "--model.no-")
+    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 
 _STRUCTURE = (
