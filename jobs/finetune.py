@@ -119,7 +119,9 @@ def check(config: FinetuneConfig) -> None:
     places = [Location.parse(path) for path in (*config.data, *config.val)]
     missing = [str(place) for place in places if not place.exists()]
     if missing:
-        raise ConfigError(f"--data, --val: no such file or folder: {', '.join(missing)}")
+        raise ConfigError(
+            f"--data, --val: no such file or folder: {', '.join(missing)}{cluster.why_not_here()}"
+        )
     if not remote(config):
         check_pairs(config, load(config))
     start(config)

@@ -62,7 +62,8 @@ def run(config: MaskConfig) -> int:
     todo = [work for work in plan.work if not is_done(done.get(work.video_id), work, config, there)]
     print(planned(plan, len(plan.work) - len(todo)))
     if config.check:
-        print("".join(f"{fault}\n" for fault in plan.faults), end="")  # left out by --skip-invalid
+        for fault in plan.faults:  # of what --skip-invalid leaves out
+            print(fault)
         return 0
     check_writable(out)
     runs.check_same(out, config, began="commits")

@@ -9,6 +9,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -118,6 +119,12 @@ class Frames:
             self._cursor = None
             self._kept.clear()
             self._video.close()
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the first frame, in whose pixels clicks are meant; raises as `get`."""
+        height, width = self.get(0).image.shape[:2]
+        return height, width
 
     def get(self, index: int) -> Frame:
         """A frame.

@@ -84,10 +84,9 @@ class Session:
             VideoError: it cannot be read.
         """
         frames = self._frames(video_id)
-        first = frames.get(0)
+        height, width = frames.size
         if self.run is not None:
             self.run.refresh(video_id)
-        height, width = first.image.shape[:2]
         return {
             "height": height,
             "width": width,
@@ -134,12 +133,11 @@ class Session:
     def rows(self, video_id: str) -> dict[str, Any]:
         """A video's rows, in frames and pixels, under the revision that a change has to name."""
         frames = self._frames(video_id)
-        size = frames.get(0).image.shape[:2]
         records, revision = self.store.rows(video_id), self.store.revision(video_id)
         done, undone = self.store.steps(video_id)
         return {
             "revision": revision,
-            "rows": prompt_rows.shown(records, size, *frames.survey.times()),
+            "rows": prompt_rows.shown(records, frames.size, *frames.survey.times()),
             "undo": done,
             "redo": undone,
             "video": self.video(video_id),
@@ -194,11 +192,8 @@ class Session:
         """
         frames = self._frames(video_id, version)
         key = (video_id, version, index)
-        sizes = [frames.get(number).image.shape for number in (0, index)]
-        scale = (
-            sizes[1][1] / sizes[0][1],
-            sizes[1][0] / sizes[0][0],
-        )  # of streams that change size
+        height, width = frames.get(index).image.shape[:2]  # streams may change size
+        scale = (width / frames.size[1], height / frames.size[0])
         found = []
         for one in asked:
             number = int(one["object_id"])
@@ -229,17 +224,16 @@ class Session:
         """
         frames = self._frames(video_id)
         known = frames.survey.wait(here + count - 1)
-        size = frames.get(0).image.shape[:2]
         rows = prompts(parse_rows(self.store.rows(video_id))[0])
         begun = {row.object_id for row in rows if row.corner or (row.xy and row.label)}
         if not begun:
             raise TrackError("nothing to track yet: click on an object first")
         wanted = [row for row in rows if row.object_id in begun]
-        plans = resolve(wanted, size, *frames.survey.times())
+        plans = resolve(wanted, frames.size, *frames.survey.times())
         part = window(plans, here, count, known)
         self.cancel(video_id)
         mine = Frames(frames.survey)
-        self._tracks[video_id] = Tracking(mine, part, size, self.previewer.segmenter)
+        self._tracks[video_id] = Tracking(mine, part, frames.size, self.previewer.segmenter)
 
     def tracked(self, video_id: str, since: int) -> dict[str, Any] | None:
         """How far the video's run is, and frames found after the first `since`; None: no run."""

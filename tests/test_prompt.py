@@ -632,7 +632,7 @@ def test_clicks_are_meant_in_the_first_frame_where_frames_change_size(tmp_path, 
     store, asked = Store(tmp_path / "m.csv"), []
     sizes = [(96, 160), (48, 80)]
     frames = [np.zeros((*size, 3), np.uint8) for size in sizes]
-    shown = SimpleNamespace(get=lambda index: SimpleNamespace(image=frames[index]))
+    shown = SimpleNamespace(size=sizes[0], get=lambda index: SimpleNamespace(image=frames[index]))
     more = Session(store, [Clip("c", "c.mp4", Location.parse(tmp_path))], segmenter(), None)
     monkeypatch.setattr(more, "_frames", lambda *which: shown)
     monkeypatch.setattr(more.previewer, "preview", lambda *given: asked.append(given[2]))

@@ -230,6 +230,7 @@ def slow(page):
     """Has the page's frames wait until they are let go."""
     return lambda: page.run("""
         const { frames } = patchray.state, load = frames.load;
+        frames.known.clear();
         window.asked = [];
         frames.load = (index) => {
           asked.push(index);
@@ -239,7 +240,6 @@ def slow(page):
 
 def test_a_click_is_of_the_frame_that_is_shown(page, serve, slow):
     page.open(serve(seeing()).address + "#discs")
-    page.run("patchray.state.frames.known.clear()")
     slow()
     page.run("patchray.show(9)")
     page.run("const v = patchray.view; v.on.click(30, 40, false, v.frame)")
@@ -253,7 +253,6 @@ def test_a_click_is_of_the_frame_that_is_shown(page, serve, slow):
 def test_frames_that_are_scrubbed_past_are_not_asked_for(page, serve, slow):
     """So that nothing waits behind them; what was shown stays until the last one has come."""
     page.open(serve(seeing()).address + "#discs")
-    page.run("patchray.state.frames.known.clear()")
     slow()
     page.run("patchray.show(3)")
     page.wait("return asked.at(-1) === 3 || (window.letGo?.(), false)")

@@ -179,6 +179,8 @@ def test_from_s3_only_the_export_is_copied(what, trained, s3, cache):
         {},
         {"global_pool": "avg", "class_token": False, "qk_norm": True},
         {"reg_tokens": 4, "mlp_ratio": 2.5, "qkv_bias": False},
+        {"reg_tokens": 2},
+        {"reg_tokens": 2, "no_embed_class": True},
     ],
 )
 def test_weights_of_another_shape_say_by_which_flags_they_fit(changes, tmp_path):

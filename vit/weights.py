@@ -244,9 +244,11 @@ def _implied(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
         rows = tensors["pos_embed"].shape[1]
     except (KeyError, ValueError):  # of another kind of network
         return []
-    prefix = next((n for n in (0, 1, 5) if _is_square(rows - n)), 0)
+    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+    prefix = registers + ("cls_token" in tensors)  # timm's no_embed_class has no positions of them
+    grid = math.isqrt(rows - prefix if _is_square(rows - prefix) else rows)
     has = {
-        "image_size": math.isqrt(rows - prefix) * patch,
+        "image_size": grid * patch,
         "patch_size": patch,
         "embed_dim": width,
         "depth": depth,
@@ -255,7 +257,7 @@ def _implied(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
         "global_pool": "token" if "cls_token" in tensors else "avg",
         "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
-        "reg_tokens": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+        "reg_tokens": registers,
     }
     flags = [_flag(name, value) for name, value in has.items() if value != getattr(config, name)]
     heads = f"heads show in no shape; timm's mostly have {_TIMM_HEAD} channels"
