@@ -32,7 +32,7 @@ from segment_anything import SamPredictor, sam_model_registry
 from benchmarks import stand_in
 from jobs import mask_plan, runs
 from jobs.launch import keep_memory
-from jobs.storage import Location
+from jobs.storage.location import Location
 from masking.propagate import mask_video
 from masking.sam import Segmenter, build
 from masking.video import Video

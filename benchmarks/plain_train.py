@@ -25,7 +25,7 @@ from jobs import worker
 from jobs.config import parse
 from jobs.launch import keep_memory
 from jobs.ranks import Ranks
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.vit_task import TrainConfig, VitTask, load
 
 WARM_STEPS = 5

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import stand_in
 from jobs import mask_plan, runs
-from jobs.storage import Location
+from jobs.storage.location import Location
 
 SIZE = (96, 160)
 WORKER = "MapWorker(Map(Masker))"

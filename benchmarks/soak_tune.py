@@ -25,7 +25,7 @@ import psutil
 from benchmarks.soak_train import family
 from jobs import runs
 from jobs.checkpoints import Checkpoints
-from jobs.storage import Location
+from jobs.storage.location import Location
 
 SMALL = (
     *("--config", "digits_sweep.yaml", "--device", "cpu", "--epochs", "12"),

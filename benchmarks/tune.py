@@ -30,7 +30,7 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 from benchmarks.tune_record import RECIPE, TRAIN, VAL
 from jobs import runs
 from jobs.config import parse
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.sweep import Sweep, Trial
 from jobs.trial import Plan, TuneConfig
 from vit import search

@@ -26,7 +26,7 @@ from jobs import runs, trial
 from jobs.checkpoints import Checkpoints
 from jobs.config import parse
 from jobs.launch import keep_memory
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.trial import Plan, TuneConfig
 from vit import data, search
 

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from jobs.storage import Location
+from jobs.storage.location import Location
 
 FORMAT = 1
 """Version of the folder's layout, in `files.json`."""

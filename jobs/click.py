@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_image
 from jobs import cluster, segmenters
 from jobs.config import ConfigError, parse
 from jobs.evaluate import choose_device
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from masking.decode import PairError, Pixels, read_image
 from masking.overlay import draw_masks
 from masking.sam import CheckpointError, PromptError, Prompts

@@ -19,7 +19,7 @@ from jobs import runs, segmenters
 from jobs.config import ConfigError, parse
 from jobs.evaluate import choose_device
 from jobs.segment_task import CLICKS, local, spread
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from masking.pairs import NothingToLearnError, PairError, Pairs, PairsConfig, faults, survey
 from masking.sam import CheckpointError
 from masking.steps import measure, summarize

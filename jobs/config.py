@@ -14,7 +14,7 @@ import tyro
 import yaml
 from tyro.conf import Positional as Positional  # of a field that is given without its flag
 
-from jobs.storage import Location
+from jobs.storage.location import Location
 
 RECIPES = Path(__file__).parent / "recipes"
 MAY_CHANGE = {"may_change": True}

@@ -17,7 +17,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 from jobs.config import ConfigError, parse
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from masking.decode import Bools, Pixels
 from masking.film import Film
 from masking.outputs import davis_png

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jobs import runs
 from jobs.config import ConfigError, as_settings, flag, parse
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from jobs.vit_task import check_stored, load, local_paths
 from jobs.weights import bring
 from vit import classifier

@@ -14,7 +14,7 @@ from torch import Tensor
 from jobs.checkpoints import Checkpoints
 from jobs.config import as_settings
 from jobs.progress import clock
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.vit_task import TrainConfig
 from vit.config import ModelConfig
 from vit.steps import Numerics

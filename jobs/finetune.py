@@ -40,7 +40,7 @@ from jobs.segment_task import (
     start,
 )
 from jobs.signals import Stop
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from jobs.task import Hooks
 from jobs.training import common, failed, finished, last_save, on_workers
 from jobs.worker import run

@@ -25,7 +25,7 @@ from jobs.link import Link
 from jobs.progress import TrainingProgress
 from jobs.ranks import Ranks
 from jobs.signals import Stop, background
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.task import Hooks
 
 Body = Callable[[Any, torch.device, Hooks], dict[str, Any]]

@@ -37,7 +37,7 @@ from jobs.mask_ledger import ledger, review
 from jobs.mask_plan import Plan, Work, commits, masked
 from jobs.mask_work import RETRIED
 from jobs.signals import Stop
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from masking.outputs import DAVIS_IDS
 from masking.sam import CheckpointError
 

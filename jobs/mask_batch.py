@@ -15,7 +15,7 @@ from jobs.mask_plan import Work, commit_place, masks_place, part_place
 from jobs.mask_work import Masker
 from jobs.progress import clock
 from jobs.signals import Stop
-from jobs.storage import Location, StorageError
+from jobs.storage.location import Location, StorageError
 from masking.sam import resolve
 
 PUBLISH_WAITS = (1.0, 5.0, 30.0)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs import scratch
-from jobs.fetch import localize_in
 from jobs.mask_plan import masks_place
-from jobs.storage import Location, explained
+from jobs.storage import scratch
+from jobs.storage.cache import localize_in
+from jobs.storage.location import Location, explained
 from masking.decode import Pixels
 from masking.film import Film
 from masking.outputs import (

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import torch
 
-from jobs.storage import Location, StorageError
+from jobs.storage.location import Location, StorageError
 from masking import checkpoint, outputs
 from masking.manifest import VideoPrompts, parse_table, read_manifest
 from masking.rows import Fault, ManifestError, Row, prompts

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from jobs.mask_exports import table_of
-from jobs.storage import Location
+from jobs.storage.location import Location
 from masking.decode import PairError
 from masking.outputs import frames_of
 from masking.score import Scores, Truth, read_mask, read_truth, scored_frames

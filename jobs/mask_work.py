@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from jobs import scratch, segmenters
-from jobs.fetch import localize_in
+from jobs import segmenters
 from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, file_name, part_place, settings_of
-from jobs.storage import Location
+from jobs.storage import scratch
+from jobs.storage.cache import localize_in
+from jobs.storage.location import Location
 from masking.outputs import MaskFile, spans
 from masking.propagate import Masking, plan
 from masking.rows import ManifestError

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs import scratch
-from jobs.fetch import cache_folder, localize_in, once
 from jobs.mask_exports import Rows
 from jobs.mask_plan import masks_place
 from jobs.mask_work import hash_of
-from jobs.storage import Location
+from jobs.storage import scratch
+from jobs.storage.cache import cache_folder, localize_in, once
+from jobs.storage.location import Location
 from masking.decode import Bools, PairError, Pixels, nearest
 from masking.outputs import frames_of, label_map, mask_of
 from masking.video import Video, VideoError

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.config import ConfigError
-from jobs.storage import Location, StorageError, explain
+from jobs.storage.location import Location, StorageError, explain
 from vit.decode import DataError
 from vit.formats import EXTENSIONS
 from vit.parquet import image_column

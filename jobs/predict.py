@@ -40,7 +40,7 @@ from jobs.config import ConfigError, JobConfig, parse
 from jobs.parts import PART, Part, find, images_of, plan
 from jobs.progress import clock
 from jobs.signals import Stop
-from jobs.storage import Location, StorageError, check_writable, explained
+from jobs.storage.location import Location, StorageError, check_writable, explained
 from jobs.weights import bring
 from vit import classifier
 from vit.classifier import Classifier

@@ -33,7 +33,7 @@ from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
 from jobs.signals import Stop
-from jobs.storage import Location, StorageError
+from jobs.storage.location import Location, StorageError
 from masking.rows import ManifestError, object_faults, parse_rows, prompts
 from masking.sam import CheckpointError
 

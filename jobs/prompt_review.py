@@ -20,7 +20,7 @@ from jobs.mask_plan import (
     settings_of,
     state_of,
 )
-from jobs.storage import Location
+from jobs.storage.location import Location
 from masking.decode import Bools
 from masking.outputs import mask_of
 from masking.rows import Row, prompts

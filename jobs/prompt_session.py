@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 from jobs import prompt_rows
-from jobs.fetch import localize
 from jobs.prompt_frames import Frames, Survey, jpeg
 from jobs.prompt_masks import Click, Key, Line, Previewer
 from jobs.prompt_review import Run
 from jobs.prompt_store import Store
 from jobs.prompt_track import TrackError, Tracking, window
 from jobs.prompt_videos import Clip
+from jobs.storage.cache import localize
 from masking.decode import Bools, Pixels
 from masking.masks import encode_rle
 from masking.rows import object_faults, parse_rows, prompts, resolve

@@ -24,7 +24,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from masking.manifest import filled, identity, json_rows, parse_table, read_manifest
 from masking.rows import COLUMNS, ManifestError, given, parse_rows
 

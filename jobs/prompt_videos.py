@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from jobs.config import ConfigError, parse_yaml
 from jobs.mask_plan import absolute_uri
 from jobs.prompt_store import FORMATS, Record, read_records
-from jobs.storage import Location
+from jobs.storage.location import Location
 from masking.manifest import identity
 from masking.rows import Fault, ManifestError
 from masking.video import IMAGES

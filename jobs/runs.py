@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from jobs.config import ConfigError, as_yaml, changed, parse_yaml
-from jobs.storage import Location
+from jobs.storage.location import Location
 
 PACKAGES = ("patchray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from jobs import masked, segmenters
 from jobs.checkpoints import Checkpoints
 from jobs.config import MAY_CHANGE, ConfigError
-from jobs.fetch import localize
 from jobs.ranks import Ranks
-from jobs.storage import Location
+from jobs.storage.cache import localize
+from jobs.storage.location import Location
 from jobs.task import TrainingConfig
 from masking.compose import ComposeConfig, Sample, sample
 from masking.mini import Mini, fold

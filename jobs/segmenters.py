@@ -7,8 +7,8 @@ import torch
 
 import masking
 from jobs import cluster
-from jobs.fetch import fetch, localize
-from jobs.storage import Location
+from jobs.storage.cache import fetch, localize
+from jobs.storage.location import Location
 from masking.checkpoint import FILE
 from masking.sam import CheckpointError, Precision, Segmenter, load
 

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from jobs.config import ConfigError, parse
-from jobs.fetch import localize
 from jobs.mask_exports import table_of
 from jobs.mask_plan import commits
-from jobs.storage import Location, check_writable
+from jobs.storage.cache import localize
+from jobs.storage.location import Location, check_writable
 from masking.decode import Pixels
 from masking.outputs import frames_of, mask_of
 from masking.overlay import draw_masks

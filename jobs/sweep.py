@@ -16,7 +16,7 @@ from jobs import rungs
 from jobs.config import ConfigError
 from jobs.rungs import Curve
 from jobs.searchers import Past
-from jobs.storage import Location, StorageError
+from jobs.storage.location import Location, StorageError
 from jobs.trial import Plan
 from jobs.vit_task import TrainConfig
 from vit.search import Sample

@@ -12,7 +12,7 @@ import optuna
 from jobs import rungs, runs
 from jobs.progress import clock
 from jobs.searchers import Past, study_of
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.sweep import Sweep, Trial
 from jobs.sweep_progress import count, sample_text
 from jobs.sweep_tables import COUNTED, common_budget, frame, saved, summarize

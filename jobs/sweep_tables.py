@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from jobs import rungs, runs
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.sweep import FATES, Sweep, Trial
 
 FORMAT = 1

@@ -26,7 +26,7 @@ from jobs.launch import LaunchError
 from jobs.progress import clock
 from jobs.ranks import AgreedError, Ranks
 from jobs.signals import Stop
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from jobs.task import Hooks
 from jobs.training import common, failed, finished, last_save, on_workers
 from jobs.vit_task import TrainConfig, VitTask, absolute, check_present, load, local_paths

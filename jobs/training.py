@@ -7,7 +7,7 @@ from jobs import cluster, runs
 from jobs.launch import Body, Resources, launch
 from jobs.progress import TrainingProgress
 from jobs.signals import Stop
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.task import TrainingConfig
 
 

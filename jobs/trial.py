@@ -10,7 +10,7 @@ import torch
 from jobs.config import MAY_CHANGE, ConfigError, OutConfig
 from jobs.ranks import AgreedError, Ranks
 from jobs.searchers import Kind, Searcher
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.task import Hooks
 from jobs.vit_task import TrainConfig, VitConfig, VitTask, load
 from jobs.worker import run

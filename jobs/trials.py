@@ -34,7 +34,7 @@ from jobs.actors import reason
 from jobs.checkpoints import Checkpoints
 from jobs.launch import DATA_SECONDS, LaunchError, Resources, keep_memory
 from jobs.link import Link
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.sweep import Sweep
 from jobs.vit_task import TrainConfig
 

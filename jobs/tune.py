@@ -29,7 +29,7 @@ from jobs.link import Link
 from jobs.progress import clock
 from jobs.searchers import Past
 from jobs.signals import Stop, background
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage.location import Location, StorageError, check_writable
 from jobs.sweep import Sweep, Trial
 from jobs.sweep_progress import SweepProgress, sample_text
 from jobs.sweep_report import report

@@ -11,9 +11,9 @@ from torch.profiler import record_function
 
 from jobs import cluster
 from jobs.config import MAY_CHANGE, ConfigError
-from jobs.fetch import cache_folder, fetch, localize
 from jobs.ranks import Ranks
-from jobs.storage import Location
+from jobs.storage.cache import cache_folder, fetch, localize
+from jobs.storage.location import Location
 from jobs.task import LoopConfig, TrainingConfig
 from jobs.weights import bring
 from vit import data, rng

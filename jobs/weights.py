@@ -1,7 +1,7 @@
 """Weights by path or s3://: brought to this node, then read."""
 
-from jobs.fetch import localize
-from jobs.storage import Location
+from jobs.storage.cache import localize
+from jobs.storage.location import Location
 from vit.weights import ABOUT, FILE, Weights, WeightsError, read
 
 

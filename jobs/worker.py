@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jobs.checkpoints import Checkpoints, Saver, Snapshot, lay_out, restore, snapshot
 from jobs.ranks import Ranks
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.task import Hooks, LoopConfig, Task
 
 EXCHANGE_SECONDS = 0.25

@@ -3,7 +3,7 @@
 import math
 
 from jobs.config import parse
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.sweep import Sweep
 from jobs.trial import Plan, TuneConfig
 from vit.data import Summary

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from jobs.ranks import Ranks
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.vit_task import TrainConfig, VitTask, load
 from jobs.worker import run
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig

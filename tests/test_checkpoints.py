@@ -14,7 +14,7 @@ from jobs.checkpoints import (
     restore,
     snapshot,
 )
-from jobs.storage import Location, StorageError
+from jobs.storage.location import Location, StorageError
 from tests.tasks import small_config, train_small
 from vit.config import ModelConfig, OptimConfig
 from vit.model import build

@@ -8,7 +8,7 @@ import yaml
 
 from jobs.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
 from jobs.segment_task import FinetuneConfig
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.trial import TuneConfig
 from jobs.vit_task import TrainConfig
 

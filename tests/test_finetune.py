@@ -18,7 +18,7 @@ from jobs.finetune import main
 from jobs.ranks import Ranks
 from jobs.segment_task import FinetuneConfig, SegmentTask, load, spread
 from jobs.segmenters import bring
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.worker import run
 from masking.compose import ComposeConfig
 from masking.mini import Mini

@@ -12,7 +12,7 @@ from PIL import Image
 from jobs import mask, mask_batch, mask_ledger, mask_score, masked
 from jobs.mask_finish import finish
 from jobs.signals import Stop
-from jobs.storage import Location
+from jobs.storage.location import Location
 from masking.decode import PairError
 from masking.masks import davis
 from masking.outputs import davis_png, frames_of, mask_of, mask_png

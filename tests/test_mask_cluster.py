@@ -11,7 +11,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs import mask_plan
-from jobs.storage import Location
+from jobs.storage.location import Location
 from tests.conftest import submit
 from tests.flaky_s3 import flaky
 from tests.moving import picture

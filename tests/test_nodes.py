@@ -8,7 +8,7 @@ from jobs import actors, launch, nodes
 from jobs.capacity import Ask, Node, Nodes, NodeType
 from jobs.config import ConfigError, JobConfig
 from jobs.launch import LaunchError, LostNodes, Resources
-from jobs.storage import Location
+from jobs.storage.location import Location
 
 ONE, TWO = Nodes((Node(2),)), Nodes((Node(2), Node(2)))
 GROWING = Nodes((Node(2),), (NodeType("more", 2, 0, 4),), 4)

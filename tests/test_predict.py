@@ -14,7 +14,7 @@ import torch
 from jobs import parts as parts_module
 from jobs.parts import find, images_of, plan
 from jobs.predict import Predictor, encode, main, open_classifier, predict
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.weights import bring
 from tests.test_train import finish, wait_for
 

@@ -31,7 +31,7 @@ from jobs.prompt_session import Session
 from jobs.prompt_store import StaleError, Store
 from jobs.prompt_track import TrackError, window
 from jobs.prompt_videos import Clip
-from jobs.storage import Location, StorageError
+from jobs.storage.location import Location, StorageError
 from masking.masks import decode_rle
 from masking.propagate import mask_video
 from masking.rows import ManifestError, read_rows, resolve
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_within_a_line_of_the_journal_brings_nothing_back_late
 import resource, sys
 from pathlib import Path
 from jobs.prompt_store import Store
-from jobs.storage import StorageError
+from jobs.storage.location import StorageError
 
 path = Path(sys.argv[1])
 store = Store(path)

@@ -18,7 +18,7 @@ from jobs.prompt_review import Run
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
-from jobs.storage import Location, StorageError
+from jobs.storage.location import Location, StorageError
 from masking.film import Film
 from masking.masks import decode_rle
 from masking.video import Video

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jobs import scratch
+from jobs.storage import scratch
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jobs import fetch as fetching
 from jobs import segmenters
 from jobs.segmenters import NAMES, OFFICIAL, Published, bring, locate
-from jobs.storage import Location, StorageError
+from jobs.storage import cache as fetching
+from jobs.storage.location import Location, StorageError
 from masking.mini import Mini
 from masking.sam import CheckpointError
 from tests.test_sam import small_sam

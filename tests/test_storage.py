@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from jobs import fetch as fetching
-from jobs import storage
-from jobs.fetch import fetch, localize, localize_in, once
-from jobs.storage import Location, StorageError, check_writable
+from jobs.storage import cache as fetching
+from jobs.storage.cache import fetch, localize, localize_in, once
+from jobs.storage.location import CHUNK, Entry, Location, StorageError, check_writable
 from tests.flaky_s3 import flaky
 
 ROOT = Path(__file__).parents[1]
@@ -135,7 +134,7 @@ def test_options_in_the_uri(s3, s3_server, monkeypatch):
 # Files
 
 
-@pytest.mark.parametrize("size", [0, 1, storage.CHUNK, 2 * storage.CHUNK + 5])
+@pytest.mark.parametrize("size", [0, 1, CHUNK, 2 * CHUNK + 5])
 def test_write_and_read(place, size):
     data = noise(size)
     file = place / "deep/folder/data.bin"
@@ -244,7 +243,7 @@ def test_a_location_works_in_another_process(place):
 
 
 def test_upload_and_download(place, tmp_path):
-    tree = {"a.bin": noise(MB), "deep/er/b.bin": noise(storage.CHUNK + 1), "deep/empty": b""}
+    tree = {"a.bin": noise(MB), "deep/er/b.bin": noise(CHUNK + 1), "deep/empty": b""}
     for name, data in tree.items():
         (Location.parse(tmp_path / "source") / name).write_bytes(data)
     (place / "copy").upload(tmp_path / "source")
@@ -266,12 +265,12 @@ def test_upload_and_download(place, tmp_path):
 # Nothing half-written
 
 
-@pytest.mark.parametrize("written", [0, 100, storage.CHUNK, 3 * storage.CHUNK])
+@pytest.mark.parametrize("written", [0, 100, CHUNK, 3 * CHUNK])
 @pytest.mark.parametrize("before", [None, b"old"])
 def test_a_failed_write_changes_nothing(place, written, before):
     def chunks():
-        for start in range(0, written, storage.CHUNK):
-            yield bytes(min(storage.CHUNK, written - start))
+        for start in range(0, written, CHUNK):
+            yield bytes(min(CHUNK, written - start))
         raise KeyboardInterrupt
 
     file = place / "x"
@@ -288,7 +287,7 @@ def test_a_failed_write_changes_nothing(place, written, before):
 def test_a_failed_upload_stays_unfinished_when_its_process_ends(s3):
     code = """
     import sys
-    from jobs.storage import Location
+    from jobs.storage.location import Location
     def chunks():
         yield bytes(20 << 20)
         raise OSError("the source broke")
@@ -309,7 +308,7 @@ def test_a_failed_upload_stays_unfinished_when_its_process_ends(s3):
 def test_kill_in_the_middle_of_a_write(place, tmp_path):
     code = """
     import sys, time
-    from jobs.storage import Location
+    from jobs.storage.location import Location
     def chunks():
         for _ in range(3):
             yield bytes(8 << 20)
@@ -497,7 +496,7 @@ def test_once_after_a_failure_and_after_a_kill(tmp_path):
     code = """
     import os, signal, sys
     from pathlib import Path
-    from jobs.fetch import once
+    from jobs.storage.cache import once
     def make(part):
         part.mkdir()
         (part / "half").write_text("half")
@@ -649,7 +648,7 @@ def test_fetch_of_a_file(place, cache):
 def test_processes_that_ask_at_once_download_once(web, cache):
     code = """
     import sys
-    from jobs.fetch import fetch
+    from jobs.storage.cache import fetch
     print("ready", flush=True)
     sys.stdin.readline()
     print(fetch(sys.argv[1], sha256=sys.argv[2]))
@@ -738,7 +737,7 @@ def test_localize_of_nothing(s3, cache):
 def test_localize_while_it_changes(s3, cache, monkeypatch):
     folder = Location.parse(s3) / "set"
     (folder / "a").write_bytes(b"1")
-    copy = storage.copy_all
+    copy = fetching.copy_all
 
     def copy_and_change(*args, **kwargs):
         copy(*args, **kwargs)
@@ -751,7 +750,7 @@ def test_localize_while_it_changes(s3, cache, monkeypatch):
 
 
 def test_a_key_cannot_leave_the_mirror(s3, cache, monkeypatch):
-    entry = storage.Entry("../../escaped", 1, 0)
+    entry = Entry("../../escaped", 1, 0)
     monkeypatch.setattr(Location, "walk", lambda self: (entry,))
     with pytest.raises(StorageError, match="escaped"):
         localize(Location.parse(s3) / "set")

@@ -414,7 +414,7 @@ def test_reports_of_odd_sweeps(values, tmp_path):
 
 
 def plan_folder(folder):
-    from jobs.storage import Location
+    from jobs.storage.location import Location
 
     return Location.parse(str(folder / "retrain"))
 

@@ -17,7 +17,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from safetensors.torch import load, load_file
 
 from jobs.config import ConfigError, as_yaml
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.train import main
 from tests.conftest import ROOT, submit
 from tests.ranks import on_ranks

@@ -10,7 +10,7 @@ import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from jobs.config import parse
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.tune import main
 from jobs.vit_task import TrainConfig
 from tests.conftest import submit

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from jobs.config import parse
 from jobs.ranks import Ranks
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.train import main
 from jobs.vit_task import TrainConfig, VitTask, load
 from jobs.weights import bring

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jobs import runs
 from jobs.signals import Stop
-from jobs.storage import Location
+from jobs.storage.location import Location
 from jobs.train import conclude
 from jobs.vit_task import load
 from tests.tasks import small_config, train_small

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
-from jobs.storage import (
+from jobs.storage.location import (
     CHUNK,
     TEMPORARY,
     Entry,
