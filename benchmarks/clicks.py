@@ -30,7 +30,8 @@ import cv2
 import numpy as np
 import torch
 
-from jobs import runs, segmenters
+from jobs import segmenters
+from jobs.run.folder import hardware, versions
 from masking.clicks import deepest, iou
 from masking.decode import Bools, Pair, Pixels
 from masking.pairs import Pairs, PairsConfig, survey
@@ -150,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "precision": segmenter.precision,
         "seconds": round(time.perf_counter() - start),
         "ious": ious,
-        "hardware": runs.hardware(),
-        "versions": runs.versions(),
+        "hardware": hardware(),
+        "versions": versions(),
     }
     print(f"\n{json.dumps(facts['hardware'])}\n{json.dumps(facts['versions'])}")
     if args.json:

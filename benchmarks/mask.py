@@ -30,8 +30,9 @@ import torch
 from segment_anything import SamPredictor, sam_model_registry
 
 from benchmarks import stand_in
-from jobs import mask_plan, runs
+from jobs import mask_plan
 from jobs.launch import keep_memory
+from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
 from masking.propagate import mask_video
 from masking.sam import Segmenter, build
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             result["vit_b"] = beside_a_loop(options.sam_frames, most, Path(folder))
         print(f"vit_b: {result['vit_b']['times_as_fast']:.2f} times as fast as the plain loop")
-    result |= {"hardware": runs.hardware(), "versions": runs.versions()}
+    result |= {"hardware": hardware(), "versions": versions()}
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

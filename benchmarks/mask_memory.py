@@ -26,7 +26,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from benchmarks import stand_in
-from jobs import runs
+from jobs.run.folder import hardware, versions
 
 SIZE = (48, 64)
 LIMIT_MB = 50.0
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(json.dumps(found[-1]), flush=True)
     sizes = " ".join(map(str, options.videos))
-    facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+    facts = {"hardware": hardware(), "versions": versions()}
     command_line = f"python -m benchmarks.mask_memory --videos {sizes}"
     if options.json:
         result = {"command": command_line, "batches": found, **facts}

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from benchmarks.clicks import first_frames
-from jobs import runs, segmenters
+from jobs import segmenters
 from jobs.launch import keep_memory
+from jobs.run.folder import hardware, versions
 from masking.clicks import deepest, iou
 from masking.pairs import PairsConfig, survey
 from masking.sam import Prompts, Segmenter
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         mean, least = statistics.mean(result["bfloat16_iou"]), min(result["bfloat16_iou"])
         count = len(result["bfloat16_iou"])
         print(f"\nbfloat16 against float32: mean IoU {mean:.4f}, least {least:.4f}, n {count}")
-    result |= {"hardware": runs.hardware(), "versions": runs.versions()}
+    result |= {"hardware": hardware(), "versions": versions()}
     print(f"\n{json.dumps(result['hardware'])}\n{json.dumps(result['versions'])}")
     if args.json:
         args.json.write_text(json.dumps(result) + "\n")

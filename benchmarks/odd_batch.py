@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks import stand_in
-from jobs import runs
+from jobs.run.folder import hardware, versions
 
 SIZE = (96, 160)
 LAST = 19
@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "other_than_expected": other,
         "seconds": round(time.monotonic() - started),
         "each": found,
-        "hardware": runs.hardware(),
-        "versions": runs.versions(),
+        "hardware": hardware(),
+        "versions": versions(),
     }
     print(json.dumps({k: v for k, v in result.items() if k != "each"}, indent=1))
     if options.json:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import runs
+from jobs.run.folder import hardware, versions
 from masking.propagate import mask_video
 from masking.video import Video, VideoError
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     other = [name for name, result in found.items() if not result["as_a_plain_decode"]]
     print(f"\n{dict(ends)}; frames other than a plain decode's: {other or 'none'}")
     if options.json:
-        facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+        facts = {"hardware": hardware(), "versions": versions()}
         result = {"files": found, "ends": ends, "other_frames": other, **facts}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs import worker
-from jobs.config import parse
 from jobs.launch import keep_memory
 from jobs.ranks import Ranks
+from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.vit_task import TrainConfig, VitTask, load
 

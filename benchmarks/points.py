@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.tracking import Clip, clicks, sequences
-from jobs import runs, segmenters
+from jobs import segmenters
 from jobs.launch import keep_memory
+from jobs.run.folder import hardware, versions
 from masking.sam import Embeddings, Prompts, Segmenter
 from masking.track import Asked, Scene, TrackConfig, begin, shrunk_grey
 from masking.tracking import Step
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"| {clip.name} | {np.mean(on):.3f} | {sum(without)} |", flush=True)
     mean = float(np.mean([share for each in found.values() for share in each["on_object"]]))
     print(f"| mean over objects | {mean:.3f} | |")
-    facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+    facts = {"hardware": hardware(), "versions": versions()}
     if options.json:
         result = {"mean": mean, "sequences": found, **facts}
         options.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from sklearn.datasets import load_sample_image
 
-from jobs import prompt_videos, runs, segmenters
+from jobs import prompt_videos, segmenters
 from jobs.launch import keep_memory
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
+from jobs.run.folder import hardware, versions
 from masking.film import Film
 from masking.staged import panned
 
@@ -161,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("| --- | ---: | ---: | ---: |")
     for what, figures in found.items():
         print(f"| {what} | {figures['n']} | {figures['median_ms']:.0f} | {figures['p95_ms']:.0f} |")
-    facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+    facts = {"hardware": hardware(), "versions": versions()}
     print(f"\n{json.dumps(facts['hardware'])}\n{json.dumps(facts['versions'])}")
     if options.json:
         result = {"size": SIZE, "frames": frames, "weights": options.weights, "ms": found, **facts}

@@ -33,8 +33,8 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 
-from jobs import runs
 from jobs.launch import keep_memory
+from jobs.run.folder import hardware, versions
 from masking.official import Official
 from masking.sam import Prompts, Segmenter, resolve
 
@@ -206,8 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "product_gflop": 2 * SIDE**3 / 1e9,
         "encode_seconds": encoding,
         "decode_seconds": decoding,
-        "hardware": runs.hardware(),
-        "versions": runs.versions() | {"segment_anything": metadata.version("segment_anything")},
+        "hardware": hardware(),
+        "versions": versions() | {"segment_anything": metadata.version("segment_anything")},
     }
     print(f"{args.model}, {bench.flops / 1e9:.0f} GFLOP a frame, n = {args.repeats}")
     print(f"{json.dumps(result['hardware'])}\n{json.dumps(result['versions'])}")

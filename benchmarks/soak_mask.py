@@ -29,7 +29,8 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks import stand_in
-from jobs import mask_plan, runs
+from jobs import mask_plan
+from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
 
 SIZE = (96, 160)
@@ -188,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         "markers": len(markers),
         "left_behind": left,
-        "hardware": runs.hardware(),
-        "versions": runs.versions(),
+        "hardware": hardware(),
+        "versions": versions(),
     }
     print(json.dumps(result, indent=1))
     if options.json:

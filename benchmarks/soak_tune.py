@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 
 from benchmarks.soak_train import family
-from jobs import runs
 from jobs.checkpoints import Checkpoints
+from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
 
 SMALL = (
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             result[name] = parts[name](Path(folder))
         print(name, json.dumps(result[name]), flush=True)
-        result |= {"versions": runs.versions(), "hardware": runs.hardware()}
+        result |= {"versions": versions(), "hardware": hardware()}
         if options.json:
             options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0

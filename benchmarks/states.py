@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks.tracking import Once
-from jobs import runs, segmenters
+from jobs import segmenters
 from jobs.launch import keep_memory
+from jobs.run.folder import hardware, versions
 from masking.clicks import deepest
 from masking.decode import Pair, Pixels
 from masking.pairs import Pairs, PairsConfig, survey
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = (f"{counts[c]}/{counts[of]}" for c, of in columns)
         print(f"| {name} | {' | '.join(cells)} |")
     if options.json:
-        facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+        facts = {"hardware": hardware(), "versions": versions()}
         options.json.write_text(json.dumps({"counts": table, **facts}, indent=1) + "\n")
     return 0
 

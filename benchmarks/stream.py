@@ -36,10 +36,10 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs import runs
-from jobs.config import parse
 from jobs.launch import keep_memory
 from jobs.ranks import Ranks
+from jobs.run.config import parse
+from jobs.run.folder import hardware, versions
 from jobs.vit_task import TrainConfig, VitTask, load
 
 SIDE, CLASSES, SHARD = 32, 10, 10_000
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = compare(config, options, folder)
     result = {"images": options.images, "steps": options.steps, "workers": options.workers}
     result |= {"cache_gb": config.dataset.cache_gb, **found}
-    result |= {"hardware": runs.hardware(), "versions": runs.versions()}
+    result |= {"hardware": hardware(), "versions": versions()}
     report(found, options.images, config.dataset.cache_gb)
     print(f"\n{json.dumps(result['hardware'])}\n{json.dumps(result['versions'])}")
     if options.json:

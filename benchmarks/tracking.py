@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs import runs, segmenters
+from jobs import segmenters
 from jobs.launch import keep_memory
+from jobs.run.folder import hardware, versions
 from masking.decode import Bools
 from masking.masks import davis
 from masking.propagate import mask_video
@@ -225,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{one.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     for name, results in found.items():
         report(name, results)
-    facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+    facts = {"hardware": hardware(), "versions": versions()}
     print(f"\n{json.dumps(facts['hardware'])}\n{json.dumps(facts['versions'])}")
     if options.json:
         options.json.write_text(json.dumps({"j_and_f": found, **facts}, indent=1) + "\n")

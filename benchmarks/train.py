@@ -47,10 +47,10 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_train import stepping
-from jobs import runs
-from jobs.config import as_yaml, parse
 from jobs.launch import keep_memory
 from jobs.ranks import Ranks
+from jobs.run import folder as runs
+from jobs.run.config import as_yaml, parse
 from jobs.vit_task import TrainConfig, VitTask, load, local_paths
 from vit.decode import DataError, Encoded
 from vit.formats import find

@@ -28,8 +28,8 @@ import pandas as pd
 from ray.tune.schedulers.async_hyperband import _Bracket
 
 from benchmarks.tune_record import RECIPE, TRAIN, VAL
-from jobs import runs
-from jobs.config import parse
+from jobs.run.config import parse
+from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
 from jobs.sweep import Sweep, Trial
 from jobs.trial import Plan, TuneConfig
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         about = {"seeds": options.seeds, "noise": noise, "variants": results}
         options.json.write_text(
-            json.dumps(about | {"versions": runs.versions(), "hardware": runs.hardware()}, indent=2)
+            json.dumps(about | {"versions": versions(), "hardware": hardware()}, indent=2)
         )
     return 0
 

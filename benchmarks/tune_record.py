@@ -22,10 +22,11 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.plain_train import Silent
-from jobs import runs, trial
+from jobs import trial
 from jobs.checkpoints import Checkpoints
-from jobs.config import parse
 from jobs.launch import keep_memory
+from jobs.run.config import parse
+from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
 from jobs.trial import Plan, TuneConfig
 from vit import data, search
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         frames.append(rows.assign(seed=seed, **sample))
     table = pd.concat(frames, ignore_index=True)
-    table.attrs = {"hardware": runs.hardware(), "versions": runs.versions()}
+    table.attrs = {"hardware": hardware(), "versions": versions()}
     table.to_parquet(options.table, compression="zstd")
     print(f"{len(work)} curves, {len(table):,} rows: {options.table}")
     return 0

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 import yaml
 
-from jobs import runs, segment_task, vit_task
-from jobs.config import parse
+from jobs import segment_task, vit_task
 from jobs.launch import keep_memory
 from jobs.ranks import Ranks
+from jobs.run.config import parse
+from jobs.run.folder import hardware, versions
 from jobs.segment_task import FinetuneConfig, SegmentTask
 from jobs.vit_task import TrainConfig, VitTask
 
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         cells = [f"{v:.4g}" if isinstance(v := row[c], float) else str(v) for c in columns]
         print(f"| {' | '.join(cells)} |")
-    facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+    facts = {"hardware": hardware(), "versions": versions()}
     print(f"\n{json.dumps(facts['hardware'])}\n{json.dumps(facts['versions'])}")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, **facts}, indent=2) + "\n")

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_sample_image
 
-from jobs import runs
 from jobs.demo import SIZE, flower
+from jobs.run.folder import hardware, versions
 from masking.film import Film
 from masking.propagate import mask_video
 from masking.staged import Actor, Pose, Stage, panned
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ratio = rows[-1]["peak_mb"] / rows[0]["peak_mb"]
     print(f"peak memory of {rows[-1]['frames']} frames over {rows[0]['frames']}: {ratio:.3f}")
     if options.json:
-        facts = {"hardware": runs.hardware(), "versions": runs.versions()}
+        facts = {"hardware": hardware(), "versions": versions()}
         options.json.write_text(
             json.dumps({"rows": rows, "ratio": ratio, **facts}, indent=1) + "\n"
         )

@@ -11,8 +11,8 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from jobs import cluster, nodes
 from jobs.capacity import Ask
-from jobs.config import JobConfig
-from jobs.signals import Stop, background
+from jobs.run.config import JobConfig
+from jobs.run.signals import Stop, background
 
 IDLE_SECONDS = 30.0
 """Without any actor at work, from which on rows count as stuck if nodes are missing, too."""

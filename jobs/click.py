@@ -17,8 +17,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from jobs import cluster, segmenters
-from jobs.config import ConfigError, parse
-from jobs.evaluate import choose_device
+from jobs.run.config import ConfigError, parse
+from jobs.run.device import choose_device
+from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
 from masking.decode import PairError, Pixels, read_image
 from masking.overlay import draw_masks
@@ -65,7 +66,7 @@ def click(config: ClickConfig) -> None:
     """The stages of the job, in order."""
     paths = [path for path in (config.out, config.mask) if path is not None]
     for path in paths:
-        cluster.refuse_relative(path)
+        refuse_relative(path)
         check_writable(Location.parse(path).parent)
     image = read(config.image)
     segmenters.announce(config.weights)

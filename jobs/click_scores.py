@@ -15,9 +15,10 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from jobs import runs, segmenters
-from jobs.config import ConfigError, parse
-from jobs.evaluate import choose_device
+from jobs import segmenters
+from jobs.run.config import ConfigError, parse
+from jobs.run.device import choose_device
+from jobs.run.folder import hardware, versions
 from jobs.segment_task import CLICKS, local, spread
 from jobs.storage.location import Location, StorageError, check_writable
 from masking.pairs import NothingToLearnError, PairError, Pairs, PairsConfig, faults, survey
@@ -81,8 +82,8 @@ def score(config: ScoreConfig) -> int:
             "images": len(pairs),
             "masks": int(sums[-1]),
             "precision": segmenter.precision,
-            "versions": runs.versions(),
-            "hardware": runs.hardware(),
+            "versions": versions(),
+            "hardware": hardware(),
         }
         try:
             target.write_json(facts)

@@ -31,7 +31,8 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from jobs import nodes
 from jobs.capacity import Ask, amounts, refusal, room, waiting
-from jobs.signals import Stop
+from jobs.run.signals import Stop
+from jobs.run.submitted import submitted
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -58,30 +59,6 @@ class ClusterError(Exception):
 def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
-
-
-def submitted() -> bool:
-    """Whether `ray job submit` started this process: its folder is then a temporary copy."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
-def why_not_here() -> str:
-    """Of a file that is not here, what a person who submitted the job may not know."""
-    if not submitted():
-        return ""
-    return (
-        "; with `ray job submit` go the files that neither git nor .rayignore ignores: put others"
-        " where all nodes see them, or in s3://"
-    )
-
-
-def refuse_relative(path: str) -> None:
-    """Raise ClusterError for an --out that would be lost with a submitted job's folder."""
-    if submitted() and "://" not in path and not Path(path).is_absolute():
-        raise ClusterError(
-            f"--out {path} is relative: under `ray job submit` it would lie in a temporary folder "
-            "of one node; use s3://BUCKET/RUN, or the full path of a folder that all nodes share"
-        )
 
 
 @contextlib.contextmanager

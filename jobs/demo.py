@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_sample_image
 
-from jobs.config import ConfigError, parse
+from jobs.run.config import ConfigError, parse
 from jobs.storage.location import Location, StorageError, check_writable
 from masking.decode import Bools, Pixels
 from masking.film import Film

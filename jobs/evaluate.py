@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jobs import runs
-from jobs.config import ConfigError, as_settings, flag, parse
+from jobs.run.config import ConfigError, as_settings, flag, parse
+from jobs.run.device import choose_device
+from jobs.run.folder import confusions, hardware, versions
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.vit_task import check_stored, load, local_paths
 from jobs.weights import bring
@@ -99,25 +100,18 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> int:
             **figures,
             "numerics": asdict(model.numerics),
             "device": device.type,
-            "versions": runs.versions(),
-            "hardware": runs.hardware(),
+            "versions": versions(),
+            "hardware": hardware(),
         }
         picture = target.parent / (target.name.removesuffix(".json") + ".png")
         try:
             target.write_json(about)
-            picture.write_bytes(runs.confusions(confusion.tolist(), classes, title=config.weights))
+            picture.write_bytes(confusions(confusion.tolist(), classes, title=config.weights))
         except StorageError as error:
             sys.stderr.write(f"jobs.train --evaluate: measured, but {error}\n")
             return 1
         print(f"  figures     {target}\n  confusions  {picture}")
     return 0
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device to compute on. Raises ConfigError if it is not there."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device cuda: torch {torch.__version__} sees no GPU here")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _numerics(config: EvaluateConfig, weights: Weights) -> Numerics:

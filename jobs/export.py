@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from jobs.checkpoints import Checkpoints
-from jobs.config import as_settings
-from jobs.progress import clock
+from jobs.run.config import as_settings
+from jobs.run.progress import clock
 from jobs.storage.location import Location
 from jobs.vit_task import TrainConfig
 from vit.config import ModelConfig

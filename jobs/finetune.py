@@ -22,13 +22,16 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from jobs import click_scores, cluster, runs, segmenters
+from jobs import click_scores, cluster, segmenters
 from jobs.checkpoints import CheckpointError as StateError
 from jobs.checkpoints import Checkpoints
-from jobs.config import ConfigError, as_settings, parse
 from jobs.launch import LaunchError
-from jobs.progress import clock
 from jobs.ranks import AgreedError, Ranks
+from jobs.run.config import ConfigError, as_settings, parse
+from jobs.run.folder import check_same, curves, describe
+from jobs.run.progress import clock
+from jobs.run.signals import Stop
+from jobs.run.submitted import refuse_relative, why_not_here
 from jobs.segment_task import (
     FinetuneConfig,
     SegmentTask,
@@ -39,7 +42,6 @@ from jobs.segment_task import (
     named,
     start,
 )
-from jobs.signals import Stop
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.task import Hooks
 from jobs.training import common, failed, finished, last_save, on_workers
@@ -68,10 +70,10 @@ def work(config: FinetuneConfig, device: torch.device, hooks: Hooks) -> dict[str
 def finetune(config: FinetuneConfig) -> int:
     """The stages of the job, in order."""
     # 1. What can be known without workers.
-    cluster.refuse_relative(config.out)
+    refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
-    runs.check_same(out, config)
+    check_same(out, config)
     check_writable(out)
     if done := finished(out, config.patience):
         print_result(out, done)
@@ -79,7 +81,7 @@ def finetune(config: FinetuneConfig) -> int:
     if not going_on(config):  # a checkpoint needs neither the start weights nor the check again
         check(config)
     segmenters.announce(config.init_weights)
-    runs.describe(out, config)
+    describe(out, config)
     # 2. Training.
     with Stop() as stop:
         facts = on_workers(work, config, out, stop)
@@ -120,7 +122,7 @@ def check(config: FinetuneConfig) -> None:
     missing = [str(place) for place in places if not place.exists()]
     if missing:
         raise ConfigError(
-            f"--data, --val: no such file or folder: {', '.join(missing)}{cluster.why_not_here()}"
+            f"--data, --val: no such file or folder: {', '.join(missing)}{why_not_here()}"
         )
     if not remote(config):
         check_pairs(config, load(config))
@@ -166,7 +168,7 @@ def conclude(config: FinetuneConfig, out: Location, facts: dict[str, Any], stop:
     if (code := failed(facts, stop, "jobs.finetune")) is not None:
         return code
     kinds = ("loss", "miou_1", "miou_3", "miou_5")
-    (out / "curves.png").write_bytes(runs.curves(facts["history"], str(out), kinds))
+    (out / "curves.png").write_bytes(curves(facts["history"], str(out), kinds))
     summary = summarize(config, facts)
     export(config, out, summary)
     (out / "summary.json").write_json(summary)

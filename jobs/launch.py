@@ -19,12 +19,13 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from jobs import nodes, runs
+from jobs import nodes
 from jobs.capacity import Ask, waiting
 from jobs.link import Link
-from jobs.progress import TrainingProgress
 from jobs.ranks import Ranks
-from jobs.signals import Stop, background
+from jobs.run.folder import Events, hardware, write_metrics
+from jobs.run.progress import TrainingProgress
+from jobs.run.signals import Stop, background
 from jobs.storage.location import Location
 from jobs.task import Hooks
 
@@ -75,7 +76,7 @@ class RayHooks:
         self._link = link
         self._stop = link.watch()
         self._out = out
-        self._events = runs.Events(out / "events")
+        self._events = Events(out / "events")
 
     def report(self, row: dict[str, Any]) -> None:
         """Give Ray Train the metrics of an epoch."""
@@ -91,7 +92,7 @@ class RayHooks:
 
     def record(self, history: list[dict[str, Any]]) -> None:
         """Publish metrics.csv and the TensorBoard events."""
-        runs.write_metrics(self._out, history)
+        write_metrics(self._out, history)
         self._events.write(history)
 
     def stop_requested(self) -> bool:
@@ -176,7 +177,7 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
     hooks = RayHooks(config["link"], config["out"])
     facts = config["body"](config["payload"], device, hooks)
     nodes = Ranks.here().gather(ray.get_runtime_context().get_node_id())
-    return {**facts, "hardware": runs.hardware(), "nodes": len(set(nodes))}
+    return {**facts, "hardware": hardware(), "nodes": len(set(nodes))}
 
 
 def launch(

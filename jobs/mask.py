@@ -27,8 +27,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from jobs import cluster, mask_plan, mask_score, runs, segmenters
-from jobs.config import ConfigError, parse
+from jobs import cluster, mask_plan, mask_score, segmenters
 from jobs.mask_batch import MaskError, explained, mask_all
 from jobs.mask_config import MaskConfig
 from jobs.mask_exports import export_all, forget
@@ -36,7 +35,10 @@ from jobs.mask_finish import finish_all, on_workers
 from jobs.mask_ledger import ledger, review
 from jobs.mask_plan import Plan, Work, commits, masked
 from jobs.mask_work import RETRIED
-from jobs.signals import Stop
+from jobs.run.config import ConfigError, parse
+from jobs.run.folder import check_same, describe, hardware, versions
+from jobs.run.signals import Stop
+from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
 from masking.outputs import DAVIS_IDS
 from masking.sam import CheckpointError
@@ -45,7 +47,7 @@ from masking.sam import CheckpointError
 def run(config: MaskConfig) -> int:
     """The stages of the job, in order."""
     # 1. What can be known without workers.
-    cluster.refuse_relative(config.out)
+    refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
     wanted = mask_plan.settings_of(
@@ -66,9 +68,9 @@ def run(config: MaskConfig) -> int:
             print(fault)
         return 0
     check_writable(out)
-    runs.check_same(out, config, began="commits")
+    check_same(out, config, began="commits")
     with alone(out):
-        runs.describe(out, config)
+        describe(out, config)
         segmenters.announce(config.weights)
         forget(out, [work.video_id for work in todo if work.video_id in there])
         return work_on(config, out, plan, todo, wanted)
@@ -234,8 +236,8 @@ def conclude(
         "wall_s": seconds,
         "frames_per_s": frames / seconds if records else None,
         "workers": config.workers,
-        "versions": runs.versions(),
-        "hardware": runs.hardware(),
+        "versions": versions(),
+        "hardware": hardware(),
     }
     (out / "summary.json").write_json(summary)
     pace = f", {frames / seconds:,.1f} frames/s with start-up" if records else ""

@@ -13,8 +13,8 @@ from jobs import actors, cluster
 from jobs.mask_config import MaskConfig
 from jobs.mask_plan import Work, commit_place, masks_place, part_place
 from jobs.mask_work import Masker
-from jobs.progress import clock
-from jobs.signals import Stop
+from jobs.run.progress import clock
+from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
 from masking.sam import resolve
 

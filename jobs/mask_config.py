@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from jobs.config import MAY_CHANGE, ConfigError, JobConfig
 from jobs.mask_exports import KINDS
+from jobs.run.config import MAY_CHANGE, ConfigError, JobConfig
 from masking.sam import Precision
 from masking.track import TrackConfig
 

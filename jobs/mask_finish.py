@@ -10,7 +10,7 @@ from jobs.mask_config import MaskConfig
 from jobs.mask_exports import export_video, table_of
 from jobs.mask_score import score_video
 from jobs.mask_work import Attempts, node_alive, node_here, why_not
-from jobs.signals import Stop
+from jobs.run.signals import Stop
 from jobs.storage.location import Location
 
 

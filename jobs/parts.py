@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.config import ConfigError
+from jobs.run.config import ConfigError
 from jobs.storage.location import Location, StorageError, explain
 from vit.decode import DataError
 from vit.formats import EXTENSIONS

@@ -35,11 +35,13 @@ import ray
 import torch
 from torch import Tensor
 
-from jobs import actors, cluster, runs
-from jobs.config import ConfigError, JobConfig, parse
+from jobs import actors, cluster
 from jobs.parts import PART, Part, find, images_of, plan
-from jobs.progress import clock
-from jobs.signals import Stop
+from jobs.run.config import ConfigError, JobConfig, parse
+from jobs.run.folder import check_same, describe, hardware, versions
+from jobs.run.progress import clock
+from jobs.run.signals import Stop
+from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable, explained
 from jobs.weights import bring
 from vit import classifier
@@ -207,7 +209,7 @@ def encode(table: pa.Table, form: str) -> bytes:
 def run(config: PredictConfig) -> int:
     """The stages of the job, in order."""
     # 1. What can be known without workers.
-    cluster.refuse_relative(config.out)
+    refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
     weights = bring(config.weights)
@@ -217,8 +219,8 @@ def run(config: PredictConfig) -> int:
     if not parts:
         raise ConfigError("--data: the Parquet files hold no row")
     check_writable(out)
-    runs.check_same(out, config, began="predictions")
-    runs.describe(out, config)
+    check_same(out, config, began="predictions")
+    describe(out, config)
     there = {entry.name for entry in (out / "predictions").list()}
     todo = [part for part in parts if f"{part.name}.{config.format}" not in there]
     total = sum(map(len, parts))
@@ -327,8 +329,8 @@ def conclude(
         "made": made,
         "wall_s": seconds,
         "workers": config.workers,
-        "versions": runs.versions(),
-        "hardware": runs.hardware(),
+        "versions": versions(),
+        "hardware": hardware(),
     }
     (out / "summary.json").write_json(summary)
     for name in there - set(names):

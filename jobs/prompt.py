@@ -26,13 +26,13 @@ from typing import Any, Literal
 import pandas as pd
 
 from jobs import prompt_videos, segmenters
-from jobs.config import ConfigError, Positional, parse
-from jobs.evaluate import choose_device
 from jobs.prompt_review import Run
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
-from jobs.signals import Stop
+from jobs.run.config import ConfigError, Positional, parse
+from jobs.run.device import choose_device
+from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
 from masking.rows import ManifestError, object_faults, parse_rows, prompts
 from masking.sam import CheckpointError

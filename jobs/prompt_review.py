@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from jobs import segmenters
-from jobs.config import ConfigError, parse_yaml
 from jobs.mask_exports import table_of
 from jobs.mask_plan import (
     commit_place,
@@ -20,6 +19,7 @@ from jobs.mask_plan import (
     settings_of,
     state_of,
 )
+from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
 from masking.decode import Bools
 from masking.outputs import mask_of

@@ -18,9 +18,9 @@ from typing import Any
 
 from aiohttp import web
 
-from jobs.config import ConfigError
 from jobs.prompt_session import Session, UnknownVideoError
 from jobs.prompt_store import StaleError
+from jobs.run.config import ConfigError
 from masking.video import VideoError
 
 PAGE = Path(__file__).with_name("page")

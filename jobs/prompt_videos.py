@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from jobs.config import ConfigError, parse_yaml
 from jobs.mask_plan import absolute_uri
 from jobs.prompt_store import FORMATS, Record, read_records
+from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
 from masking.manifest import identity
 from masking.rows import Fault, ManifestError

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from jobs import masked, segmenters
 from jobs.checkpoints import Checkpoints
-from jobs.config import MAY_CHANGE, ConfigError
 from jobs.ranks import Ranks
+from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.storage.cache import localize
 from jobs.storage.location import Location
 from jobs.task import TrainingConfig

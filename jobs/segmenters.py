@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 import masking
-from jobs import cluster
+from jobs.run.submitted import why_not_here
 from jobs.storage.cache import fetch, localize
 from jobs.storage.location import Location
 from masking.checkpoint import FILE
@@ -76,7 +76,7 @@ def locate(text: str) -> Path:
     if place.local_path is not None and not place.local_path.exists():
         raise CheckpointError(
             f"weights {text}: neither a name ({', '.join(NAMES)}) nor a file or folder that is here"
-            + cluster.why_not_here()
+            + why_not_here()
         )
     return localize(_smallest(place))
 

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from jobs.config import ConfigError, parse
 from jobs.mask_exports import table_of
 from jobs.mask_plan import commits
+from jobs.run.config import ConfigError, parse
 from jobs.storage.cache import localize
 from jobs.storage.location import Location, check_writable
 from masking.decode import Pixels

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs import rungs
-from jobs.config import ConfigError
+from jobs.run.config import ConfigError
 from jobs.rungs import Curve
 from jobs.searchers import Past
 from jobs.storage.location import Location, StorageError

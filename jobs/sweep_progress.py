@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from jobs.progress import LOG_SECONDS, clock
+from jobs.run.progress import LOG_SECONDS, clock
 from jobs.sweep import Sweep, Trial
 from vit.search import Sample
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import optuna
 
-from jobs import rungs, runs
-from jobs.progress import clock
+from jobs import rungs
+from jobs.run import folder
+from jobs.run.progress import clock
 from jobs.searchers import Past, study_of
 from jobs.storage.location import Location
 from jobs.sweep import Sweep, Trial
@@ -53,7 +54,7 @@ def _drawn(draw: Callable[[Sweep], tuple[Any, str]], sweep: Sweep) -> tuple[byte
 
     mpl.use("Agg")
     figure, text = draw(sweep)
-    return (b"" if figure is None else runs.png(figure)), text
+    return (b"" if figure is None else folder.png(figure)), text
 
 
 def _axes(columns: int, height: float = 4) -> tuple[Any, Any]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from jobs import rungs, runs
+from jobs import rungs
+from jobs.run.folder import versions
 from jobs.storage.location import Location
 from jobs.sweep import FATES, Sweep, Trial
 
@@ -93,7 +94,7 @@ def summarize(sweep: Sweep, again: list[Trial] | None) -> dict[str, Any]:
         "budget": config.budget,
         "max_budget": sweep.plan.most,
         "retrained": None if again is None else retrained(again, config.measure),
-        "versions": runs.versions(),
+        "versions": versions(),
         "hardware": hardware,
     }
 

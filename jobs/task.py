@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from jobs.config import MAY_CHANGE, ConfigError, JobConfig
+from jobs.run.config import MAY_CHANGE, ConfigError, JobConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,14 +18,16 @@ from typing import Any
 
 import torch
 
-from jobs import cluster, evaluate, runs
+from jobs import cluster, evaluate
 from jobs.checkpoints import CheckpointError, Checkpoints
-from jobs.config import ConfigError, parse
 from jobs.export import export
 from jobs.launch import LaunchError
-from jobs.progress import clock
 from jobs.ranks import AgreedError, Ranks
-from jobs.signals import Stop
+from jobs.run.config import ConfigError, parse
+from jobs.run.folder import check_same, curves, describe
+from jobs.run.progress import clock
+from jobs.run.signals import Stop
+from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.task import Hooks
 from jobs.training import common, failed, finished, last_save, on_workers
@@ -97,10 +99,10 @@ def check_weights(config: TrainConfig, classes: Sequence[str] | None) -> None:
 def train(config: TrainConfig) -> int:
     """The stages of the job, in order."""
     # 1. What can be known without workers.
-    cluster.refuse_relative(config.out)
+    refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
-    runs.check_same(out, config)
+    check_same(out, config)
     if done := finished(out, config.patience):
         print_result(out, done)
         return 0
@@ -108,7 +110,7 @@ def train(config: TrainConfig) -> int:
     needed = replace(config, init_weights=None) if going_on else config
     check(needed)
     check_writable(out)
-    runs.describe(out, config)
+    describe(out, config)
     # 2. Training, and the test set at its end.
     with Stop() as stop:
         facts = on_workers(work, needed, out, stop)
@@ -123,7 +125,7 @@ def conclude(config: TrainConfig, out: Location, facts: dict[str, Any], stop: St
     """Publish weights, curves and summary of a run that is over; say how it ended otherwise."""
     if (code := failed(facts, stop, "jobs.train")) is not None:
         return code
-    (out / "curves.png").write_bytes(runs.curves(facts["history"], title=str(out)))
+    (out / "curves.png").write_bytes(curves(facts["history"], title=str(out)))
     summary = summarize(config, facts)
     export(config, out, facts, summary)
     (out / "summary.json").write_json(summary)

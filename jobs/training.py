@@ -3,10 +3,11 @@
 import sys
 from typing import Any
 
-from jobs import cluster, runs
+from jobs import cluster
 from jobs.launch import Body, Resources, launch
-from jobs.progress import TrainingProgress
-from jobs.signals import Stop
+from jobs.run.folder import versions
+from jobs.run.progress import TrainingProgress
+from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from jobs.task import TrainingConfig
 
@@ -77,6 +78,6 @@ def common(config: TrainingConfig, facts: dict[str, Any]) -> dict[str, Any]:
         "workers": config.workers,
         "nodes": facts["nodes"],
         "save_error": facts["save_error"],
-        "versions": runs.versions(),
+        "versions": versions(),
         "hardware": facts["hardware"],
     }

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 
-from jobs.config import MAY_CHANGE, ConfigError, OutConfig
 from jobs.ranks import AgreedError, Ranks
+from jobs.run.config import MAY_CHANGE, ConfigError, OutConfig
 from jobs.searchers import Kind, Searcher
 from jobs.storage.location import Location
 from jobs.task import Hooks

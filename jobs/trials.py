@@ -29,11 +29,12 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from jobs import runs, trial
+from jobs import trial
 from jobs.actors import reason
 from jobs.checkpoints import Checkpoints
 from jobs.launch import DATA_SECONDS, LaunchError, Resources, keep_memory
 from jobs.link import Link
+from jobs.run.folder import hardware, write_metrics
 from jobs.storage.location import Location
 from jobs.sweep import Sweep
 from jobs.vit_task import TrainConfig
@@ -76,7 +77,7 @@ class _Hooks:
 
     def record(self, history: list[dict[str, Any]]) -> None:
         """Publish the trial's metrics.csv."""
-        runs.write_metrics(Location.parse(self._work.config.out), history)
+        write_metrics(Location.parse(self._work.config.out), history)
 
     def stop_requested(self) -> bool:
         """Whether the driver was told to stop."""
@@ -105,7 +106,7 @@ def _train(work: Work, rank: int, address: str) -> dict[str, Any]:
         device = torch.device("cuda", 0)  # Ray shows a process the GPUs that are its own
         torch.cuda.set_device(device)
     facts = trial.train(work.config, device, _Hooks(work), work.test)
-    return {**facts, "hardware": runs.hardware()}
+    return {**facts, "hardware": hardware()}
 
 
 def _other_ranks(work: Work, address: str) -> list[Any]:

@@ -22,13 +22,15 @@ from typing import Any
 
 import yaml
 
-from jobs import cluster, runs, trials
-from jobs.config import ConfigError, as_settings, parse
+from jobs import cluster, trials
 from jobs.launch import LaunchError, LostNodes, Resources
 from jobs.link import Link
-from jobs.progress import clock
+from jobs.run.config import ConfigError, as_settings, parse
+from jobs.run.folder import check_same, describe
+from jobs.run.progress import clock
+from jobs.run.signals import Stop, background
+from jobs.run.submitted import refuse_relative
 from jobs.searchers import Past
-from jobs.signals import Stop, background
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.sweep import Sweep, Trial
 from jobs.sweep_progress import SweepProgress, sample_text
@@ -49,7 +51,7 @@ SHOW_SECONDS = 0.3
 def tune(config: TuneConfig) -> int:
     """The stages of the job, in order."""
     # 1. What can be known before a trial starts.
-    cluster.refuse_relative(config.out)
+    refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
     plan, dimensions = check(config, out)
@@ -57,7 +59,7 @@ def tune(config: TuneConfig) -> int:
     if searcher.listed is not None and (whole := size(dimensions)) != len(searcher.listed):
         print(f"{len(searcher.listed)} of {whole} samples can be; one cannot: {searcher.refusal}")
     check_writable(out)
-    runs.describe(out, config)
+    describe(out, config)
     check_data(plan, out)
     sweep = Sweep(plan, out, searcher.next)
     # 2. The trials, and the best of them once more.
@@ -82,7 +84,7 @@ def tune(config: TuneConfig) -> int:
 def check(config: TuneConfig, out: Location) -> tuple[Plan, tuple[Dimension, ...]]:
     """Find the faults that show without trials; fetches a data set that was not given."""
     dimensions = space(as_vit(config), config.space)
-    runs.check_same(out, config, began="trials")
+    check_same(out, config, began="trials")
     check_present(config)
     summary = data.check(config.dataset, local_paths(config))
     plan = Plan.of(config, summary, bring(config.init_weights) if config.init_weights else None)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from jobs import cluster
-from jobs.config import MAY_CHANGE, ConfigError
 from jobs.ranks import Ranks
+from jobs.run.config import MAY_CHANGE, ConfigError
+from jobs.run.submitted import why_not_here
 from jobs.storage.cache import cache_folder, fetch, localize
 from jobs.storage.location import Location
 from jobs.task import LoopConfig, TrainingConfig
@@ -105,9 +105,7 @@ def check_present(config: VitConfig) -> None:
     """Check that the data that were named are there. Raises ConfigError."""
     missing = [path for path in config.data if not Location.parse(path).exists()]
     if missing:
-        raise ConfigError(
-            f"--data: no such file or folder: {', '.join(missing)}{cluster.why_not_here()}"
-        )
+        raise ConfigError(f"--data: no such file or folder: {', '.join(missing)}{why_not_here()}")
 
 
 class VitTask:

@@ -2,7 +2,7 @@
 
 import math
 
-from jobs.config import parse
+from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.sweep import Sweep
 from jobs.trial import Plan, TuneConfig

@@ -23,8 +23,9 @@ import pytest
 from jobs import capacity, cluster, nodes, segmenters
 from jobs.capacity import Ask, Node, Nodes, NodeType, Room
 from jobs.cluster import ClusterError
-from jobs.config import ConfigError
-from jobs.signals import Stop, background
+from jobs.run.config import ConfigError
+from jobs.run.signals import Stop, background
+from jobs.run.submitted import refuse_relative
 from jobs.vit_task import check_present
 from masking.sam import CheckpointError
 
@@ -206,12 +207,12 @@ def test_an_address_that_cannot_be_joined_is_refused_at_once(address, said):
 
 
 def test_a_relative_out_is_refused_in_a_submitted_job(outside):
-    cluster.refuse_relative("runs/digits")
+    refuse_relative("runs/digits")
     outside.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    cluster.refuse_relative("s3://bucket/run")
-    cluster.refuse_relative("/mnt/run")
-    with pytest.raises(ClusterError, match="--out runs/digits is relative"):
-        cluster.refuse_relative("runs/digits")
+    refuse_relative("s3://bucket/run")
+    refuse_relative("/mnt/run")
+    with pytest.raises(ConfigError, match="--out runs/digits is relative"):
+        refuse_relative("runs/digits")
 
 
 def test_what_a_submitted_job_does_not_find_is_explained(outside, tmp_path):
@@ -299,7 +300,7 @@ def test_a_ray_that_cannot_start_says_what_it_needs(tmp_path):
     code = """
     from jobs import cluster
     from jobs.link import Link
-    from jobs.signals import Stop, background
+    from jobs.run.signals import Stop, background
     try:
         with cluster.connect():
             print("started")
@@ -321,7 +322,7 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
     from ray.util.placement_group import placement_group, remove_placement_group
     from jobs import cluster
     from jobs.link import Link
-    from jobs.signals import Stop, background
+    from jobs.run.signals import Stop, background
 
     def where():
         import jobs.cluster
@@ -464,7 +465,7 @@ def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
     import json, ray
     from jobs import cluster, nodes
     from jobs.link import Link
-    from jobs.signals import Stop, background
+    from jobs.run.signals import Stop, background
 
     facts, said = {}, []
     with cluster.connect(said.append):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
+from jobs.run.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
 from jobs.segment_task import FinetuneConfig
 from jobs.storage.location import Location
 from jobs.trial import TuneConfig

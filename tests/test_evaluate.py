@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from jobs.config import ConfigError
 from jobs.evaluate import check_classes, choose, report
+from jobs.run.config import ConfigError
 from jobs.train import main
 
 

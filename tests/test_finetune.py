@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from jobs import click
-from jobs.config import parse
 from jobs.finetune import main
 from jobs.ranks import Ranks
+from jobs.run.config import parse
 from jobs.segment_task import FinetuneConfig, SegmentTask, load, spread
 from jobs.segmenters import bring
 from jobs.storage.location import Location

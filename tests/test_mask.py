@@ -19,7 +19,7 @@ from PIL import Image
 from jobs import mask, mask_batch, mask_exports, mask_plan, mask_work, segmenters
 from jobs.mask_plan import Work
 from jobs.mask_work import Attempts, Masker, WorkerError
-from jobs.signals import Stop
+from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
 from masking.outputs import frames_of, mask_of
 from masking.propagate import mask_video

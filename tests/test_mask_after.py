@@ -11,7 +11,7 @@ from PIL import Image
 
 from jobs import mask, mask_batch, mask_ledger, mask_score, masked
 from jobs.mask_finish import finish
-from jobs.signals import Stop
+from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from masking.decode import PairError
 from masking.masks import davis

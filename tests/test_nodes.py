@@ -6,8 +6,8 @@ import pytest
 
 from jobs import actors, launch, nodes
 from jobs.capacity import Ask, Node, Nodes, NodeType
-from jobs.config import ConfigError, JobConfig
 from jobs.launch import LaunchError, LostNodes, Resources
+from jobs.run.config import ConfigError, JobConfig
 from jobs.storage.location import Location
 
 ONE, TWO = Nodes((Node(2),)), Nodes((Node(2), Node(2)))

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import mask, mask_batch, mask_plan, prompt, prompt_videos
-from jobs.config import ConfigError, parse
 from jobs.prompt_frames import Frames, Survey
 from jobs.prompt_masks import Click, Previewer
 from jobs.prompt_review import Run
@@ -31,6 +30,7 @@ from jobs.prompt_session import Session
 from jobs.prompt_store import StaleError, Store
 from jobs.prompt_track import TrackError, window
 from jobs.prompt_videos import Clip
+from jobs.run.config import ConfigError, parse
 from jobs.storage.location import Location, StorageError
 from masking.masks import decode_rle
 from masking.propagate import mask_video
@@ -662,14 +662,15 @@ def masked(videos, tmp_path_factory):
 
 def run_by_hand(config, out, only=None):
     """The stages of jobs.mask, in this process; returns which videos were masked."""
-    from jobs import mask_work, runs, segmenters
+    from jobs import mask_work, segmenters
+    from jobs.run.folder import describe
 
     wanted = mask_plan.settings_of(segmenters.locate("mini"), "float32", config.track)
     plan = mask_plan.make(config.manifest, None, wanted)
     assert plan.faults == []
     done, there = mask_plan.commits(out), mask_plan.masked(out)
     todo = [w for w in plan.work if not mask.is_done(done.get(w.video_id), w, config, there)]
-    runs.describe(out, config)
+    describe(out, config)
     records = []
     for work in todo:
         local = Path(str(out)) / "part"

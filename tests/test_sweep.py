@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 
 from jobs import tune
-from jobs.config import ConfigError, as_settings
+from jobs.run.config import ConfigError, as_settings
 from jobs.searchers import Past, Searcher
 from jobs.sweep import Sweep
 from jobs.sweep_report import importances, pareto, report

@@ -16,7 +16,7 @@ import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 from safetensors.torch import load, load_file
 
-from jobs.config import ConfigError, as_yaml
+from jobs.run.config import ConfigError, as_yaml
 from jobs.storage.location import Location
 from jobs.train import main
 from tests.conftest import ROOT, submit
@@ -199,23 +199,23 @@ def test_bad_input_ends_before_anything_starts(capsys, tmp_path):
 
 
 def test_a_resumed_run_must_not_change(capsys, tmp_path):
-    from jobs import runs
-    from jobs.config import parse
+    from jobs.run.config import parse
+    from jobs.run.folder import check_same, describe
     from jobs.vit_task import TrainConfig
 
     out = tmp_path / "run"
     config = parse(TrainConfig, ["--out", str(out), *SMALL], "jobs.train", "")
-    runs.describe(Location.parse(out), config)
+    describe(Location.parse(out), config)
     changed = [*SMALL, "--model.depth", "3", "--optim.lr", "1e-3"]
-    runs.check_same(Location.parse(out), parse(TrainConfig, ["--out", "x", *changed], "", ""))
+    check_same(Location.parse(out), parse(TrainConfig, ["--out", "x", *changed], "", ""))
     (out / "checkpoints/step-1-a").mkdir(parents=True)  # from here on it is a run
     message = error(capsys, "--out", out, *changed)
     assert "--model.depth is 3, but the run was started with 2" in message
     assert "--optim.lr is 0.001, but the run was started with" in message
     less = ["--optim.accumulate", "2", "--dataset.cache-gb", "0", "--dataset.max-bad-images", "3"]
-    runs.check_same(Location.parse(out), parse(TrainConfig, ["--out", "x", *SMALL, *less], "", ""))
+    check_same(Location.parse(out), parse(TrainConfig, ["--out", "x", *SMALL, *less], "", ""))
     with pytest.raises(ConfigError, match="holds a training; give another --out"):
-        runs.check_same(Location.parse(out), config, began="predictions")
+        check_same(Location.parse(out), config, began="predictions")
 
 
 def test_help_starts_nothing():

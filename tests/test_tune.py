@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from jobs.config import parse
+from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.tune import main
 from jobs.vit_task import TrainConfig

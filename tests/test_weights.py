@@ -10,8 +10,8 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from jobs.config import parse
 from jobs.ranks import Ranks
+from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.train import main
 from jobs.vit_task import TrainConfig, VitTask, load

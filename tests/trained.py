@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs import runs
-from jobs.signals import Stop
+from jobs.run.folder import hardware
+from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from jobs.train import conclude
 from jobs.vit_task import load
@@ -35,7 +35,7 @@ def train_and_conclude(out, **changes):
     config = small_config(out, **changes)
     facts, *_ = train_small(config)
     classes = load(config).classes
-    facts |= {"classes": classes, "nodes": 1, "hardware": runs.hardware()}
+    facts |= {"classes": classes, "nodes": 1, "hardware": hardware()}
     assert conclude(config, Location.parse(out), facts, Stop()) == 0
     return Trained(config, facts, out)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 _MAY_CHANGE = {"may_change": True}
-"""Metadata of what a resumed run may set anew, as of `jobs.config`: memory, not results."""
+"""Metadata of what a resumed run may set anew, as of `jobs.run.config`: memory, not results."""
 
 
 def swept(bounds: str, by_default: bool = False) -> dict[str, Any]:

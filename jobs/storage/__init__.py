@@ -1,1 +1,1 @@
-"""Files wherever they lie: local folders and S3, the cache of a node, scratch folders of workers."""
+"""Files in local folders and in S3, the cache of a node, and scratch folders of workers."""

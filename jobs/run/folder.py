@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 
-from jobs.config import ConfigError, as_yaml, changed, parse_yaml
+from jobs.run.config import ConfigError, as_yaml, changed, parse_yaml
 from jobs.storage.location import Location
 
 PACKAGES = ("patchray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")

@@ -16,7 +16,7 @@ from tyro.conf import Positional as Positional  # of a field that is given witho
 
 from jobs.storage.location import Location
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parents[1] / "recipes"
 MAY_CHANGE = {"may_change": True}
 """Metadata of a field that a resumed run may set anew."""
 

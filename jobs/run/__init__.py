@@ -1,0 +1,1 @@
+"""One run of a job: its settings, folder, progress, signals, device and exit code."""
