@@ -31,7 +31,7 @@ from segment_anything import SamPredictor, sam_model_registry
 
 from benchmarks import stand_in
 from jobs import mask_plan
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
 from masking.propagate import mask_video

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.clicks import first_frames
 from jobs import segmenters
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from masking.clicks import deepest, iou
 from masking.pairs import PairsConfig, survey

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs import worker
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.storage.location import Location

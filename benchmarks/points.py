@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.tracking import Clip, clicks, sequences
 from jobs import segmenters
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from masking.sam import Embeddings, Prompts, Segmenter
 from masking.track import Asked, Scene, TrackConfig, begin, shrunk_grey

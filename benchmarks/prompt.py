@@ -29,7 +29,7 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from jobs import prompt_videos, segmenters
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store

@@ -33,7 +33,7 @@ from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from masking.official import Official
 from masking.sam import Prompts, Segmenter, resolve

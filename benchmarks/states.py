@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.tracking import Once
 from jobs import segmenters
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from masking.clicks import deepest
 from masking.decode import Pair, Pixels

@@ -36,7 +36,7 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs import segmenters
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from masking.decode import Bools
 from masking.masks import davis

@@ -47,7 +47,7 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_train import stepping
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.ranks import Ranks
 from jobs.run import folder as runs
 from jobs.run.config import as_yaml, parse

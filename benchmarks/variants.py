@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from jobs import segment_task, vit_task
-from jobs.launch import keep_memory
+from jobs.cluster.workers import keep_memory
 from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions

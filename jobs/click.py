@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from jobs import cluster, segmenters
+from jobs import segmenters
+from jobs.cluster import connect
 from jobs.run.config import ConfigError, parse
 from jobs.run.device import choose_device
 from jobs.run.submitted import refuse_relative
@@ -113,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         click(parse(ClickConfig, argv, "jobs.click", __doc__))
     except (
-        ConfigError, CheckpointError, StorageError, cluster.ClusterError,
+        ConfigError, CheckpointError, StorageError, connect.ClusterError,
     ) as error:  # fmt: skip
         sys.stderr.write(f"jobs.click: {error}\n")
         return 2

@@ -22,10 +22,11 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from jobs import click_scores, cluster, segmenters
+from jobs import click_scores, segmenters
 from jobs.checkpoints import CheckpointError as StateError
 from jobs.checkpoints import Checkpoints
-from jobs.launch import LaunchError
+from jobs.cluster import connect
+from jobs.cluster.workers import LaunchError
 from jobs.ranks import AgreedError, Ranks
 from jobs.run.config import ConfigError, as_settings, parse
 from jobs.run.folder import check_same, curves, describe
@@ -277,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(FinetuneConfig, argv, "jobs.finetune", __doc__)
     try:
         return finetune(config)
-    except (ConfigError, PairError, CheckpointError, StorageError, cluster.ClusterError) as error:
+    except (ConfigError, PairError, CheckpointError, StorageError, connect.ClusterError) as error:
         sys.stderr.write(f"jobs.finetune: {error}\n")
         return 2
     except LaunchError as error:

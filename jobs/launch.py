@@ -4,12 +4,9 @@ Ray gets metrics only. Checkpoints go from a worker to storage; progress and sto
 a small actor, because a report is paced by Ray's controller and knows no way back.
 """
 
-import contextlib
-import ctypes
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -19,9 +16,8 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from jobs import nodes
-from jobs.capacity import Ask, waiting
-from jobs.link import Link
+from jobs.cluster.link import Link
+from jobs.cluster.workers import DATA_SECONDS, LaunchError, LostNodes, Resources, keep_memory
 from jobs.ranks import Ranks
 from jobs.run.folder import Events, hardware, write_metrics
 from jobs.run.progress import TrainingProgress
@@ -34,10 +30,6 @@ Body = Callable[[Any, torch.device, Hooks], dict[str, Any]]
 
 SHOW_SECONDS = 0.3
 """Between two looks at what workers pushed."""
-DATA_SECONDS = 24 * 3600
-"""How long ranks wait for one whose node brings its data anew; a dead one shows at once."""
-LOOK_SECONDS = 5.0
-"""Between two looks at the nodes of the cluster."""
 PATIENCE_SECONDS = 60.0
 """Without a word from the workers, before saying so."""
 FAILED_ALIKE = 3
@@ -47,25 +39,6 @@ SHARED_SECONDS = 60.0
 """How long a network file system may take to show one node what another one wrote."""
 MARK = ".start"
 """File in the run's folder that says which start this is, to nodes that should see the same one."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What each of `workers` processes gets."""
-
-    workers: int
-    cpus: float
-    gpus: float
-    cuda: bool
-
-    @property
-    def backend(self) -> str:
-        """NCCL between GPUs, unless ranks share one, which it refuses; gloo for all on the host."""
-        return "cpu:gloo,cuda:nccl" if self.cuda and self.gpus >= 1 else "gloo"
-
-
-class LaunchError(RuntimeError):
-    """The workers failed for good; the message is what a person needs of it."""
 
 
 class RayHooks:
@@ -146,18 +119,6 @@ def _is_elsewhere(out: Location, start: str) -> str | None:
         f"--out {out} is another folder on node {ray.util.get_node_ip_address()} than where the job"
         " was started; a folder that all nodes share is needed, or s3://"
     )
-
-
-def keep_memory() -> None:
-    """Let glibc keep what a step frees for the next one, instead of giving it back to the kernel.
-
-    Fresh pages for every large tensor of every step cost 15 to 30 % of a step on virtual machines.
-    Not for forever: the peak stays what it was. Other C libraries do as they like.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: up to 1 GiB from the heap
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the top of the heap stays
 
 
 def _entry(config: dict[str, Any]) -> dict[str, Any]:
@@ -269,33 +230,6 @@ class _Faults:
                 self._last = fault
         if self._count >= FAILED_ALIKE:
             raise LaunchError(f"the workers failed alike {self._count} times: {self._last}")
-
-
-class LostNodes:
-    """Ends a job whose nodes do not come back: Ray Train and Tune alone would wait without end."""
-
-    def __init__(self, resources: Resources, wait: float | None, trial: bool = False) -> None:
-        """Of all workers, or one `trial` of a sweep, on nodes that may be missing for `wait`
-        seconds."""
-        ask = Ask(resources.workers, resources.cpus, resources.gpus, trial)
-        self._missing = nodes.Missing(ask, wait)
-        self._next, self._said = 0.0, False
-
-    def look(self, say: Callable[[str], None]) -> None:
-        """Look now and then; raises LaunchError when it is too late."""
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + LOOK_SECONDS
-        found = nodes.there()
-        if self._missing.too_long(found):
-            late = self._missing.late(found)
-            raise LaunchError(
-                f"a node is lost: {late}; the same command, on nodes that fit, goes on from the"
-                " last checkpoints"
-            )
-        if self._missing.seconds and not self._said:
-            say(f"a node is lost; {waiting(self._missing.ask, found)}")
-        self._said = bool(self._missing.seconds)
 
 
 def _cause(error: BaseException) -> str:

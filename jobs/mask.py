@@ -27,7 +27,8 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from jobs import cluster, mask_plan, mask_score, segmenters
+from jobs import mask_plan, mask_score, segmenters
+from jobs.cluster import connect
 from jobs.mask_batch import MaskError, explained, mask_all
 from jobs.mask_config import MaskConfig
 from jobs.mask_exports import export_all, forget
@@ -101,7 +102,7 @@ def work_on(
     """The stages that take time; the exit code."""
     started = time.monotonic()
     needed = bool(todo) or on_workers(config, len(plan.work))
-    with Stop() as stop, cluster.connect() if needed else nullcontext():
+    with Stop() as stop, connect.connect() if needed else nullcontext():
         # 2. The missing videos, on workers.
         records = mask_all(config, out, todo, wanted, stop) if todo else []
         seconds = time.monotonic() - started
@@ -283,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         return run(parse(MaskConfig, argv, "jobs.mask", __doc__))
-    except (ConfigError, CheckpointError, StorageError, cluster.ClusterError) as error:
+    except (ConfigError, CheckpointError, StorageError, connect.ClusterError) as error:
         sys.stderr.write(f"jobs.mask: {error}\n")
         return 2
     except MaskError as error:

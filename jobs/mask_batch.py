@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from jobs import actors, cluster
+from jobs.cluster import actors, connect
 from jobs.mask_config import MaskConfig
 from jobs.mask_plan import Work, commit_place, masks_place, part_place
 from jobs.mask_work import Masker
@@ -38,7 +38,7 @@ def mask_all(
         ClusterError: the workers do not fit.
     """
     workers = min(config.workers, len(todo))
-    cuda, gpus = cluster.choose_device(
+    cuda, gpus = connect.choose_device(
         config.device, workers, config.cpus_per_worker, config.gpus_per_worker
     )
     device = torch.device("cuda" if cuda else "cpu")
@@ -75,7 +75,7 @@ def explained() -> Iterator[None]:
     """Turn what goes wrong once work is under way into MaskError."""
     try:
         yield
-    except (MaskError, cluster.ClusterError):
+    except (MaskError, connect.ClusterError):
         raise
     except (StorageError, actors.LostError) as error:
         raise MaskError(f"{error}; what is published stays") from error

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jobs import actors
+from jobs.cluster import actors
 from jobs.mask_batch import explained, new_token
 from jobs.mask_config import MaskConfig
 from jobs.mask_exports import export_video, table_of

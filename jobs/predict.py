@@ -35,7 +35,7 @@ import ray
 import torch
 from torch import Tensor
 
-from jobs import actors, cluster
+from jobs.cluster import actors, connect
 from jobs.parts import PART, Part, find, images_of, plan
 from jobs.run.config import ConfigError, JobConfig, parse
 from jobs.run.folder import check_same, describe, hardware, versions
@@ -228,7 +228,7 @@ def run(config: PredictConfig) -> int:
     # 2. The missing parts, on workers.
     started = time.monotonic()
     if todo:
-        with Stop() as stop, cluster.connect():
+        with Stop() as stop, connect.connect():
             execute(config, todo, wanted, stop)
             if stop.requested.is_set():
                 print("stopped; the same command goes on")
@@ -255,10 +255,10 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
     Raises PredictError when a worker failed for a reason that is not one image's.
     """
     workers = min(config.workers, len(todo))
-    cuda, gpus = cluster.choose_device(
+    cuda, gpus = connect.choose_device(
         config.device, workers, config.cpus_per_worker, config.gpus_per_worker
     )
-    cluster.require(workers, config.cpus_per_worker, gpus, stop, wait=config.wait_for_nodes)
+    connect.require(workers, config.cpus_per_worker, gpus, stop, wait=config.wait_for_nodes)
     device = torch.device("cuda" if cuda else "cpu")
     arguments = (config, wanted, max(1, int(config.cpus_per_worker)), device)
     rows = [{"part": json.dumps(asdict(part))} for part in todo]
@@ -362,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(PredictConfig, argv, "jobs.predict", __doc__)
     try:
         return run(config)
-    except (ConfigError, DataError, WeightsError, StorageError, cluster.ClusterError) as error:
+    except (ConfigError, DataError, WeightsError, StorageError, connect.ClusterError) as error:
         sys.stderr.write(f"jobs.predict: {error}\n")
         return 2
     except PredictError as error:

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from jobs import cluster, evaluate
+from jobs import evaluate
 from jobs.checkpoints import CheckpointError, Checkpoints
+from jobs.cluster import connect
+from jobs.cluster.workers import LaunchError
 from jobs.export import export
-from jobs.launch import LaunchError
 from jobs.ranks import AgreedError, Ranks
 from jobs.run.config import ConfigError, parse
 from jobs.run.folder import check_same, curves, describe
@@ -65,7 +66,7 @@ def check(config: TrainConfig) -> None:
         data.steps_per_epoch(summary.train, config.batch_size)
         classes = summary.classes
     check_weights(config, classes)
-    if classes is not None and cluster.starts_own():
+    if classes is not None and connect.starts_own():
         # The workers share this machine's cache: nothing is done twice.
         data.steps_per_epoch(len(load(config).train), config.batch_size)
     if config.model.drop_rate or config.model.attn_drop_rate:
@@ -166,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(TrainConfig, argv, "jobs.train", __doc__)
     try:
         return train(config)
-    except (ConfigError, DataError, WeightsError, StorageError, cluster.ClusterError) as error:
+    except (ConfigError, DataError, WeightsError, StorageError, connect.ClusterError) as error:
         sys.stderr.write(f"jobs.train: {error}\n")
         return 2
     except LaunchError as error:

@@ -3,8 +3,9 @@
 import sys
 from typing import Any
 
-from jobs import cluster
-from jobs.launch import Body, Resources, launch
+from jobs.cluster import connect
+from jobs.cluster.workers import Resources
+from jobs.launch import Body, launch
 from jobs.run.folder import versions
 from jobs.run.progress import TrainingProgress
 from jobs.run.signals import Stop
@@ -27,12 +28,12 @@ def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) ->
 
     Returns rank 0's facts. Raises ClusterError before anything started, LaunchError after.
     """
-    with cluster.connect():
-        cuda, gpus = cluster.choose_device(
+    with connect.connect():
+        cuda, gpus = connect.choose_device(
             config.device, config.workers, config.cpus_per_worker, config.gpus_per_worker
         )
         resources = Resources(config.workers, config.cpus_per_worker, gpus, cuda)
-        cluster.require(
+        connect.require(
             config.workers, config.cpus_per_worker, gpus, stop, wait=config.wait_for_nodes
         )
         progress = TrainingProgress(config.epochs)

@@ -30,10 +30,10 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jobs import trial
-from jobs.actors import reason
 from jobs.checkpoints import Checkpoints
-from jobs.launch import DATA_SECONDS, LaunchError, Resources, keep_memory
-from jobs.link import Link
+from jobs.cluster.actors import reason
+from jobs.cluster.link import Link
+from jobs.cluster.workers import DATA_SECONDS, LaunchError, Resources, keep_memory
 from jobs.run.folder import hardware, write_metrics
 from jobs.storage.location import Location
 from jobs.sweep import Sweep

@@ -22,9 +22,10 @@ from typing import Any
 
 import yaml
 
-from jobs import cluster, trials
-from jobs.launch import LaunchError, LostNodes, Resources
-from jobs.link import Link
+from jobs import trials
+from jobs.cluster import connect
+from jobs.cluster.link import Link
+from jobs.cluster.workers import LaunchError, LostNodes, Resources
 from jobs.run.config import ConfigError, as_settings, parse
 from jobs.run.folder import check_same, describe
 from jobs.run.progress import clock
@@ -128,10 +129,10 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
     """Run the trials of a sweep on a Ray that can hold one; returns when none is left."""
     config = sweep.config
     workers, cpus, gpus = sweep.plan.shares()
-    with cluster.connect():
-        cuda, gpus = cluster.choose_device(config.device, workers, cpus, gpus)
-        cluster.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
-        fitting = config.concurrent or max(1, cluster.holds(cpus, gpus) // workers)
+    with connect.connect():
+        cuda, gpus = connect.choose_device(config.device, workers, cpus, gpus)
+        connect.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
+        fitting = config.concurrent or max(1, connect.holds(cpus, gpus) // workers)
         slots = min(fitting, config.trials)
         print(f"trials at once: {slots}, {workers} x ({cpus:g} CPU, {gpus:g} GPU) each")
         link = Link.open()
@@ -290,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     faults = (ConfigError, SearchError, DataError, WeightsError, StorageError)
     try:
         return tune(config)
-    except (*faults, cluster.ClusterError) as error:
+    except (*faults, connect.ClusterError) as error:
         sys.stderr.write(f"jobs.tune: {error}\n")
         return 2
     except LaunchError as error:

@@ -20,9 +20,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import capacity, cluster, nodes, segmenters
-from jobs.capacity import Ask, Node, Nodes, NodeType, Room
-from jobs.cluster import ClusterError
+from jobs import segmenters
+from jobs.cluster import capacity, connect, nodes
+from jobs.cluster.capacity import Ask, Node, Nodes, NodeType, Room
+from jobs.cluster.connect import ClusterError
 from jobs.run.config import ConfigError
 from jobs.run.signals import Stop, background
 from jobs.run.submitted import refuse_relative
@@ -183,13 +184,13 @@ def outside(monkeypatch):
 def test_a_cluster_that_was_killed_is_not_joined(outside):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        outside.setattr(cluster, "read_ray_address", lambda: address)
-        assert cluster._address() is None
-    assert cluster._address() == "local"
-    outside.setattr(cluster, "read_ray_address", lambda: None)
-    assert cluster._address() == "local"
+        outside.setattr(connect, "read_ray_address", lambda: address)
+        assert connect._address() is None
+    assert connect._address() == "local"
+    outside.setattr(connect, "read_ray_address", lambda: None)
+    assert connect._address() == "local"
     outside.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert cluster._address() == "10.0.0.1:6379"
+    assert connect._address() == "10.0.0.1:6379"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_a_cluster_that_was_killed_is_not_joined(outside):
 )
 def test_an_address_that_cannot_be_joined_is_refused_at_once(address, said):
     with pytest.raises(ClusterError, match=said):
-        cluster._join(address)
+        connect._join(address)
 
 
 def test_a_relative_out_is_refused_in_a_submitted_job(outside):
@@ -299,7 +300,7 @@ def test_a_ray_that_cannot_start_says_what_it_needs(tmp_path):
     (tmp_path / "file").touch()
     code = """
     from jobs import cluster
-    from jobs.link import Link
+    from jobs.cluster.link import Link
     from jobs.run.signals import Stop, background
     try:
         with cluster.connect():
@@ -321,12 +322,12 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from jobs import cluster
-    from jobs.link import Link
+    from jobs.cluster.link import Link
     from jobs.run.signals import Stop, background
 
     def where():
-        import jobs.cluster
-        return jobs.cluster.__file__, os.getcwd()
+        import jobs.cluster.connect
+        return jobs.cluster.connect.__file__, os.getcwd()
 
     def worker(link, number):
         stop = link.watch()
@@ -464,7 +465,7 @@ def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
     code = """
     import json, ray
     from jobs import cluster, nodes
-    from jobs.link import Link
+    from jobs.cluster.link import Link
     from jobs.run.signals import Stop, background
 
     facts, said = {}, []

@@ -195,8 +195,8 @@ def test_a_fault_that_ray_finds_is_still_found_by_ray(path, value):
 
 
 def test_node_types_in_the_yaml_are_what_the_job_reads():
-    from jobs.capacity import NodeType
-    from jobs.nodes import node_types
+    from jobs.cluster.capacity import NodeType
+    from jobs.cluster.nodes import node_types
 
     config = prepare_config(copy.deepcopy(CONFIG))
     types, limit = node_types(config)

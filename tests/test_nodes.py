@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
-from jobs import actors, launch, nodes
-from jobs.capacity import Ask, Node, Nodes, NodeType
-from jobs.launch import LaunchError, LostNodes, Resources
+from jobs import launch
+from jobs.cluster import actors, nodes, workers
+from jobs.cluster.capacity import Ask, Node, Nodes, NodeType
+from jobs.cluster.workers import LOOK_SECONDS, LaunchError, LostNodes, Resources
 from jobs.run.config import ConfigError, JobConfig
 from jobs.storage.location import Location
 
@@ -55,7 +56,7 @@ def clock(monkeypatch):
             self.now += seconds
 
     found = Clock()
-    for module in (nodes, launch, actors):
+    for module in (nodes, workers, actors):
         monkeypatch.setattr(module, "time", found)
     return found
 
@@ -94,11 +95,11 @@ def test_a_training_whose_nodes_stay_away_ends(clock, monkeypatch):
     lost.look(said.append)
     there[0] = ONE
     for _ in range(6):
-        clock.now += launch.LOOK_SECONDS
+        clock.now += LOOK_SECONDS
         lost.look(said.append)
     assert len(said) == 1
     assert said[0].startswith("a node is lost; waiting for nodes, 1 of 2 fit")
-    clock.now += launch.LOOK_SECONDS
+    clock.now += LOOK_SECONDS
     with pytest.raises(LaunchError, match=r"--workers 1 would fit.*goes on from the last"):
         lost.look(said.append)
 

@@ -29,8 +29,8 @@ from ray._private import ray_logging
 from ray._private.utils import read_ray_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from jobs import nodes
-from jobs.capacity import Ask, amounts, refusal, room, waiting
+from jobs.cluster import nodes
+from jobs.cluster.capacity import Ask, amounts, refusal, room, waiting
 from jobs.run.signals import Stop
 from jobs.run.submitted import submitted
 
@@ -161,7 +161,7 @@ def _init(**options: Any) -> None:
     """`ray.init`, quiet, with workers that can import this package wherever they run."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if not submitted():  # a submitted job's workers have its working_dir
-        paths = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))
+        paths = (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))
         variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
         options["runtime_env"] = {"env_vars": variables}
     previous = signal.getsignal(signal.SIGTERM)

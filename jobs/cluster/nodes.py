@@ -11,7 +11,7 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.capacity import Ask, Node, Nodes, NodeType, late, room
+from jobs.cluster.capacity import Ask, Node, Nodes, NodeType, late, room
 
 SETTLE_SECONDS = 5.0
 """A node that is out of sight for less is not lost."""

@@ -9,8 +9,8 @@ import ray
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-from jobs import cluster, nodes
-from jobs.capacity import Ask
+from jobs.cluster import connect, nodes
+from jobs.cluster.capacity import Ask
 from jobs.run.config import JobConfig
 from jobs.run.signals import Stop, background
 
@@ -128,8 +128,8 @@ def run(
     while left:
         workers, cpus = min(config.workers, len(left)), config.cpus_per_worker
         try:
-            cluster.require(workers, cpus, gpus or 0.0, stop, wait=wait, least=least)
-        except cluster.ClusterError as error:
+            connect.require(workers, cpus, gpus or 0.0, stop, wait=wait, least=least)
+        except connect.ClusterError as error:
             if len(left) == len(rows):
                 raise
             raise LostError(str(error)) from error
