@@ -30,8 +30,8 @@ import cv2
 import numpy as np
 import torch
 
-from jobs import segmenters
 from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
 from masking.clicks import deepest, iou
 from masking.decode import Bools, Pair, Pixels
 from masking.pairs import Pairs, PairsConfig, survey
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--masks", type=int, default=100, help="of every path; 0: all (100)")
     parser.add_argument("--json", type=Path, help="write every IoU, settings, environment here")
     args = parser.parse_args(argv)
-    plain = segmenters.bring(args.weights, torch.device("cpu"))
+    plain = load_segmenter(args.weights, torch.device("cpu"))
     segmenter = Recorder(plain.network, plain.device, plain.precision)
     start, ious = time.perf_counter(), {}
     print("| mean IoU after 1 / 3 / 5 clicks | n | segmenter | GrabCut | GrabCut, same clicks |")

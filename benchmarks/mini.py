@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from benchmarks.clicks import first_frames
-from jobs import segmenters
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
 from masking.clicks import deepest, iou
 from masking.pairs import PairsConfig, survey
 from masking.sam import Prompts, Segmenter
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()  # as in a job's workers
     torch.set_num_threads(args.threads)
     cpu = torch.device("cpu")
-    auto = segmenters.bring(args.weights, cpu)
+    auto = load_segmenter(args.weights, cpu)
     result: dict[str, Any] = {"precision": auto.precision, "n": args.repeats}
     result["milliseconds"] = timed(auto, args.repeats)
     print(f"| mini, {auto.precision}, {args.threads} threads | ms, median (least to most) |")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, times in result["milliseconds"].items():
         print(f"| {name} | {statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f}) |")
     if args.frames:
-        single, half = (segmenters.bring(args.weights, cpu, p) for p in ("float32", "bfloat16"))
+        single, half = (load_segmenter(args.weights, cpu, p) for p in ("float32", "bfloat16"))
         result["bfloat16_iou"] = agreement(single, half, args.frames)
         mean, least = statistics.mean(result["bfloat16_iou"]), min(result["bfloat16_iou"])
         count = len(result["bfloat16_iou"])

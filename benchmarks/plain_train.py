@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 -m benchmarks.plain_train --side steps --config CONFIG.yaml
 
-`loop` is `jobs.worker.run`: what it takes less than the job is Ray's share. `steps` is a plain
-PyTorch loop over the same model, data, augmentation and optimizer, without checkpoints, progress,
-metrics and agreement between ranks. Prints one line of JSON.
+`loop` is `jobs.training.loop.run`: what it takes less than the job is the share of Ray. `steps` is
+a plain PyTorch loop over the same model, data, augmentation and optimizer, without checkpoints,
+progress, metrics and agreement between ranks. Prints one line of JSON.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs import worker
 from jobs.cluster.workers import keep_memory
-from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.storage.location import Location
+from jobs.training import loop as worker
+from jobs.training.ranks import Ranks
 from jobs.vit_task import TrainConfig, VitTask, load
 
 WARM_STEPS = 5

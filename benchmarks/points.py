@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.tracking import Clip, clicks, sequences
-from jobs import segmenters
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
 from masking.sam import Embeddings, Prompts, Segmenter
 from masking.track import Asked, Scene, TrackConfig, begin, shrunk_grey
 from masking.tracking import Step
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     keep_memory()
-    segmenter = Right(segmenters.bring("mini", torch.device("cpu")))
+    segmenter = Right(load_segmenter("mini", torch.device("cpu")))
     found = {}
     print("| sequence | on the object | visible frames without points |\n| --- | ---: | ---: |")
     for clip in sequences(options.data, options.sequences):

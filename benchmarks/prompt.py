@@ -28,12 +28,13 @@ import numpy as np
 import torch
 from sklearn.datasets import load_sample_image
 
-from jobs import prompt_videos, segmenters
+from jobs import prompt_videos
 from jobs.cluster.workers import keep_memory
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
 from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
 from masking.film import Film
 from masking.staged import panned
 
@@ -152,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names[1:]:
             shutil.copyfile(folder / f"{names[0]}.mp4", folder / f"{name}.mp4")
         source = prompt_videos.find(temporary, folder / "clicks.csv", None)
-        segmenter = segmenters.bring(options.weights, torch.device("cpu"))
+        segmenter = load_segmenter(options.weights, torch.device("cpu"))
         session = Session(Store(folder / "clicks.csv"), source.clips, segmenter, None)
         server = Server(session, "127.0.0.1", 0)
         found = measure(Browser(server), names, options.n, frames)

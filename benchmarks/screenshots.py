@@ -23,11 +23,12 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
-from jobs import demo, mask, prompt_videos, segmenters
+from jobs import demo, mask, prompt_videos
 from jobs.prompt_review import Run
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
+from jobs.weights.segmenter import load_segmenter
 from masking.film import Film
 
 WIDTH, HEIGHT = 1280, 760
@@ -39,7 +40,7 @@ def begin(source: str, manifest: Path) -> Server:
     """Serve what `jobs.prompt` would."""
     found = prompt_videos.find(source, manifest, None)
     run = None if found.run is None else Run(found.run)
-    segmenter = segmenters.bring("mini", torch.device("cpu"))
+    segmenter = load_segmenter("mini", torch.device("cpu"))
     session = Session(Store(manifest, found.rows), found.clips, segmenter, run)
     return Server(session, "127.0.0.1", 0)
 

@@ -23,9 +23,9 @@ from typing import Any
 import psutil
 
 from benchmarks.soak_train import family
-from jobs.checkpoints import Checkpoints
 from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
+from jobs.training.checkpoints import Checkpoints
 
 SMALL = (
     *("--config", "digits_sweep.yaml", "--device", "cpu", "--epochs", "12"),

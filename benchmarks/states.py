@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks.tracking import Once
-from jobs import segmenters
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
 from masking.clicks import deepest
 from masking.decode import Pair, Pixels
 from masking.pairs import Pairs, PairsConfig, survey
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     keep_memory()
-    segmenter = Once(segmenters.bring("mini", torch.device("cpu")))
+    segmenter = Once(load_segmenter("mini", torch.device("cpu")))
     objects = choose(survey([options.data], PairsConfig()), 0.05, 0.4)
     pictures = survey([options.backdrops], PairsConfig())
     backdrops = [pictures[i] for i in range(3 * options.clips)]

@@ -37,9 +37,9 @@ from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.cluster.workers import keep_memory
-from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
+from jobs.training.ranks import Ranks
 from jobs.vit_task import TrainConfig, VitTask, load
 
 SIDE, CLASSES, SHARD = 32, 10, 10_000

@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs import segmenters
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
 from masking.decode import Bools
 from masking.masks import davis
 from masking.propagate import mask_video
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     keep_memory()
-    segmenter = Once(segmenters.bring(options.weights, torch.device("cpu")))
+    segmenter = Once(load_segmenter(options.weights, torch.device("cpu")))
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     started = time.perf_counter()
     for one in sequences(options.data, options.sequences):

@@ -48,9 +48,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_train import stepping
 from jobs.cluster.workers import keep_memory
-from jobs.ranks import Ranks
 from jobs.run import folder as runs
 from jobs.run.config import as_yaml, parse
+from jobs.training.ranks import Ranks
 from jobs.vit_task import TrainConfig, VitTask, load, local_paths
 from vit.decode import DataError, Encoded
 from vit.formats import find

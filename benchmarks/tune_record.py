@@ -23,11 +23,11 @@ import torch
 
 from benchmarks.plain_train import Silent
 from jobs import trial
-from jobs.checkpoints import Checkpoints
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
+from jobs.training.checkpoints import Checkpoints
 from jobs.trial import Plan, TuneConfig
 from vit import data, search
 

@@ -25,10 +25,10 @@ import yaml
 
 from jobs import segment_task, vit_task
 from jobs.cluster.workers import keep_memory
-from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
 from jobs.segment_task import FinetuneConfig, SegmentTask
+from jobs.training.ranks import Ranks
 from jobs.vit_task import TrainConfig, VitTask
 
 STEPS = 12

@@ -16,12 +16,12 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from jobs import segmenters
 from jobs.cluster import connect
 from jobs.run.config import ConfigError, parse
 from jobs.run.device import choose_device
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
+from jobs.weights.segmenter import announce, load_segmenter
 from masking.decode import PairError, Pixels, read_image
 from masking.overlay import draw_masks
 from masking.sam import CheckpointError, PromptError, Prompts
@@ -70,8 +70,8 @@ def click(config: ClickConfig) -> None:
         refuse_relative(path)
         check_writable(Location.parse(path).parent)
     image = read(config.image)
-    segmenters.announce(config.weights)
-    segmenter = segmenters.bring(config.weights, choose_device(config.device))
+    announce(config.weights)
+    segmenter = load_segmenter(config.weights, choose_device(config.device))
     embeddings = segmenter.encode(image[None])
     labels = config.labels or (1,) * len(config.points)
     try:

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from jobs import segmenters
 from jobs.run.config import ConfigError, parse
 from jobs.run.device import choose_device
 from jobs.run.folder import hardware, versions
 from jobs.segment_task import CLICKS, local, spread
 from jobs.storage.location import Location, StorageError, check_writable
+from jobs.weights.segmenter import announce, load_segmenter
 from masking.pairs import NothingToLearnError, PairError, Pairs, PairsConfig, faults, survey
 from masking.sam import CheckpointError
 from masking.steps import measure, summarize
@@ -61,8 +61,8 @@ def score(config: ScoreConfig) -> int:
     pairs = survey(local(config.data, 0), PairsConfig(longest=0, smallest=0, largest=1))
     pairs = pairs.subset(spread(len(pairs), config.images or len(pairs)).tolist())
     pairs = usable(pairs)
-    segmenters.announce(config.weights)
-    segmenter = segmenters.bring(config.weights, choose_device(config.device), config.precision)
+    announce(config.weights)
+    segmenter = load_segmenter(config.weights, choose_device(config.device), config.precision)
     sums = np.zeros(5)
     for row in range(len(pairs)):
         sums += summarize(measure(segmenter, pairs[row], CLICKS))

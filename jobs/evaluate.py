@@ -21,7 +21,7 @@ from jobs.run.device import choose_device
 from jobs.run.folder import confusions, hardware, versions
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.vit_task import check_stored, load, local_paths
-from jobs.weights import bring
+from jobs.weights.classifier import load_weights
 from vit import classifier
 from vit.classifier import Classifier
 from vit.config import DatasetConfig, ModelConfig
@@ -252,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parse(EvaluateConfig, argv, prog, __doc__)  # says what is missing, and ends
         return 2
     try:
-        weights = bring(named)
+        weights = load_weights(named)
         stored, source = settings(weights), f"the model.json of {named}"
         return evaluate(parse(EvaluateConfig, argv, prog, __doc__, stored, source), weights)
     except (ConfigError, DataError, WeightsError, StorageError) as error:

@@ -22,12 +22,9 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
-from jobs import click_scores, segmenters
-from jobs.checkpoints import CheckpointError as StateError
-from jobs.checkpoints import Checkpoints
+from jobs import click_scores
 from jobs.cluster import connect
 from jobs.cluster.workers import LaunchError
-from jobs.ranks import AgreedError, Ranks
 from jobs.run.config import ConfigError, as_settings, parse
 from jobs.run.folder import check_same, curves, describe
 from jobs.run.progress import clock
@@ -44,9 +41,13 @@ from jobs.segment_task import (
     start,
 )
 from jobs.storage.location import Location, StorageError, check_writable
-from jobs.task import Hooks
-from jobs.training import common, failed, finished, last_save, on_workers
-from jobs.worker import run
+from jobs.training.checkpoints import CheckpointError as StateError
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.loop import run
+from jobs.training.ranks import AgreedError, Ranks
+from jobs.training.stages import common, failed, finished, last_save, on_workers
+from jobs.training.task import Hooks
+from jobs.weights.segmenter import announce
 from masking.pairs import NothingToLearnError, PairError, faults
 from masking.sam import CheckpointError
 
@@ -81,7 +82,7 @@ def finetune(config: FinetuneConfig) -> int:
         return 0
     if not going_on(config):  # a checkpoint needs neither the start weights nor the check again
         check(config)
-    segmenters.announce(config.init_weights)
+    announce(config.init_weights)
     describe(out, config)
     # 2. Training.
     with Stop() as stop:

@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from jobs import mask_plan, mask_score, segmenters
+from jobs import mask_plan, mask_score
 from jobs.cluster import connect
 from jobs.mask_batch import MaskError, explained, mask_all
 from jobs.mask_config import MaskConfig
@@ -41,6 +41,7 @@ from jobs.run.folder import check_same, describe, hardware, versions
 from jobs.run.signals import Stop
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
+from jobs.weights.segmenter import NAMES, announce, locate
 from masking.outputs import DAVIS_IDS
 from masking.sam import CheckpointError
 
@@ -51,9 +52,7 @@ def run(config: MaskConfig) -> int:
     refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
-    wanted = mask_plan.settings_of(
-        segmenters.locate(config.weights), config.precision, config.track
-    )
+    wanted = mask_plan.settings_of(locate(config.weights), config.precision, config.track)
     plan = mask_plan.make(config.manifest, config.root, wanted)
     if plan.unreadable or (plan.faults and not config.skip_invalid):
         raise ConfigError(listed(plan.faults, bool(plan.unreadable)))
@@ -72,7 +71,7 @@ def run(config: MaskConfig) -> int:
     check_same(out, config, began="commits")
     with alone(out):
         describe(out, config)
-        segmenters.announce(config.weights)
+        announce(config.weights)
         forget(out, [work.video_id for work in todo if work.video_id in there])
         return work_on(config, out, plan, todo, wanted)
 
@@ -134,7 +133,7 @@ def planned(plan: Plan, done: int) -> str:
 
 def absolute(config: MaskConfig) -> MaskConfig:
     """The same config with paths that mean the same in a worker's folder, or on another day."""
-    named = config.weights in segmenters.NAMES
+    named = config.weights in NAMES
     return replace(
         config,
         out=str(Location.parse(config.out)),

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import ray
 import torch
 
-from jobs import segmenters
 from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, file_name, part_place, settings_of
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
+from jobs.weights.segmenter import load_segmenter, locate
 from masking.outputs import MaskFile, spans
 from masking.propagate import Masking, plan
 from masking.rows import ManifestError
@@ -223,8 +223,8 @@ class Masker:
         """
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)  # it would take all cores, beside the other workers
-        self.segmenter = segmenters.bring(weights, device, precision)
-        if settings_of(segmenters.locate(weights), precision, config) != wanted:
+        self.segmenter = load_segmenter(weights, device, precision)
+        if settings_of(locate(weights), precision, config) != wanted:
             raise WorkerError(
                 f"--weights {weights} are others on node {node()} than where the job was started;"
                 " put them where all nodes see the same"

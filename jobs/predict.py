@@ -43,7 +43,7 @@ from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable, explained
-from jobs.weights import bring
+from jobs.weights.classifier import load_weights
 from vit import classifier
 from vit.classifier import Classifier
 from vit.decode import DataError, Encoded, decode
@@ -115,7 +115,7 @@ class Predictor:
             device: where the model computes.
         """
         torch.set_num_threads(threads)
-        weights = bring(config.weights)
+        weights = load_weights(config.weights)
         self.model, self.about = open_classifier(weights, device)
         if fingerprint(weights, self.about, config.format) != wanted:
             raise PredictError(
@@ -212,7 +212,7 @@ def run(config: PredictConfig) -> int:
     refuse_relative(config.out)
     config = absolute(config)
     out = Location.parse(config.out)
-    weights = bring(config.weights)
+    weights = load_weights(config.weights)
     _, about = open_classifier(weights, torch.device("cpu"))
     wanted = fingerprint(weights, about, config.format)
     parts = plan(find(config.data), wanted)

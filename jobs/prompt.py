@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from jobs import prompt_videos, segmenters
+from jobs import prompt_videos
 from jobs.prompt_review import Run
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
@@ -34,6 +34,7 @@ from jobs.run.config import ConfigError, Positional, parse
 from jobs.run.device import choose_device
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
+from jobs.weights.segmenter import announce, load_segmenter
 from masking.rows import ManifestError, object_faults, parse_rows, prompts
 from masking.sam import CheckpointError
 
@@ -77,8 +78,8 @@ def begin(config: PromptConfig) -> Server:
     run = None if source.run is None else Run(source.run)
     # 2. What previews are made with.
     weights = config.weights or ("mini" if run is None else run.weights)
-    segmenters.announce(weights)
-    segmenter = segmenters.bring(weights, choose_device(config.device))
+    announce(weights)
+    segmenter = load_segmenter(weights, choose_device(config.device))
     # 3. The manifest, in which every click is saved at once.
     try:
         store = Store(out, source.rows)

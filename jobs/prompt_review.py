@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs import segmenters
 from jobs.mask_exports import table_of
 from jobs.mask_plan import (
     commit_place,
@@ -21,6 +20,7 @@ from jobs.mask_plan import (
 )
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
+from jobs.weights.segmenter import locate
 from masking.decode import Bools
 from masking.outputs import mask_of
 from masking.rows import Row, prompts
@@ -46,7 +46,7 @@ class Run:
             self.weights, precision = str(given["weights"]), given["precision"]
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{out}/config.yaml: not that of a jobs.mask run: {error}") from error
-        self._settings = settings_of(segmenters.locate(self.weights), precision, track)
+        self._settings = settings_of(locate(self.weights), precision, track)
         self._markers = commits(out)
         self._tables: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = threading.Lock()

@@ -15,13 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import masked, segmenters
-from jobs.checkpoints import Checkpoints
-from jobs.ranks import Ranks
+from jobs import masked
 from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.storage.cache import localize
 from jobs.storage.location import Location
-from jobs.task import TrainingConfig
+from jobs.training.checkpoints import Checkpoints
+from jobs.training.ranks import Ranks
+from jobs.training.task import TrainingConfig
+from jobs.weights.segmenter import NAMES, OFFICIAL, OFFICIAL_SIDE, load_segmenter
 from masking.compose import ComposeConfig, Sample, sample
 from masking.mini import Mini, fold
 from masking.pairs import PairError, Pairs, PairsConfig, survey
@@ -104,8 +105,8 @@ class FinetuneConfig(TrainingConfig):
             )
 
         side = self.compose.size
-        if self.init_weights in segmenters.OFFICIAL and side != segmenters.OFFICIAL_SIDE:
-            whole = segmenters.OFFICIAL_SIDE
+        if self.init_weights in OFFICIAL and side != OFFICIAL_SIDE:
+            whole = OFFICIAL_SIDE
             raise ConfigError(
                 f"--compose.size is {side}; {self.init_weights} takes squares of {whole} pixels:"
                 f" --compose.size {whole} --pairs.longest {whole}"
@@ -371,7 +372,7 @@ class Ahead:
 
 def named(weights: str) -> bool:
     """Whether `init_weights` is a name, not a place."""
-    return weights in (*segmenters.NAMES, "scratch", "lite0")
+    return weights in (*NAMES, "scratch", "lite0")
 
 
 def start(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> Any:
@@ -393,7 +394,7 @@ def start(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> 
         if config.init_weights == "lite0":
             network.encoder.trunk.load_state_dict(fold(imagenet()))
     else:
-        network = segmenters.bring(config.init_weights, torch.device("cpu"), "float32").network
+        network = load_segmenter(config.init_weights, torch.device("cpu"), "float32").network
     network.train()
     size = config.compose.size
     if wanted := network.training_side(size):

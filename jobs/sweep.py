@@ -46,7 +46,7 @@ class Trial:
     epochs: int
     """Of its whole training."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """One an epoch, of `jobs.worker`."""
+    """One an epoch, of `jobs.training.loop`."""
     arrivals: list[dict[str, Any]] = field(default_factory=list)
     """At rungs: `rung`, `order` among all arrivals of the sweep, `value` (larger is better, None:
     diverged), `passed`."""

@@ -19,22 +19,22 @@ from typing import Any
 import torch
 
 from jobs import evaluate
-from jobs.checkpoints import CheckpointError, Checkpoints
 from jobs.cluster import connect
 from jobs.cluster.workers import LaunchError
 from jobs.export import export
-from jobs.ranks import AgreedError, Ranks
 from jobs.run.config import ConfigError, parse
 from jobs.run.folder import check_same, curves, describe
 from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
-from jobs.task import Hooks
-from jobs.training import common, failed, finished, last_save, on_workers
+from jobs.training.checkpoints import CheckpointError, Checkpoints
+from jobs.training.loop import run
+from jobs.training.ranks import AgreedError, Ranks
+from jobs.training.stages import common, failed, finished, last_save, on_workers
+from jobs.training.task import Hooks
 from jobs.vit_task import TrainConfig, VitTask, absolute, check_present, load, local_paths
-from jobs.weights import bring
-from jobs.worker import run
+from jobs.weights.classifier import load_weights
 from vit import data
 from vit.decode import DataError
 from vit.model import build
@@ -85,7 +85,7 @@ def check_weights(config: TrainConfig, classes: Sequence[str] | None) -> None:
     """
     if config.init_weights is None:
         return
-    weights = bring(config.init_weights)
+    weights = load_weights(config.init_weights)
     head = weights.tensors.get("head.bias", torch.empty(1))
     model = build(config.model, len(head if classes is None else classes), seed=0)
     for note in fit(weights, model, classes).notes:

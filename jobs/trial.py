@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from jobs.ranks import AgreedError, Ranks
 from jobs.run.config import MAY_CHANGE, ConfigError, OutConfig
 from jobs.searchers import Kind, Searcher
 from jobs.storage.location import Location
-from jobs.task import Hooks
+from jobs.training.loop import run
+from jobs.training.ranks import AgreedError, Ranks
+from jobs.training.task import Hooks
 from jobs.vit_task import TrainConfig, VitConfig, VitTask, load
-from jobs.worker import run
 from vit.config import ModelConfig, OptimConfig
 from vit.data import Summary, steps_per_epoch
 from vit.model import outline
@@ -296,7 +296,7 @@ def train(config: TrainConfig, device: torch.device, hooks: Hooks, test: bool) -
         test: read the test set once, at the end; a sweep does not.
 
     Returns:
-        The facts of `jobs.worker.run`.
+        The facts of `jobs.training.loop.run`.
     """
     ranks = Ranks.here()
     try:

@@ -39,7 +39,7 @@ from jobs.sweep_report import report
 from jobs.sweep_tables import COUNTED, summarize, write_trials
 from jobs.trial import BUDGETS, Plan, TuneConfig
 from jobs.vit_task import VitConfig, absolute, check_present, local_paths
-from jobs.weights import bring
+from jobs.weights.classifier import load_weights
 from vit import data
 from vit.decode import DataError
 from vit.search import Dimension, Sample, SearchError, size, space
@@ -88,7 +88,9 @@ def check(config: TuneConfig, out: Location) -> tuple[Plan, tuple[Dimension, ...
     check_same(out, config, began="trials")
     check_present(config)
     summary = data.check(config.dataset, local_paths(config))
-    plan = Plan.of(config, summary, bring(config.init_weights) if config.init_weights else None)
+    plan = Plan.of(
+        config, summary, load_weights(config.init_weights) if config.init_weights else None
+    )
     unit = BUDGETS[config.budget]
     print(
         "space: " + "; ".join(f"{each.name} {each}" for each in dimensions) + "\n"

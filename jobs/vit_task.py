@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from jobs.ranks import Ranks
 from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.run.submitted import why_not_here
 from jobs.storage.cache import cache_folder, fetch, localize
 from jobs.storage.location import Location
-from jobs.task import LoopConfig, TrainingConfig
-from jobs.weights import bring
+from jobs.training.ranks import Ranks
+from jobs.training.task import LoopConfig, TrainingConfig
+from jobs.weights.classifier import load_weights
 from vit import data, rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.decode import DataError
@@ -134,7 +134,7 @@ class VitTask:
         model = build(self.config.model, len(self.dataset.classes), seed)
         if (source := self.config.init_weights) is not None:
             classes = self.dataset.classes
-            fitted = self.ranks.each(lambda: fit(bring(source), model, classes))
+            fitted = self.ranks.each(lambda: fit(load_weights(source), model, classes))
             model.load_state_dict(fitted.tensors)
         return model.to(self.device)
 

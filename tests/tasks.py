@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jobs.ranks import Ranks
 from jobs.storage.location import Location
+from jobs.training.loop import run
+from jobs.training.ranks import Ranks
 from jobs.vit_task import TrainConfig, VitTask, load
-from jobs.worker import run
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 
 
@@ -113,8 +113,8 @@ def train_small(config, stop_before=None, task=RecordingTask):
     hooks = RecordingHooks(stop_before)
     made = task(config, load(config), torch.device("cpu"), Ranks.here())
     made.hooks, made.losses = hooks, {}
-    import jobs.worker
+    import jobs.training.loop
 
-    jobs.worker.EXCHANGE_SECONDS = 0.0  # exchange after every step: stops are then exact
+    jobs.training.loop.EXCHANGE_SECONDS = 0.0  # exchange after every step: stops are then exact
     facts = run(made, config, Location.parse(config.out) / "checkpoints", hooks)
     return facts, made.losses, hooks

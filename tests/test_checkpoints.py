@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from jobs.checkpoints import (
+from jobs.storage.location import Location, StorageError
+from jobs.training.checkpoints import (
     CheckpointError,
     Checkpoints,
     Saver,
@@ -14,7 +15,6 @@ from jobs.checkpoints import (
     restore,
     snapshot,
 )
-from jobs.storage.location import Location, StorageError
 from tests.tasks import small_config, train_small
 from vit.config import ModelConfig, OptimConfig
 from vit.model import build

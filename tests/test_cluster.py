@@ -20,7 +20,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import segmenters
 from jobs.cluster import capacity, connect, nodes
 from jobs.cluster.capacity import Ask, Node, Nodes, NodeType, Room
 from jobs.cluster.connect import ClusterError
@@ -28,6 +27,7 @@ from jobs.run.config import ConfigError
 from jobs.run.signals import Stop, background
 from jobs.run.submitted import refuse_relative
 from jobs.vit_task import check_present
+from jobs.weights.segmenter import locate
 from masking.sam import CheckpointError
 
 ROOT = Path(__file__).parents[1]
@@ -226,7 +226,7 @@ def test_what_a_submitted_job_does_not_find_is_explained(outside, tmp_path):
     with pytest.raises(ConfigError, match=r"neither git nor \.rayignore ignores"):
         check_present(task)
     with pytest.raises(CheckpointError, match=r"neither git nor \.rayignore ignores"):
-        segmenters.locate(str(tmp_path / "gone.pth"))
+        locate(str(tmp_path / "gone.pth"))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -299,7 +299,7 @@ def short_folder():
 def test_a_ray_that_cannot_start_says_what_it_needs(tmp_path):
     (tmp_path / "file").touch()
     code = """
-    from jobs import cluster
+    from jobs.cluster import connect as cluster
     from jobs.cluster.link import Link
     from jobs.run.signals import Stop, background
     try:
@@ -321,7 +321,7 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
     import json, os, signal, threading, time
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
-    from jobs import cluster
+    from jobs.cluster import connect as cluster
     from jobs.cluster.link import Link
     from jobs.run.signals import Stop, background
 
@@ -387,7 +387,7 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
     """
     facts = answer(python(code, tmp_path, RAY_TMPDIR=str(short_folder)))
     file, folder = facts.pop("where")
-    assert Path(file) == ROOT / "jobs" / "cluster.py"
+    assert Path(file) == ROOT / "jobs" / "cluster" / "connect.py"
     assert Path(folder) == tmp_path
     assert "use --workers 2, or --cpus-per-worker" in facts.pop("too many")
     assert "no GPU" in facts.pop("no gpu")
@@ -464,7 +464,8 @@ def autoscaling(short_folder):
 def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
     code = """
     import json, ray
-    from jobs import cluster, nodes
+    from jobs.cluster import connect as cluster
+    from jobs.cluster import nodes
     from jobs.cluster.link import Link
     from jobs.run.signals import Stop, background
 

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from jobs import click
 from jobs.finetune import main
-from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.segment_task import FinetuneConfig, SegmentTask, load, spread
-from jobs.segmenters import bring
 from jobs.storage.location import Location
-from jobs.worker import run
+from jobs.training.loop import run
+from jobs.training.ranks import Ranks
+from jobs.weights.segmenter import load_segmenter
 from masking.compose import ComposeConfig
 from masking.mini import Mini
 from tests.ranks import on_ranks
@@ -270,5 +270,5 @@ def test_a_picture_that_is_not_called_png_is_refused(tmp_path, capsys, flag):
 def mini_file(tmp_path):
     file = tmp_path / "mini.safetensors"
     save_file(Mini().state_dict(), file, {"architecture": "mini"})
-    assert bring(str(file), torch.device("cpu"))
+    assert load_segmenter(str(file), torch.device("cpu"))
     return file

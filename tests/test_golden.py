@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.ranks import Ranks
+from jobs.training.ranks import Ranks
 from jobs.vit_task import VitTask, load
 from tests.tasks import small_config
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from jobs.ranks import Ranks
 from jobs.segment_task import SegmentTask
 from jobs.segment_task import load as load_pairs
+from jobs.training.ranks import Ranks
 from jobs.vit_task import VitTask, load
 from masking.mini import Mini, MiniConfig
 from masking.official import Official

@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import mask, mask_batch, mask_exports, mask_plan, mask_work, segmenters
+from jobs import mask, mask_batch, mask_exports, mask_plan, mask_work
 from jobs.mask_plan import Work
 from jobs.mask_work import Attempts, Masker, WorkerError
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
+from jobs.weights.segmenter import locate
 from masking.outputs import frames_of, mask_of
 from masking.propagate import mask_video
 from masking.sam import load
@@ -48,7 +49,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings():
-    return mask_plan.settings_of(segmenters.locate("mini"), "float32", TrackConfig())
+    return mask_plan.settings_of(locate("mini"), "float32", TrackConfig())
 
 
 def plan(clips, settings, name="clicks.csv", root=None):
@@ -78,7 +79,7 @@ def test_a_key_hangs_on_file_prompts_and_settings(clips, settings, tmp_path):
     }  # other rows' numbers do not matter
     moved = keys(manifest=text.replace("c1.mp4,1,1,32", "c1.mp4,1,1,33"))
     assert [name for name in same if moved[name] != same[name]] == ["c1"]
-    other = keys(mask_plan.settings_of(segmenters.locate("mini"), "bfloat16", TrackConfig()))
+    other = keys(mask_plan.settings_of(locate("mini"), "bfloat16", TrackConfig()))
     assert all(other[name] != same[name] for name in same)
     os.utime(clips / "c2.mp4", ns=(1, 1))
     touched = keys()
@@ -114,7 +115,7 @@ def test_a_worker_writes_what_mask_video_gives(clips, settings, tmp_path):
     assert record["objects"]["1"]["prompted"] == 1
     table = pq.read_table(tmp_path / ".parts/token/masks/c1")
     rows = [{"object_id": 1, "frame": 1, "x": 32, "y": 40}]
-    expected = mask_video(clips / "c1.mp4", rows, load(segmenters.locate("mini"), CPU, "float32"))
+    expected = mask_video(clips / "c1.mp4", rows, load(locate("mini"), CPU, "float32"))
     for (frame, found), each in zip(frames_of(table), expected, strict=True):
         assert frame == each.index
         assert np.array_equal(mask_of(found[0]), each.masks[0])

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from benchmarks import odd_batch, stand_in, tracking
-from jobs import mask_plan, segmenters
+from jobs import mask_plan
 from jobs.mask_plan import Work
+from jobs.weights.segmenter import load_segmenter, locate
 from masking.propagate import mask_video
 from masking.sam import Segmenter
 from masking.track import TrackConfig
@@ -19,7 +20,7 @@ SIZE = (96, 160)
 def test_the_stand_in_is_followed_and_its_work_counted(tmp_path):
     clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
     manifest = stand_in.write_manifest(tmp_path / "clicks.csv", [clip.name], SIZE)
-    settings = mask_plan.settings_of(segmenters.locate("mini"), "float32", TrackConfig())
+    settings = mask_plan.settings_of(locate("mini"), "float32", TrackConfig())
     [work] = mask_plan.make([str(manifest)], None, settings).work
     worker = stand_in.SleepingWorker(
         str(tmp_path), "t", "mini", settings, "float32", TrackConfig(), 1,
@@ -35,7 +36,7 @@ def test_the_stand_in_is_followed_and_its_work_counted(tmp_path):
 
 
 def test_a_timed_network_answers_as_itself():
-    plain = segmenters.bring("mini", torch.device("cpu"), "float32")
+    plain = load_segmenter("mini", torch.device("cpu"), "float32")
     timed = stand_in.Timed(plain.network)
     wrapped = Segmenter(timed, torch.device("cpu"), "float32")
     frames = torch.randint(0, 255, (1, 64, 64, 3), dtype=torch.uint8)
@@ -47,7 +48,7 @@ def test_a_timed_network_answers_as_itself():
 
 def test_frames_that_are_encoded_once_are_those_of_the_segmenter(tmp_path):
     """By whatever way `masking.mask_video` hands them over."""
-    plain = segmenters.bring("mini", torch.device("cpu"), "float32")
+    plain = load_segmenter("mini", torch.device("cpu"), "float32")
     clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
     clicks = [{"object_id": 1, "frame": 0, "x": 20, "y": 30}]
     ours, theirs = (

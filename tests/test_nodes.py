@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from jobs import launch
 from jobs.cluster import actors, nodes, workers
 from jobs.cluster.capacity import Ask, Node, Nodes, NodeType
 from jobs.cluster.workers import LOOK_SECONDS, LaunchError, LostNodes, Resources
 from jobs.run.config import ConfigError, JobConfig
 from jobs.storage.location import Location
+from jobs.training import launch
 
 ONE, TWO = Nodes((Node(2),)), Nodes((Node(2), Node(2)))
 GROWING = Nodes((Node(2),), (NodeType("more", 2, 0, 4),), 4)

@@ -15,7 +15,7 @@ from jobs import parts as parts_module
 from jobs.parts import find, images_of, plan
 from jobs.predict import Predictor, encode, main, open_classifier, predict
 from jobs.storage.location import Location
-from jobs.weights import bring
+from jobs.weights.classifier import load_weights
 from tests.test_train import finish, wait_for
 
 CLASSES = [str(digit) for digit in range(10)]
@@ -23,7 +23,7 @@ CLASSES = [str(digit) for digit in range(10)]
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return open_classifier(bring(str(trained.out)), torch.device("cpu"))[0]
+    return open_classifier(load_weights(str(trained.out)), torch.device("cpu"))[0]
 
 
 def rows_of(data, model):

@@ -662,10 +662,11 @@ def masked(videos, tmp_path_factory):
 
 def run_by_hand(config, out, only=None):
     """The stages of jobs.mask, in this process; returns which videos were masked."""
-    from jobs import mask_work, segmenters
+    from jobs import mask_work
     from jobs.run.folder import describe
+    from jobs.weights.segmenter import locate
 
-    wanted = mask_plan.settings_of(segmenters.locate("mini"), "float32", config.track)
+    wanted = mask_plan.settings_of(locate("mini"), "float32", config.track)
     plan = mask_plan.make(config.manifest, None, wanted)
     assert plan.faults == []
     done, there = mask_plan.commits(out), mask_plan.masked(out)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import mask_plan, prompt_videos, segmenters
+from jobs import mask_plan, prompt_videos
 from jobs.demo import SIZE as CLIP_SIZE
 from jobs.demo import stages
 from jobs.prompt_review import Run
@@ -19,6 +19,7 @@ from jobs.prompt_server import Server
 from jobs.prompt_session import Session
 from jobs.prompt_store import Store
 from jobs.storage.location import Location, StorageError
+from jobs.weights.segmenter import load_segmenter
 from masking.film import Film
 from masking.masks import decode_rle
 from masking.video import Video
@@ -33,7 +34,7 @@ FLOWER, LEAF = (110, 150), (357, 110)
 
 @pytest.fixture(scope="module")
 def mini():
-    return segmenters.bring("mini", torch.device("cpu"))
+    return load_segmenter("mini", torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

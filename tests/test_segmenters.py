@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from jobs import segmenters
-from jobs.segmenters import NAMES, OFFICIAL, Published, bring, locate
 from jobs.storage import cache as fetching
 from jobs.storage.location import Location, StorageError
+from jobs.weights import segmenter as segmenters
+from jobs.weights.segmenter import NAMES, OFFICIAL, Published, load_segmenter, locate
 from masking.mini import Mini
 from masking.sam import CheckpointError
 from tests.test_sam import small_sam
@@ -89,7 +89,7 @@ def test_published_checkpoints():
 
 
 def test_a_name_is_fetched_once(web, cache):
-    segmenter = bring("vit_b", CPU)
+    segmenter = load_segmenter("vit_b", CPU)
     assert segmenter.mask_scale((128, 64)) == 0.5  # 256 pixels of canvas, 64 of logits
     assert web.requests == [("/sam_b.pth", None)]
     assert locate("vit_b").is_relative_to(cache)
@@ -105,14 +105,14 @@ def test_a_download_goes_on_where_it_broke_off(web, checkpoint):
 def test_a_download_that_stays_truncated(web, cache):
     web.truncate = [1000, 0, 0, 0]
     with pytest.raises(StorageError, match=r"1000 of \d+ bytes arrived; run again"):
-        bring("vit_b", CPU)
+        load_segmenter("vit_b", CPU)
     assert not list(cache.rglob("sam_b.pth"))
 
 
 def test_a_tampered_download(web, cache):
     web.data = web.data[:-1] + bytes([web.data[-1] ^ 1])
     with pytest.raises(StorageError, match=r"sam_b\.pth is not the file that was expected"):
-        bring("vit_b", CPU)
+        load_segmenter("vit_b", CPU)
     assert left(cache) == []
 
 
@@ -145,19 +145,19 @@ def test_a_path(where, named, tmp_path, request):
     (run / "export" / "model.safetensors").write_bytes(file.read_bytes())
     (run / "checkpoints" / "big").write_bytes(b"not to be copied")
     parts = {"file": run / "export" / "model.safetensors", "export": run / "export", "run": run}
-    assert isinstance(bring(str(parts[named]), CPU).network, Mini)
+    assert isinstance(load_segmenter(str(parts[named]), CPU).network, Mini)
     assert list((tmp_path / "cache").rglob("big")) == []
 
 
 def test_neither_a_name_nor_a_path():
     with pytest.raises(CheckpointError, match=r"vit_x: neither a name \(mini, vit_b, vit_l, vit_h"):
-        bring("vit_x", CPU)
+        load_segmenter("vit_x", CPU)
 
 
 def test_mini_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(segmenters.masking, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(CheckpointError, match=r"mini: .*mini\.safetensors is not there"):
-        bring("mini", CPU)
+        load_segmenter("mini", CPU)
 
 
 def test_mini_ships_with_the_package(tmp_path, monkeypatch):
@@ -168,5 +168,5 @@ def test_mini_ships_with_the_package(tmp_path, monkeypatch):
         tmp_path / "weights" / "mini.safetensors",
         {"architecture": "mini"},
     )
-    assert isinstance(bring("mini", CPU).network, Mini)
+    assert isinstance(load_segmenter("mini", CPU).network, Mini)
     assert NAMES[0] == "mini"

@@ -7,7 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import vit.steps
-from jobs.ranks import Ranks
+from jobs.training.ranks import Ranks
 from tests.ranks import on_ranks
 from vit import data
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig

@@ -10,12 +10,12 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from timm.models.vision_transformer import checkpoint_filter_fn
 
-from jobs.ranks import Ranks
 from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.train import main
+from jobs.training.ranks import Ranks
 from jobs.vit_task import TrainConfig, VitTask, load
-from jobs.weights import bring
+from jobs.weights.classifier import load_weights
 from tests.tasks import small_config
 from vit import weights
 from vit.config import ModelConfig
@@ -168,7 +168,7 @@ def test_from_s3_only_the_export_is_copied(what, trained, s3, cache):
     place = Location.parse(s3)
     (place / "run/export").upload(trained.out / "export")
     (place / "run/checkpoints/large").write_bytes(b"never wanted")
-    found = bring(f"{s3}/{what}")
+    found = load_weights(f"{s3}/{what}")
     assert found.about == read(trained.out).about
     assert not list(cache.glob("mirrors/**/large"))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.ranks import Ranks
 from jobs.storage.location import Location, StorageError
+from jobs.training.ranks import Ranks
 from tests.ranks import on_ranks
 from tests.tasks import RecordingTask, small_config, train_small
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs.checkpoints import Checkpoints, Saver, Snapshot, lay_out, restore, snapshot
-from jobs.ranks import Ranks
 from jobs.storage.location import Location
-from jobs.task import Hooks, LoopConfig, Task
+from jobs.training.checkpoints import Checkpoints, Saver, Snapshot, lay_out, restore, snapshot
+from jobs.training.ranks import Ranks
+from jobs.training.task import Hooks, LoopConfig, Task
 
 EXCHANGE_SECONDS = 0.25
 """How often ranks agree on stopping and saving, and losses are read: a stop has 3 s in all."""

@@ -5,7 +5,7 @@ from jobs.storage.location import Location
 from vit.weights import ABOUT, FILE, Weights, WeightsError, read
 
 
-def bring(text: str) -> Weights:
+def load_weights(text: str) -> Weights:
     """Read the weights that `text` names: an export, a run's folder or a safetensors file.
 
     Of what lies in S3 only the weights and their model.json are copied, once a node.

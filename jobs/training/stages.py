@@ -5,12 +5,12 @@ from typing import Any
 
 from jobs.cluster import connect
 from jobs.cluster.workers import Resources
-from jobs.launch import Body, launch
 from jobs.run.folder import versions
 from jobs.run.progress import TrainingProgress
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
-from jobs.task import TrainingConfig
+from jobs.training.launch import Body, launch
+from jobs.training.task import TrainingConfig
 
 
 def finished(out: Location, patience: int) -> dict[str, Any] | None:

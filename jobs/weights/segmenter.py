@@ -43,7 +43,7 @@ OFFICIAL_SIDE = 1024
 NAMES = ("mini", *OFFICIAL)
 
 
-def bring(
+def load_segmenter(
     text: str, device: torch.device, precision: Precision = "auto", *, compile: bool = False
 ) -> Segmenter:
     """Load the segmenter whose weights `text` names.

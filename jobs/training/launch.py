@@ -18,12 +18,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.cluster.link import Link
 from jobs.cluster.workers import DATA_SECONDS, LaunchError, LostNodes, Resources, keep_memory
-from jobs.ranks import Ranks
 from jobs.run.folder import Events, hardware, write_metrics
 from jobs.run.progress import TrainingProgress
 from jobs.run.signals import Stop, background
 from jobs.storage.location import Location
-from jobs.task import Hooks
+from jobs.training.ranks import Ranks
+from jobs.training.task import Hooks
 
 Body = Callable[[Any, torch.device, Hooks], dict[str, Any]]
 """What runs on every rank: (payload, device, hooks) to the facts of a summary."""
