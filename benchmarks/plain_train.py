@@ -21,12 +21,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.training import loop as worker
 from jobs.training.ranks import Ranks
-from jobs.vit_task import TrainConfig, VitTask, load
 
 WARM_STEPS = 5
 """First steps, in which caches fill, that sides other than the job leave out."""

@@ -29,7 +29,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks import stand_in
-from jobs import mask_plan
+from jobs.masks.folder import commits
 from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
 
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = soak(folder, folder / "killed", options, environment, head)
         expected, found = dataset(folder / "whole"), dataset(folder / "killed")
         ledger = pq.read_table(folder / "killed/videos.parquet").to_pylist()
-        markers = mask_plan.commits(Location.parse(folder / "killed"))
+        markers = commits(Location.parse(folder / "killed"))
         left = [str(p.name) for p in (folder / "killed/.parts").rglob("*") if p.is_file()]
     different = [clip for clip in expected if found.get(clip) != expected[clip]]
     result = {

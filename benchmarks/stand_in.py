@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jobs import mask, mask_batch
-from jobs.mask_work import Masker
+from jobs import mask
+from jobs.masks import batch
+from jobs.masks.video import Masker
 from masking.sam import Segmenter
 
 ENCODE_SHARE = 0.8
@@ -159,12 +160,12 @@ class InstantWorker(SleepingWorker):
 @contextmanager
 def workers(kind: type[Masker]) -> Iterator[None]:
     """Have `jobs.mask`, called in this process, use other workers."""
-    before = mask_batch.Masker
-    mask_batch.Masker = kind  # type: ignore[misc]
+    before = batch.Masker
+    batch.Masker = kind  # type: ignore[misc]
     try:
         yield
     finally:
-        mask_batch.Masker = before  # type: ignore[misc]
+        batch.Masker = before  # type: ignore[misc]
 
 
 def run(kind: type[Masker], *flags: object) -> int:

@@ -36,11 +36,11 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
+from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
 from jobs.training.ranks import Ranks
-from jobs.vit_task import TrainConfig, VitTask, load
 
 SIDE, CLASSES, SHARD = 32, 10, 10_000
 WARMUP = 5

@@ -37,8 +37,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torchvision import transforms
 
 from benchmarks.plain_train import WARM_STEPS, end, join, read
+from jobs.classifier.task import TrainConfig
 from jobs.cluster.workers import keep_memory
-from jobs.vit_task import TrainConfig
 from vit.config import AugmentConfig, ModelConfig
 from vit.model import ConvStem
 

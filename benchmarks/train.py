@@ -47,11 +47,11 @@ from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_train import stepping
+from jobs.classifier.task import TrainConfig, VitTask, load, local_paths
 from jobs.cluster.workers import keep_memory
 from jobs.run import folder as runs
 from jobs.run.config import as_yaml, parse
 from jobs.training.ranks import Ranks
-from jobs.vit_task import TrainConfig, VitTask, load, local_paths
 from vit.decode import DataError, Encoded
 from vit.formats import find
 

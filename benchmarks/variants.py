@@ -23,13 +23,14 @@ from typing import Any
 import torch
 import yaml
 
-from jobs import segment_task, vit_task
+from jobs import segment_task
+from jobs.classifier import task as vit_task
+from jobs.classifier.task import TrainConfig, VitTask
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
 from jobs.segment_task import FinetuneConfig, SegmentTask
 from jobs.training.ranks import Ranks
-from jobs.vit_task import TrainConfig, VitTask
 
 STEPS = 12
 """Steps that are timed, after a third as many to warm up."""

@@ -27,15 +27,17 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from jobs import mask_plan, mask_score
 from jobs.cluster import connect
-from jobs.mask_batch import MaskError, explained, mask_all
-from jobs.mask_config import MaskConfig
-from jobs.mask_exports import export_all, forget
-from jobs.mask_finish import finish_all, on_workers
-from jobs.mask_ledger import ledger, review
-from jobs.mask_plan import Plan, Work, commits, masked
-from jobs.mask_work import RETRIED
+from jobs.masks import plan as mask_plan
+from jobs.masks import score
+from jobs.masks.batch import MaskError, explained, mask_all
+from jobs.masks.config import MaskConfig
+from jobs.masks.exports import export_all, forget
+from jobs.masks.finish import finish_all, on_workers
+from jobs.masks.folder import commits, masked_videos
+from jobs.masks.ledger import ledger, review
+from jobs.masks.plan import Plan, Work
+from jobs.masks.video import RETRIED
 from jobs.run.config import ConfigError, parse
 from jobs.run.folder import check_same, describe, hardware, versions
 from jobs.run.signals import Stop
@@ -60,7 +62,7 @@ def run(config: MaskConfig) -> int:
         raise ConfigError("\n".join(faults))
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
-    done, there = commits(out), masked(out)
+    done, there = commits(out), masked_videos(out)
     todo = [work for work in plan.work if not is_done(done.get(work.video_id), work, config, there)]
     print(planned(plan, len(plan.work) - len(todo)))
     if config.check:
@@ -268,10 +270,10 @@ def finish(
         print(f"  {error}")
     if config.score is not None:
         scores = {name: each["scores"] for name, each in done.items()}
-        found = mask_score.summarize(scores, failed)
+        found = score.summarize(scores, failed)
         (out / "score.json").write_json(found)
         print(f"  score   {out / 'score.json'}")
-        mask_score.show(found)
+        score.show(found)
     if config.export:
         export_all(out, names_of(plan, records), config.export)
         print(f"  export  {out / 'export'}")

@@ -35,8 +35,8 @@ import ray
 import torch
 from torch import Tensor
 
+from jobs.classifier.parts import PART, Part, find, images_of, plan
 from jobs.cluster import actors, connect
-from jobs.parts import PART, Part, find, images_of, plan
 from jobs.run.config import ConfigError, JobConfig, parse
 from jobs.run.folder import check_same, describe, hardware, versions
 from jobs.run.progress import clock

@@ -9,15 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.mask_exports import table_of
-from jobs.mask_plan import (
-    commit_place,
-    commits,
-    is_accepted,
-    key_of,
-    settings_of,
-    state_of,
-)
+from jobs.masks.folder import commit_place, commits, table_of
+from jobs.masks.plan import is_accepted, key_of, settings_of, state_of
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
 from jobs.weights.segmenter import locate

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from jobs.mask_plan import absolute_uri
+from jobs.masks.plan import absolute_uri
 from jobs.prompt_store import FORMATS, Record, read_records
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location

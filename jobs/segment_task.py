@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from jobs import masked
+from jobs.masks import pairs as masked
 from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.storage.cache import localize
 from jobs.storage.location import Location

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from jobs.mask_exports import table_of
-from jobs.mask_plan import commits
+from jobs.masks.folder import commits, table_of
 from jobs.run.config import ConfigError, parse
 from jobs.storage.cache import localize
 from jobs.storage.location import Location, check_writable

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jobs import rungs
+from jobs.classifier.task import TrainConfig
 from jobs.run.config import ConfigError
 from jobs.rungs import Curve
 from jobs.searchers import Past
 from jobs.storage.location import Location, StorageError
 from jobs.trial import Plan
-from jobs.vit_task import TrainConfig
 from vit.search import Sample
 
 FORMAT = 1

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from jobs import evaluate
+from jobs.classifier import evaluate
+from jobs.classifier.export import export
+from jobs.classifier.task import TrainConfig, VitTask, absolute, check_present, load, local_paths
 from jobs.cluster import connect
 from jobs.cluster.workers import LaunchError
-from jobs.export import export
 from jobs.run.config import ConfigError, parse
 from jobs.run.folder import check_same, curves, describe
 from jobs.run.progress import clock
@@ -33,7 +34,6 @@ from jobs.training.loop import run
 from jobs.training.ranks import AgreedError, Ranks
 from jobs.training.stages import common, failed, finished, last_save, on_workers
 from jobs.training.task import Hooks
-from jobs.vit_task import TrainConfig, VitTask, absolute, check_present, load, local_paths
 from jobs.weights.classifier import load_weights
 from vit import data
 from vit.decode import DataError

@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import torch
 
+from jobs.classifier.task import TrainConfig, VitConfig, VitTask, load
 from jobs.run.config import MAY_CHANGE, ConfigError, OutConfig
 from jobs.searchers import Kind, Searcher
 from jobs.storage.location import Location
 from jobs.training.loop import run
 from jobs.training.ranks import AgreedError, Ranks
 from jobs.training.task import Hooks
-from jobs.vit_task import TrainConfig, VitConfig, VitTask, load
 from vit.config import ModelConfig, OptimConfig
 from vit.data import Summary, steps_per_epoch
 from vit.model import outline

@@ -30,6 +30,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from jobs import trial
+from jobs.classifier.task import TrainConfig
 from jobs.cluster.actors import reason
 from jobs.cluster.link import Link
 from jobs.cluster.workers import DATA_SECONDS, LaunchError, Resources, keep_memory
@@ -37,7 +38,6 @@ from jobs.run.folder import hardware, write_metrics
 from jobs.storage.location import Location
 from jobs.sweep import Sweep
 from jobs.training.checkpoints import Checkpoints
-from jobs.vit_task import TrainConfig
 
 ABANDON_SECONDS = 30.0
 """After another rank was lost: how long rank 0 may take to notice, before its process ends."""

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from jobs import trials
+from jobs.classifier.task import VitConfig, absolute, check_present, local_paths
 from jobs.cluster import connect
 from jobs.cluster.link import Link
 from jobs.cluster.workers import LaunchError, LostNodes, Resources
@@ -38,7 +39,6 @@ from jobs.sweep_progress import SweepProgress, sample_text
 from jobs.sweep_report import report
 from jobs.sweep_tables import COUNTED, summarize, write_trials
 from jobs.trial import BUDGETS, Plan, TuneConfig
-from jobs.vit_task import VitConfig, absolute, check_present, local_paths
 from jobs.weights.classifier import load_weights
 from vit import data
 from vit.decode import DataError

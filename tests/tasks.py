@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.storage.location import Location
 from jobs.training.loop import run
 from jobs.training.ranks import Ranks
-from jobs.vit_task import TrainConfig, VitTask, load
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import timm_train, train
-from jobs.vit_task import TrainConfig
+from jobs.classifier.task import TrainConfig
 from vit import model
 from vit.config import AugmentConfig, ModelConfig, OptimConfig
 

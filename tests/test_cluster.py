@@ -20,13 +20,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs.classifier.task import check_present
 from jobs.cluster import capacity, connect, nodes
 from jobs.cluster.capacity import Ask, Node, Nodes, NodeType, Room
 from jobs.cluster.connect import ClusterError
 from jobs.run.config import ConfigError
 from jobs.run.signals import Stop, background
 from jobs.run.submitted import refuse_relative
-from jobs.vit_task import check_present
 from jobs.weights.segmenter import locate
 from masking.sam import CheckpointError
 

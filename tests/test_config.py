@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.classifier.task import TrainConfig
 from jobs.run.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
 from jobs.segment_task import FinetuneConfig
 from jobs.storage.location import Location
 from jobs.trial import TuneConfig
-from jobs.vit_task import TrainConfig
 
 
 def read(*argv, of=TrainConfig):

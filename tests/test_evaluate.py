@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from jobs.evaluate import check_classes, choose, report
+from jobs.classifier.evaluate import check_classes, choose, report
 from jobs.run.config import ConfigError
 from jobs.train import main
 

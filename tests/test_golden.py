@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from jobs.classifier.task import VitTask, load
 from jobs.training.ranks import Ranks
-from jobs.vit_task import VitTask, load
 from tests.tasks import small_config
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from jobs.classifier.task import VitTask, load
 from jobs.segment_task import SegmentTask
 from jobs.segment_task import load as load_pairs
 from jobs.training.ranks import Ranks
-from jobs.vit_task import VitTask, load
 from masking.mini import Mini, MiniConfig
 from masking.official import Official
 from masking.sam import Prompts, Segmenter

@@ -16,9 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import mask, mask_batch, mask_exports, mask_plan, mask_work
-from jobs.mask_plan import Work
-from jobs.mask_work import Attempts, Masker, WorkerError
+from jobs import mask
+from jobs.masks import batch, exports, video
+from jobs.masks import plan as mask_plan
+from jobs.masks.attempts import Attempts
+from jobs.masks.folder import commit_place, commits, masked_videos, masks_place
+from jobs.masks.plan import Work
+from jobs.masks.video import Masker, WorkerError
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import locate
@@ -154,8 +158,8 @@ def test_what_ends_its_worker_twice_is_let_alone_unless_nodes_fell(tmp_path):
 
 def test_a_decoder_that_hangs_ends_its_process(clips, settings, tmp_path, monkeypatch):
     ended = []
-    monkeypatch.setattr(mask_work.os, "_exit", ended.append)
-    monkeypatch.setattr(mask_work, "mask", lambda *args: time.sleep(1) or {"status": "failed"})
+    monkeypatch.setattr("jobs.masks.attempts.os._exit", ended.append)
+    monkeypatch.setattr(video, "mask", lambda *args: time.sleep(1) or {"status": "failed"})
     worker = masker(tmp_path, clips, settings)
     worker.time_limit = 0.2
     work = plan(clips, settings).work[0]
@@ -216,7 +220,7 @@ def made(clips, settings, out, count=2):
     worker, found = masker(out.local_path, clips, settings), plan(clips, settings)
     records = [json.loads(worker({"work": w.to_json()})["record"]) for w in found.work[:count]]
     for record in records:
-        mask_batch.publish(record, out, out / ".parts/token")
+        batch.publish(record, out, out / ".parts/token")
     return found, records
 
 
@@ -239,7 +243,7 @@ def test_exports_of_masks_that_are_made_anew_do_not_stay(clips, settings, tmp_pa
     kinds = ("overlay", "davis", "png", "coco")
     config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=kinds)
     assert mask.finish(config, out, found, [first, second], 0, Stop()) == 0
-    mask_exports.forget(out, [first["video_id"]])
+    exports.forget(out, [first["video_id"]])
     left = {entry.path for entry in (out / "export").walk()}
     assert left
     assert all(second["video_id"] in path for path in left)
@@ -250,8 +254,8 @@ def test_a_marker_without_its_masks_is_not_done(clips, settings, tmp_path):
     out = Location.parse(tmp_path / "out")
     found, records = made(clips, settings, out)
     config = mask.MaskConfig(out=str(out), manifest=("m.csv",))
-    mask_plan.masks_place(out, records[0]["video_id"]).delete()
-    done, there = mask_plan.commits(out), mask_plan.masked(out)
+    masks_place(out, records[0]["video_id"]).delete()
+    done, there = commits(out), masked_videos(out)
     assert [mask.is_done(done[work.video_id], work, config, there) for work in found.work[:2]] == [
         False,
         True,
@@ -275,7 +279,7 @@ def test_storage_that_stumbles_costs_one_video_and_not_the_batch(clips, settings
 @pytest.mark.parametrize("after", [False, True])
 def test_publishing_is_tried_again(clips, settings, tmp_path, monkeypatch, after):
     """Whether storage refused the move, or moved and did not say so."""
-    monkeypatch.setattr(mask_batch, "PUBLISH_WAITS", (0.0, 0.0))
+    monkeypatch.setattr(batch, "PUBLISH_WAITS", (0.0, 0.0))
     out, move, tries = Location.parse(tmp_path / "out"), Location.move, []
 
     def stumble(source, target):
@@ -288,8 +292,8 @@ def test_publishing_is_tried_again(clips, settings, tmp_path, monkeypatch, after
 
     monkeypatch.setattr(Location, "move", stumble)
     _, (record,) = made(clips, settings, out, count=1)
-    assert mask_plan.commits(out)[record["video_id"]] == record
-    assert mask_plan.masked(out) == {record["video_id"]}
+    assert commits(out)[record["video_id"]] == record
+    assert masked_videos(out) == {record["video_id"]}
 
 
 def test_a_manifest_that_does_not_read_is_never_skipped(clips, tmp_path, capsys):
@@ -322,9 +326,9 @@ def test_a_name_that_begins_with_a_tilde_is_no_home(clips, tmp_path):
 
 def test_ids_too_long_for_a_file_have_markers_all_the_same(tmp_path):
     out, long = Location.parse(tmp_path), "長い名前/" * 60 + "clip"
-    assert len(mask_plan.commit_place(out, long).name) < 100
-    mask_plan.commit_place(out, long).write_json({"video_id": long})
-    assert list(mask_plan.commits(out)) == [long]
+    assert len(commit_place(out, long).name) < 100
+    commit_place(out, long).write_json({"video_id": long})
+    assert list(commits(out)) == [long]
 
 
 def test_a_uri_that_is_no_place_is_a_fault_of_its_row(clips, settings, tmp_path):
@@ -357,10 +361,10 @@ def test_killed_and_started_again_on_ray(ray_cluster, clips, s3, tmp_path):
     assert job.poll() is None, job.communicate()[0]
     job.kill()
     job.communicate()
-    first = mask_plan.commits(out)
+    first = commits(out)
 
     finish(ray_cluster.job(*flags, module="jobs.mask"), 0)
-    after = mask_plan.commits(out)
+    after = commits(out)
     assert all(after[name] == marker for name, marker in first.items())  # none was done again
     assert Counter(marker["status"] for marker in after.values()) == {"ok": 4, "failed": 1}
     for name in ("c0", "c1", "c2", "c3"):

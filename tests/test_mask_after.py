@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import mask, mask_batch, mask_ledger, mask_score, masked
-from jobs.mask_finish import finish
+from jobs import mask
+from jobs.masks import batch, ledger, score
+from jobs.masks import pairs as masked
+from jobs.masks.finish import finish
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from masking.decode import PairError
@@ -40,8 +42,8 @@ def masked_run(tmp_path_factory, settings):  # noqa: F811
     out = Location.parse(folder / "out")
     worker = masker(out, folder, settings)
     record = json.loads(worker({"work": plan(folder, settings).work[0].to_json()})["record"])
-    mask_batch.publish(record, out, out / ".parts/token")
-    (out / "videos.parquet").write_bytes(mask_ledger.ledger([record]))
+    batch.publish(record, out, out / ".parts/token")
+    (out / "videos.parquet").write_bytes(ledger.ledger([record]))
     return folder, out, record
 
 
@@ -60,7 +62,7 @@ def write_truth(folder, video="c"):
 def test_scores_are_those_of_davis(masked_run, tmp_path):
     _, out, _ = masked_run
     write_truth(tmp_path)
-    found = mask_score.score_video(out, "c", Location.parse(tmp_path))
+    found = score.score_video(out, "c", Location.parse(tmp_path))
     frames = list(frames_of(pq.read_table(io.BytesIO((out / "masks/c.parquet").read_bytes()))))
     assert found["frames"] == FRAMES - 2
     assert set(found["objects"]) == {1, 2}  # the truth knows no third
@@ -83,13 +85,13 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
         (one / f"{t:05d}.png").write_bytes(mask_png(shown(t)[1] == 2))
     (one / "._00004.png").write_bytes(b"left by macOS")
     place = Location.parse(tmp_path)
-    found = mask_score.score_video(out, "c", place)
+    found = score.score_video(out, "c", place)
     assert (found["frames"], set(found["objects"])) == (2, {2})
-    assert mask_score.score_video(out, "c", Location.parse(tmp_path / "nowhere")) is None
+    assert score.score_video(out, "c", Location.parse(tmp_path / "nowhere")) is None
     (one / "00099.png").write_bytes(mask_png(shown(4)[1] == 2))
     (one / "00100.png").write_bytes(mask_png(shown(4)[1] == 2))
     with pytest.raises(PairError, match="a truth of frame 99, which the video has not"):
-        mask_score.score_video(out, "c", place)
+        score.score_video(out, "c", place)
     (one / "last.png").write_bytes(b"")
     done = finish(out, record, [], str(tmp_path))
     assert "not scored: c: PairError" in done["errors"][0]
@@ -149,7 +151,7 @@ def test_exports_leave_nothing_of_earlier_masks(masked_run):
 
 def test_a_format_that_fails_costs_the_others_nothing(masked_run, monkeypatch):
     _, out, record = masked_run
-    monkeypatch.setattr("jobs.mask_exports.davis_png", lambda labels: 1 / 0)
+    monkeypatch.setattr("jobs.masks.exports.davis_png", lambda labels: 1 / 0)
     errors = finish(out, record, ["davis", "overlay"], None)["errors"]
     assert ["c as davis: ZeroDivisionError" in error for error in errors] == [True]
     assert (out / "export/overlay/c.mp4").exists()
@@ -223,7 +225,7 @@ def test_videos_that_are_gone_or_others_are_named(masked_run, tmp_path):
     rows = [record | {"video_id": "gone", "uri": str(folder / "gone.mp4")}]
     rows.append(record | {"content_sha256": "another"})
     rows.append(record | {"masks_sha256": "another"})
-    (copy / "videos.parquet").write_bytes(mask_ledger.ledger(rows))
+    (copy / "videos.parquet").write_bytes(ledger.ledger(rows))
     with pytest.raises(PairError) as caught:
         masked.as_pairs(copy, 0)
     assert "video gone" in str(caught.value)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from benchmarks import odd_batch, stand_in, tracking
-from jobs import mask_plan
-from jobs.mask_plan import Work
+from jobs.masks import plan
+from jobs.masks.plan import Work
 from jobs.weights.segmenter import load_segmenter, locate
 from masking.propagate import mask_video
 from masking.sam import Segmenter
@@ -20,8 +20,8 @@ SIZE = (96, 160)
 def test_the_stand_in_is_followed_and_its_work_counted(tmp_path):
     clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
     manifest = stand_in.write_manifest(tmp_path / "clicks.csv", [clip.name], SIZE)
-    settings = mask_plan.settings_of(locate("mini"), "float32", TrackConfig())
-    [work] = mask_plan.make([str(manifest)], None, settings).work
+    settings = plan.settings_of(locate("mini"), "float32", TrackConfig())
+    [work] = plan.make([str(manifest)], None, settings).work
     worker = stand_in.SleepingWorker(
         str(tmp_path), "t", "mini", settings, "float32", TrackConfig(), 1,
         torch.device("cpu"), 60.0, node=lambda: "here", alive=lambda name: True,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from jobs import mask_plan
+from jobs.masks.folder import commits
 from jobs.storage.location import Location
 from tests.conftest import submit
 from tests.flaky_s3 import flaky
@@ -49,7 +49,7 @@ def flags(clips, out, workers, cpus, *more):
 
 def hashes(out):
     """Of the masks of all videos; each is there, and as its marker says."""
-    markers = mask_plan.commits(out)
+    markers = commits(out)
     assert len(markers) == VIDEOS
     for name, marker in markers.items():
         content = (out / f"masks/{name}.parquet").read_bytes()
@@ -138,9 +138,9 @@ def test_no_node_is_left(ray_cluster, clips, tmp_path):
     output = finish(job, 1)
     assert "a node is lost" in output
     assert "not one fits; --wait-for-nodes waits longer; what is published stays" in output
-    first = mask_plan.commits(Location.parse(out))
+    first = commits(Location.parse(out))
 
     finish(ray_cluster.job(*flags(clips, out, 2, 1), module="jobs.mask"), 0)
-    after = mask_plan.commits(Location.parse(out))
+    after = commits(Location.parse(out))
     assert len(after) == VIDEOS
     assert all(after[name] == marker for name, marker in first.items())

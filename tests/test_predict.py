@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jobs import parts as parts_module
-from jobs.parts import find, images_of, plan
+from jobs.classifier import parts as parts_module
+from jobs.classifier.parts import find, images_of, plan
 from jobs.predict import Predictor, encode, main, open_classifier, predict
 from jobs.storage.location import Location
 from jobs.weights.classifier import load_weights

@@ -21,7 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import mask, mask_batch, mask_plan, prompt, prompt_videos
+from jobs import mask, prompt, prompt_videos
+from jobs.masks import batch
+from jobs.masks import plan as mask_plan
+from jobs.masks.folder import commits, masked_videos, part_place
 from jobs.prompt_frames import Frames, Survey
 from jobs.prompt_masks import Click, Previewer
 from jobs.prompt_review import Run
@@ -662,14 +665,14 @@ def masked(videos, tmp_path_factory):
 
 def run_by_hand(config, out, only=None):
     """The stages of jobs.mask, in this process; returns which videos were masked."""
-    from jobs import mask_work
+    from jobs.masks import video as mask_work
     from jobs.run.folder import describe
     from jobs.weights.segmenter import locate
 
     wanted = mask_plan.settings_of(locate("mini"), "float32", config.track)
     plan = mask_plan.make(config.manifest, None, wanted)
     assert plan.faults == []
-    done, there = mask_plan.commits(out), mask_plan.masked(out)
+    done, there = commits(out), masked_videos(out)
     todo = [w for w in plan.work if not mask.is_done(done.get(w.video_id), w, config, there)]
     describe(out, config)
     records = []
@@ -682,9 +685,9 @@ def run_by_hand(config, out, only=None):
             for first, last in ((2, 3), (5, 7))
         ]  # fmt: skip
         record["review"] = [] if only else spans
-        place = mask_plan.part_place(out / ".parts" / "token", work.video_id)
+        place = part_place(out / ".parts" / "token", work.video_id)
         place.write_bytes(local.read_bytes())
-        mask_batch.publish(record, out, out / ".parts" / "token")
+        batch.publish(record, out, out / ".parts" / "token")
         records.append(record)
     mask.conclude(config, out, plan, records, 1.0)
     return [work.video_id for work in todo]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import mask_plan, prompt_videos
+from jobs import prompt_videos
 from jobs.demo import SIZE as CLIP_SIZE
 from jobs.demo import stages
+from jobs.masks.folder import commits
 from jobs.prompt_review import Run
 from jobs.prompt_server import Server
 from jobs.prompt_session import Session
@@ -544,7 +545,7 @@ def correct(page, video):
 def test_mask_review_and_redo_only_one_video(page, serve, masked, mini, tmp_path):
     """One of two videos is corrected, what is doubtful in the other accepted."""
     out, mask = masked
-    before = mask_plan.commits(out)
+    before = commits(out)
     spans = sorted(
         (s for name in "ab" for s in before[name]["review"]), key=lambda s: -s["severity"]
     )
@@ -573,7 +574,7 @@ def test_mask_review_and_redo_only_one_video(page, serve, masked, mini, tmp_path
     )
 
     assert "2 videos, 2 objects, 1 videos done, 0 with faults" in mask(tmp_path / "m.csv")
-    after = mask_plan.commits(out)
+    after = commits(out)
     assert after[other] == before[other]
     assert after[worst["video_id"]]["key"] != before[worst["video_id"]]["key"]
     assert after[worst["video_id"]]["objects"]["1"]["absent"] == 18

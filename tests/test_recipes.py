@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.run.config import RECIPES, parse
 from jobs.training.ranks import Ranks
-from jobs.vit_task import TrainConfig, VitTask, load
 
 BATCH = 4
 

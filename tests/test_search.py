@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jobs.vit_task import TrainConfig
+from jobs.classifier.task import TrainConfig
 from vit.config import ModelConfig
 from vit.model import VisionTransformer, flops
 from vit.search import (

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from jobs.classifier.task import VitTask, load
 from jobs.training.ranks import Ranks
-from jobs.vit_task import VitTask, load
 from tests.tasks import RecordingTask, small_config, train_small
 from tests.test_data import FOLDER, encoded, folder_with_sets, pixels
 from vit import data, feed, pool

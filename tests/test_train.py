@@ -199,9 +199,9 @@ def test_bad_input_ends_before_anything_starts(capsys, tmp_path):
 
 
 def test_a_resumed_run_must_not_change(capsys, tmp_path):
+    from jobs.classifier.task import TrainConfig
     from jobs.run.config import parse
     from jobs.run.folder import check_same, describe
-    from jobs.vit_task import TrainConfig
 
     out = tmp_path / "run"
     config = parse(TrainConfig, ["--out", str(out), *SMALL], "jobs.train", "")

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from jobs.classifier.task import TrainConfig
 from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.tune import main
-from jobs.vit_task import TrainConfig
 from tests.conftest import submit
 
 SMALL = (

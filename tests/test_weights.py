@@ -10,11 +10,11 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 from timm.models.vision_transformer import checkpoint_filter_fn
 
+from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.train import main
 from jobs.training.ranks import Ranks
-from jobs.vit_task import TrainConfig, VitTask, load
 from jobs.weights.classifier import load_weights
 from tests.tasks import small_config
 from vit import weights

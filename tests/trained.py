@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from jobs.classifier.task import load
 from jobs.run.folder import hardware
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from jobs.train import conclude
-from jobs.vit_task import load
 from tests.tasks import small_config, train_small
 from vit.config import AugmentConfig
 

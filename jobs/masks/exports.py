@@ -1,6 +1,5 @@
 """Masked videos in other tools' formats, under `export/` of a mask run."""
 
-import io
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from jobs.mask_plan import masks_place
+from jobs.masks.folder import Rows, table_of
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location, explained
@@ -31,18 +29,12 @@ from masking.video import Video
 
 Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-Rows = Sequence[Mapping[str, Any]]
 _ENDINGS = {"cutout": "mov", "overlay": "mp4"}
 _WHOLE = {
     "coco": ("annotations.json", write_coco),
     "youtube-vos": ("meta.json", write_youtube_vos),
 }
 """Formats that are one file for all videos: its name, and what writes it."""
-
-
-def table_of(out: Location, video_id: str) -> pa.Table:
-    """A video's masks."""
-    return pq.read_table(io.BytesIO(masks_place(out, video_id).read_bytes()))
 
 
 def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind: str) -> None:

@@ -15,9 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.mask_exports import Rows
-from jobs.mask_plan import masks_place
-from jobs.mask_work import hash_of
+from jobs.masks.folder import Rows, hash_of, masks_place
 from jobs.storage import scratch
 from jobs.storage.cache import cache_folder, localize_in, once
 from jobs.storage.location import Location

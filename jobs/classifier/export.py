@@ -11,11 +11,11 @@ import yaml
 from safetensors.torch import save
 from torch import Tensor
 
+from jobs.classifier.task import TrainConfig
 from jobs.run.config import as_settings
 from jobs.run.progress import clock
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints
-from jobs.vit_task import TrainConfig
 from vit.config import ModelConfig
 from vit.steps import Numerics
 from vit.weights import ABOUT, FILE, About

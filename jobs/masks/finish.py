@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.cluster import actors
-from jobs.mask_batch import explained, new_token
-from jobs.mask_config import MaskConfig
-from jobs.mask_exports import export_video, table_of
-from jobs.mask_score import score_video
-from jobs.mask_work import Attempts, node_alive, node_here, why_not
+from jobs.masks.attempts import Attempts, node_alive, node_here, why_not
+from jobs.masks.batch import explained, new_token
+from jobs.masks.config import MaskConfig
+from jobs.masks.exports import export_video
+from jobs.masks.folder import table_of
+from jobs.masks.score import score_video
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
 

@@ -7,20 +7,19 @@ worker that a killed job left behind harms nothing, however late it writes.
 import hashlib
 import json
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pyarrow.parquet as pq
-import ray
 import torch
 
-from jobs.mask_plan import ATTEMPTS_PER_VIDEO, Work, file_name, part_place, settings_of
+from jobs.masks.attempts import Attempts, node_alive, node_here, why_not
+from jobs.masks.folder import hash_of, part_place
+from jobs.masks.plan import Work, settings_of
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
@@ -30,10 +29,8 @@ from masking.propagate import Masking, plan
 from masking.rows import ManifestError
 from masking.sam import Precision, Segmenter
 from masking.track import TrackConfig
-from masking.video import Video, VideoError, is_frame
+from masking.video import Video, VideoError
 
-TIME_LIMIT = "time_limit"
-_LAST_WORDS = 30.0  # seconds for writing down why a process ends
 RETRIED = ("storage", "out_of_memory", "not_found")
 """Codes of failures that a rerun tries again unasked: they need not be the video's fault. What the
 job found and a worker does not is a mount that its node lacks."""
@@ -41,69 +38,6 @@ job found and a worker does not is a mount that its node lacks."""
 
 class WorkerError(RuntimeError):
     """A worker that cannot do any work; the message is what a person needs of it."""
-
-
-def node_here() -> str:
-    """The name of the node that this process runs on."""
-    return str(ray.get_runtime_context().get_node_id())
-
-
-def node_alive(name: str) -> bool:
-    """Whether a node is still there."""
-    return any(each["NodeID"] == name and each["Alive"] for each in ray.nodes())
-
-
-class Attempts:
-    """What was begun on a video, and what ended its worker."""
-
-    def __init__(self, folder: Location, alive: Callable[[str], bool]) -> None:
-        """In a folder of this start of the job; `alive` says whether a node still is."""
-        self.folder, self.alive = folder, alive
-
-    def begin(self, video_id: str, node: str) -> str | None:
-        """Write an attempt down; or say why there must not be another one.
-
-        An attempt that is still there ended its worker: it counts, unless its node went too.
-        """
-        place = self.folder / file_name(video_id)
-        earlier = [(place / entry.name).read_json() for entry in place.list()]
-        if any(attempt.get("code") == TIME_LIMIT for attempt in earlier):
-            return TIME_LIMIT
-        ended = [attempt for attempt in earlier if self.alive(attempt["node"])]
-        if len(ended) >= ATTEMPTS_PER_VIDEO:
-            return "quarantined"
-        self._mine = place / f"{time.time_ns()}.json"
-        self._about = {"node": node, "pid": os.getpid(), "begun": time.time()}
-        self._mine.write_json(self._about)
-        return None
-
-    def fail(self, code: str) -> None:
-        """Say why the worker is about to end."""
-        self._mine.write_json(self._about | {"code": code})
-
-    def done(self) -> None:
-        """It did not end the worker."""
-        with suppress(OSError):  # what it was for is done; the folder goes with the job
-            self._mine.delete()
-
-    @contextmanager
-    def limited(self, seconds: float) -> Iterator[None]:
-        """End this process when what is done here takes longer: a decoder that hangs cannot be
-        interrupted. Ray starts another one."""
-        timer = threading.Timer(seconds, self._give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-    def _give_up(self) -> None:
-        threading.Timer(_LAST_WORDS, os._exit, (1,)).start()  # storage may hang, too
-        try:
-            self.fail(TIME_LIMIT)
-        finally:
-            os._exit(1)
 
 
 def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) -> dict[str, Any]:
@@ -178,17 +112,6 @@ def _about(video: Video, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def hash_of(path: Path) -> str:
-    """Of a file, or of a folder's frames and their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file == path or (is_frame(file.name) and file.is_file()):
-            digest.update(file.relative_to(path).as_posix().encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
 class Masker:
     """What an actor of Ray Data holds: the segmenter; called with a video, it masks that one."""
 
@@ -255,13 +178,6 @@ class Masker:
                 content = (folder / "masks").read_bytes()
                 part_place(self.parts, work.video_id).write_bytes(content)
         return record
-
-
-def why_not(code: str, time_limit: float) -> str:
-    """In words why a video is not tried (again)."""
-    if code == TIME_LIMIT:
-        return f"not done after {time_limit:g} s (--time-limit)"
-    return f"ended its worker {ATTEMPTS_PER_VIDEO} times"
 
 
 def _begun(work: Work) -> dict[str, Any]:

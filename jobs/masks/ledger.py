@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.mask_plan import is_accepted
+from jobs.masks.plan import is_accepted
 from masking.rows import Row
 
 SPAN_COLUMNS = (

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from jobs.mask_exports import table_of
+from jobs.masks.folder import table_of
 from jobs.storage.location import Location
 from masking.decode import PairError
 from masking.outputs import frames_of

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from jobs.mask_exports import KINDS
+from jobs.masks.exports import KINDS
 from jobs.run.config import MAY_CHANGE, ConfigError, JobConfig
 from masking.sam import Precision
 from masking.track import TrackConfig

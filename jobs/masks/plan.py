@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import torch
 
@@ -204,37 +203,3 @@ def settings_of(weights: Path, precision: str, config: TrackConfig) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return json.dumps([digest.hexdigest(), precision, asdict(config)])
-
-
-def file_name(video_id: str) -> str:
-    """A video's id as one name of a file; a long one, which no disk would take, as its hash."""
-    name = quote(video_id, safe="")
-    return name if len(name) <= 200 else hashlib.sha256(video_id.encode()).hexdigest()
-
-
-def commit_place(out: Location, video_id: str) -> Location:
-    """The marker of a video: written last, and all that says that it is done."""
-    return out / "commits" / f"{file_name(video_id)}.json"
-
-
-def part_place(parts: Location, video_id: str) -> Location:
-    """Its masks, not yet published."""
-    return parts / "masks" / file_name(video_id)
-
-
-def masks_place(out: Location, video_id: str) -> Location:
-    """Its masks."""
-    return out / "masks" / f"{video_id}.parquet"
-
-
-def masked(out: Location) -> set[str]:
-    """Videos of which there are masks, whether or not a marker says that they are sound."""
-    return {entry.path.removesuffix(".parquet") for entry in (out / "masks").walk()}
-
-
-def commits(out: Location) -> dict[str, dict[str, Any]]:
-    """All markers, by video."""
-    folder = out / "commits"
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = list(pool.map(lambda entry: (folder / entry.name).read_json(), folder.list()))
-    return {marker["video_id"]: marker for marker in found}

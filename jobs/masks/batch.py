@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from jobs.cluster import actors, connect
-from jobs.mask_config import MaskConfig
-from jobs.mask_plan import Work, commit_place, masks_place, part_place
-from jobs.mask_work import Masker
+from jobs.masks.config import MaskConfig
+from jobs.masks.folder import commit_place, masks_place, part_place
+from jobs.masks.plan import Work
+from jobs.masks.video import Masker
 from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jobs.classifier.task import check_stored, load, local_paths
 from jobs.run.config import ConfigError, as_settings, flag, parse
 from jobs.run.device import choose_device
 from jobs.run.folder import confusions, hardware, versions
 from jobs.storage.location import Location, StorageError, check_writable
-from jobs.vit_task import check_stored, load, local_paths
 from jobs.weights.classifier import load_weights
 from vit import classifier
 from vit.classifier import Classifier
