@@ -23,13 +23,14 @@ from typing import Any
 import torch
 import yaml
 
-from jobs import segment_task
 from jobs.classifier import task as vit_task
 from jobs.classifier.task import TrainConfig, VitTask
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
-from jobs.segment_task import FinetuneConfig, SegmentTask
+from jobs.segmenter import task as segment_task
+from jobs.segmenter.config import FinetuneConfig
+from jobs.segmenter.task import SegmentTask
 from jobs.training.ranks import Ranks
 
 STEPS = 12

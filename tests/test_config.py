@@ -8,7 +8,7 @@ import yaml
 
 from jobs.classifier.task import TrainConfig
 from jobs.run.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
-from jobs.segment_task import FinetuneConfig
+from jobs.segmenter.config import FinetuneConfig
 from jobs.storage.location import Location
 from jobs.trial import TuneConfig
 

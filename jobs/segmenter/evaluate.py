@@ -18,7 +18,7 @@ import numpy as np
 from jobs.run.config import ConfigError, parse
 from jobs.run.device import choose_device
 from jobs.run.folder import hardware, versions
-from jobs.segment_task import CLICKS, local, spread
+from jobs.segmenter.task import CLICKS, local, spread
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.pairs import NothingToLearnError, PairError, Pairs, PairsConfig, faults, survey
