@@ -3,9 +3,9 @@
     python -m benchmarks.tune --seeds 200 --json benchmarks/results/tune.json
 
 The curves are of benchmarks.tune_record: every sample of a grid, trained to its end with three
-seeds, on equal FLOPs. A replay is a sweep of `jobs.sweep`, as it runs in the job, whose trials read
-their epochs from the table; time is FLOPs over two slots. Beside them stands Ray Tune's ASHA as it
-comes: rungs in epochs.
+seeds, on equal FLOPs. A replay is a sweep of `jobs.sweep.record`, as it runs in the job, whose
+trials read their epochs from the table; time is FLOPs over two slots. Beside them stands Ray Tune's
+ASHA as it comes: rungs in epochs.
 
 A sweep's result is the mean over seeds of the sample that it ends with; what it misses is that
 sample's distance to the grid's best mean. Compute is a share of training the whole grid once.
@@ -31,8 +31,9 @@ from benchmarks.tune_record import RECIPE, TRAIN, VAL
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
-from jobs.sweep import Sweep, Trial
-from jobs.trial import Plan, TuneConfig
+from jobs.sweep.config import TuneConfig
+from jobs.sweep.plan import Plan
+from jobs.sweep.record import Sweep, Trial
 from vit import search
 from vit.data import Summary
 

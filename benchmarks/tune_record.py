@@ -22,13 +22,14 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.plain_train import Silent
-from jobs import trial
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
 from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
+from jobs.sweep.config import TuneConfig
+from jobs.sweep.plan import Plan
+from jobs.sweep.tuner import train_trial
 from jobs.training.checkpoints import Checkpoints
-from jobs.trial import Plan, TuneConfig
 from vit import data, search
 
 TRAIN, VAL = 4000, 2000
@@ -63,7 +64,7 @@ def train(job: tuple[Plan, search.Sample, int, Path]) -> None:
     keep_memory()
     torch.set_num_threads(1)
     config = replace(plan.trial(sample, Location.parse(str(folder))), seed=seed)
-    facts = trial.train(config, torch.device("cpu"), Silent(), test=False)
+    facts = train_trial(config, torch.device("cpu"), Silent(), test=False)
     assert facts["ended"] in ("epochs", "non-finite"), facts["error"]
     temporary = folder / "curve.new"
     temporary.write_text(json.dumps({"history": facts["history"], "ended": facts["ended"]}))

@@ -22,7 +22,6 @@ from typing import Any
 
 import yaml
 
-from jobs import trials
 from jobs.classifier.task import VitConfig, absolute, check_present, local_paths
 from jobs.cluster import connect
 from jobs.cluster.link import Link
@@ -32,13 +31,15 @@ from jobs.run.folder import check_same, describe
 from jobs.run.progress import clock
 from jobs.run.signals import Stop, background
 from jobs.run.submitted import refuse_relative
-from jobs.searchers import Past
 from jobs.storage.location import Location, StorageError, check_writable
-from jobs.sweep import Sweep, Trial
-from jobs.sweep_progress import SweepProgress, sample_text
-from jobs.sweep_report import report
-from jobs.sweep_tables import COUNTED, summarize, write_trials
-from jobs.trial import BUDGETS, Plan, TuneConfig
+from jobs.sweep.config import BUDGETS, TuneConfig
+from jobs.sweep.plan import Plan
+from jobs.sweep.progress import SweepProgress, sample_text
+from jobs.sweep.record import Sweep, Trial
+from jobs.sweep.report import report
+from jobs.sweep.searchers import Past
+from jobs.sweep.tables import COUNTED, summarize, write_trials
+from jobs.sweep.tuner import run_trials
 from jobs.weights.classifier import load_weights
 from vit import data
 from vit.decode import DataError
@@ -142,7 +143,7 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
         stop.then(link.stop)
         resources = Resources(workers, cpus, gpus, cuda)
         sweep.gpus = gpus * workers
-        running = background(lambda: trials.run(sweep, resources, slots, link, test))
+        running = background(lambda: run_trials(sweep, resources, slots, link, test))
         lost = LostNodes(resources, config.wait_for_nodes, trial=True)
         with SweepProgress(sweep) as progress:
             while not running.done():

@@ -4,8 +4,9 @@ import math
 
 from jobs.run.config import parse
 from jobs.storage.location import Location
-from jobs.sweep import Sweep
-from jobs.trial import Plan, TuneConfig
+from jobs.sweep.config import TuneConfig
+from jobs.sweep.plan import Plan
+from jobs.sweep.record import Sweep
 from vit.data import Summary
 from vit.search import space
 

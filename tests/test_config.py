@@ -10,7 +10,7 @@ from jobs.classifier.task import TrainConfig
 from jobs.run.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
 from jobs.segmenter.config import FinetuneConfig
 from jobs.storage.location import Location
-from jobs.trial import TuneConfig
+from jobs.sweep.config import TuneConfig
 
 
 def read(*argv, of=TrainConfig):

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 
-from jobs.rungs import below_median, milestones, passes, value_at
+from jobs.sweep.rungs import below_median, milestones, passes, value_at
 
 
 def test_value_between_epochs():

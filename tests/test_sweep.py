@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from jobs import tune
 from jobs.run.config import ConfigError, as_settings
-from jobs.searchers import Past, Searcher
-from jobs.sweep import Sweep
-from jobs.sweep_report import importances, pareto, report
-from jobs.sweep_tables import frame, retrained, summarize, write_trials
-from jobs.trial import Plan
+from jobs.sweep.plan import Plan
+from jobs.sweep.record import Sweep
+from jobs.sweep.report import importances, pareto, report
+from jobs.sweep.searchers import Past, Searcher
+from jobs.sweep.tables import frame, retrained, summarize, write_trials
 from tests.sweeps import SUMMARY, config_of, row_of, run, sweep_of
 from vit.config import ModelConfig
 from vit.model import build

@@ -6,10 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from jobs import rungs
 from jobs.run.folder import versions
 from jobs.storage.location import Location
-from jobs.sweep import FATES, Sweep, Trial
+from jobs.sweep.record import FATES, Sweep, Trial
+from jobs.sweep.rungs import value_at
 
 FORMAT = 1
 """Version of summary.json."""
@@ -153,5 +153,5 @@ def common_budget(sweep: Sweep, share: float = 0.5) -> tuple[float, list[tuple[T
         return 0.0, []
     reached = sorted((curve[-1][0] for _, curve in curves), reverse=True)
     budget = reached[max(0, min(len(reached), round(share * len(reached))) - 1)]
-    values = [(trial, rungs.value_at(curve, budget)) for trial, curve in curves]
+    values = [(trial, value_at(curve, budget)) for trial, curve in curves]
     return budget, [(trial, value) for trial, value in values if value is not None]

@@ -12,13 +12,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs import rungs
 from jobs.classifier.task import TrainConfig
 from jobs.run.config import ConfigError
-from jobs.rungs import Curve
-from jobs.searchers import Past
 from jobs.storage.location import Location, StorageError
-from jobs.trial import Plan
+from jobs.sweep.plan import Plan
+from jobs.sweep.rungs import Curve, below_median, milestones, passes, value_at
+from jobs.sweep.searchers import Past
 from vit.search import Sample
 
 FORMAT = 1
@@ -119,7 +118,7 @@ class Sweep:
         self._started = time.monotonic()
         config = self.config
         self.rungs = (
-            rungs.milestones(plan.most, config.first_rung, config.reduction)
+            milestones(plan.most, config.first_rung, config.reduction)
             if config.scheduler == "asha"
             else []
         )
@@ -228,7 +227,7 @@ class Sweep:
                 return all(self._arrive(trial, rung, curve) for rung in range(len(self.rungs)))
             case "median" if spent >= config.first_rung * self.plan.most:
                 others = [self.curve(other) for other in self.trials if other is not trial]
-                if rungs.below_median(curve, others):
+                if below_median(curve, others):
                     trial.reason = f"below the median at {spent / self.plan.most:.0%} of a trial"
                     return False
         return True
@@ -236,12 +235,12 @@ class Sweep:
     def _arrive(self, trial: Trial, rung: int, curve: Curve) -> bool:
         """Whether the trial is not stopped at this rung: it has no value there, passed it before,
         or passes it now."""
-        value = rungs.value_at(curve, self.rungs[rung])
+        value = value_at(curve, self.rungs[rung])
         if value is None or any(arrival["rung"] == rung for arrival in trial.arrivals):
             return True
         all_arrivals = [arrival for other in self.trials for arrival in other.arrivals]
         earlier = [_known(arrival) for arrival in all_arrivals if arrival["rung"] == rung]
-        passed = rungs.passes(earlier, value, self.config.reduction)
+        passed = passes(earlier, value, self.config.reduction)
         self._note(trial, rung, value, passed)
         if not passed:
             place = 1 + sum(other >= value for other in earlier)

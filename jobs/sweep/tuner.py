@@ -1,8 +1,8 @@
 """The trials of a sweep on Ray Tune: who is next, who is stopped, and the processes of a trial.
 
 Tune starts, watches and restarts trials, and gives out the cluster. What is tried and what is
-stopped is decided by `jobs.sweep`, whose record is all that a start goes on from; Tune's own state
-is written, below `.ray`, and never read.
+stopped is decided by `jobs.sweep.record`, whose record is all that a later start resumes from;
+Tune's own state is written, below `.ray`, and never read.
 
 A trial of several processes holds one placement group of Tune's, a bundle for each. The trial's
 own process is rank 0 and starts the others in the group's other bundles, so Tune counts what they
@@ -16,7 +16,7 @@ import os
 import secrets
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,15 +29,17 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from jobs import trial
-from jobs.classifier.task import TrainConfig
+from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.cluster.actors import reason
 from jobs.cluster.link import Link
 from jobs.cluster.workers import DATA_SECONDS, LaunchError, Resources, keep_memory
 from jobs.run.folder import hardware, write_metrics
 from jobs.storage.location import Location
-from jobs.sweep import Sweep
+from jobs.sweep.record import Sweep
 from jobs.training.checkpoints import Checkpoints
+from jobs.training.loop import run
+from jobs.training.ranks import AgreedError, Ranks
+from jobs.training.task import Hooks
 
 ABANDON_SECONDS = 30.0
 """After another rank was lost: how long rank 0 may take to notice, before its process ends."""
@@ -105,7 +107,7 @@ def _train(work: Work, rank: int, address: str) -> dict[str, Any]:
     if resources.cuda:
         device = torch.device("cuda", 0)  # Ray shows a process the GPUs that are its own
         torch.cuda.set_device(device)
-    facts = trial.train(work.config, device, _Hooks(work), work.test)
+    facts = train_trial(work.config, device, _Hooks(work), work.test)
     return {**facts, "hardware": hardware()}
 
 
@@ -272,7 +274,9 @@ def _name(trial: Any) -> str:
     return f"{trial.config['work'].number:04}-{trial.trial_id}"
 
 
-def run(sweep: Sweep, resources: Resources, slots: int, link: Link, test: bool = False) -> None:
+def run_trials(
+    sweep: Sweep, resources: Resources, slots: int, link: Link, test: bool = False
+) -> None:
     """Run the trials of a sweep until none is left, `slots` at once.
 
     Args:
@@ -319,3 +323,27 @@ def run(sweep: Sweep, resources: Resources, slots: int, link: Link, test: bool =
         tuner.fit()
     except (tune.TuneError, RayError) as error:
         raise LaunchError(reason(error)) from error
+
+
+def train_trial(
+    config: TrainConfig, device: torch.device, hooks: Hooks, test: bool
+) -> dict[str, Any]:
+    """The training of a trial, on every rank of it; goes on where an earlier start stopped.
+
+    Args:
+        config: of the trial.
+        device: of this rank.
+        hooks: who listens.
+        test: read the test set once, at the end; a sweep does not.
+
+    Returns:
+        The facts of `jobs.training.loop.run`.
+    """
+    ranks = Ranks.here()
+    try:
+        dataset = ranks.each(lambda: load(config))
+        dataset = dataset if test else replace(dataset, test=None)
+        task = VitTask(config, dataset, device, ranks)
+        return run(task, config, Location.parse(config.out) / "checkpoints", hooks)
+    except AgreedError as error:
+        return {"ended": "failed", "error": str(error)}

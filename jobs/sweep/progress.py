@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from jobs.run.progress import LOG_SECONDS, clock
-from jobs.sweep import Sweep, Trial
+from jobs.sweep.record import Sweep, Trial
 from vit.search import Sample
 
 ROWS = 20

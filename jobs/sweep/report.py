@@ -9,15 +9,15 @@ from typing import Any
 
 import optuna
 
-from jobs import rungs
 from jobs.run import folder
 from jobs.run.progress import clock
-from jobs.searchers import Past, study_of
 from jobs.storage.location import Location
-from jobs.sweep import Sweep, Trial
-from jobs.sweep_progress import count, sample_text
-from jobs.sweep_tables import COUNTED, common_budget, frame, saved, summarize
-from jobs.trial import BUDGETS
+from jobs.sweep.config import BUDGETS
+from jobs.sweep.progress import count, sample_text
+from jobs.sweep.record import Sweep, Trial
+from jobs.sweep.rungs import value_at
+from jobs.sweep.searchers import Past, study_of
+from jobs.sweep.tables import COUNTED, common_budget, frame, saved, summarize
 from vit.search import Dimension
 
 COLORS = {
@@ -197,7 +197,7 @@ def _agreement(sweep: Sweep) -> str:
     lines = []
     finished = [trial for trial in sweep.trials if trial.fate == "finished"]
     for rung, budget in enumerate(sweep.rungs):
-        pairs = [(rungs.value_at(sweep.curve(t), budget), sweep.value(t)) for t in finished]
+        pairs = [(value_at(sweep.curve(t), budget), sweep.value(t)) for t in finished]
         known = [pair for pair in pairs if pair[0] is not None]
         if len(known) >= 4 and all(len(set(side)) > 1 for side in zip(*known, strict=True)):
             early, late = zip(*known, strict=True)
