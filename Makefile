@@ -27,10 +27,10 @@ demo: $(READY)
 	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2
 	$(BIN)/python -m jobs.tune --config digits_sweep.yaml --out runs/demo/sweep --trials 6
 	$(BIN)/python -m jobs.click --image flower --points 310 220 --out runs/demo/click.png
-	$(BIN)/python -m jobs.demo --out runs/demo/clips
+	$(BIN)/python -m docs.demo --out runs/demo/clips
 	$(BIN)/python -m jobs.mask --manifest docs/demo.csv --root runs/demo/clips --out runs/demo/masks \
 		--workers 2 --export overlay --score runs/demo/clips/truth
-	$(BIN)/python -m jobs.strip --run runs/demo/masks --out runs/demo/strip.png
+	$(BIN)/python -m docs.strip --run runs/demo/masks --out runs/demo/strip.png
 	@echo "the clips' clicks in a browser: $(BIN)/python -m jobs.prompt docs/demo.csv" \
 		"--root runs/demo/clips --out runs/demo/clicks.csv"
 

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from sklearn.datasets import load_sample_image
 
-from jobs import prompt_videos
 from jobs.cluster.workers import keep_memory
-from jobs.prompt_server import Server
-from jobs.prompt_session import Session
-from jobs.prompt_store import Store
+from jobs.page import videos
+from jobs.page.server import Server
+from jobs.page.session import Session
+from jobs.page.store import Store
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.film import Film
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clip(folder / f"{names[0]}.mp4", frames)
         for name in names[1:]:
             shutil.copyfile(folder / f"{names[0]}.mp4", folder / f"{name}.mp4")
-        source = prompt_videos.find(temporary, folder / "clicks.csv", None)
+        source = videos.find(temporary, folder / "clicks.csv", None)
         segmenter = load_segmenter(options.weights, torch.device("cpu"))
         session = Session(Store(folder / "clicks.csv"), source.clips, segmenter, None)
         server = Server(session, "127.0.0.1", 0)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.screenshots --out docs
 
-Makes the clip of `jobs.demo`, masks it with `jobs.mask` from two clicks, and drives the page in
+Makes the clip of `docs.demo`, masks it with `jobs.mask` from two clicks, and drives the page in
 Chromium (Debian: chromium, chromium-driver). Writes prompt.png and review.png.
 """
 
@@ -23,11 +23,13 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
-from jobs import demo, mask, prompt_videos
-from jobs.prompt_review import Run
-from jobs.prompt_server import Server
-from jobs.prompt_session import Session
-from jobs.prompt_store import Store
+from docs import demo
+from jobs import mask
+from jobs.page import videos
+from jobs.page.review import Run
+from jobs.page.server import Server
+from jobs.page.session import Session
+from jobs.page.store import Store
 from jobs.weights.segmenter import load_segmenter
 from masking.film import Film
 
@@ -38,7 +40,7 @@ CLICKS = ((110, 150), (80, 160)), ((357, 110),)
 
 def begin(source: str, manifest: Path) -> Server:
     """Serve what `jobs.prompt` would."""
-    found = prompt_videos.find(source, manifest, None)
+    found = videos.find(source, manifest, None)
     run = None if found.run is None else Run(found.run)
     segmenter = load_segmenter("mini", torch.device("cpu"))
     session = Session(Store(manifest, found.rows), found.clips, segmenter, run)

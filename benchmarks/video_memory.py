@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_sample_image
 
-from jobs.demo import SIZE, flower
+from docs.demo import SIZE, flower
 from jobs.run.folder import hardware, versions
 from masking.film import Film
 from masking.propagate import mask_video

@@ -25,11 +25,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from jobs import prompt_videos
-from jobs.prompt_review import Run
-from jobs.prompt_server import Server
-from jobs.prompt_session import Session
-from jobs.prompt_store import Store
+from jobs.page import videos as prompt_videos
+from jobs.page.review import Run
+from jobs.page.server import Server
+from jobs.page.session import Session
+from jobs.page.store import Store
 from jobs.run.config import ConfigError, Positional, parse
 from jobs.run.device import choose_device
 from jobs.run.signals import Stop

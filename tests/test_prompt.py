@@ -21,18 +21,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import mask, prompt, prompt_videos
+from jobs import mask, prompt
 from jobs.masks import batch
 from jobs.masks import plan as mask_plan
 from jobs.masks.folder import commits, masked_videos, part_place
-from jobs.prompt_frames import Frames, Survey
-from jobs.prompt_masks import Click, Previewer
-from jobs.prompt_review import Run
-from jobs.prompt_server import Server
-from jobs.prompt_session import Session
-from jobs.prompt_store import StaleError, Store
-from jobs.prompt_track import TrackError, window
-from jobs.prompt_videos import Clip
+from jobs.page import videos as prompt_videos
+from jobs.page.frames import Frames, Survey
+from jobs.page.previews import Click, Previewer
+from jobs.page.review import Run
+from jobs.page.server import Server
+from jobs.page.session import Session
+from jobs.page.store import StaleError, Store
+from jobs.page.tracking import TrackError, window
+from jobs.page.videos import Clip
 from jobs.run.config import ConfigError, parse
 from jobs.storage.location import Location, StorageError
 from masking.masks import decode_rle
@@ -214,7 +215,7 @@ def test_a_disk_that_fills_within_a_line_of_the_journal_brings_nothing_back_late
     code = """
 import resource, sys
 from pathlib import Path
-from jobs.prompt_store import Store
+from jobs.page.store import Store
 from jobs.storage.location import StorageError
 
 path = Path(sys.argv[1])
@@ -558,7 +559,7 @@ def test_a_track_can_be_cancelled_and_ends_when_nobody_looks(session, monkeypatc
     found = finish(session, "a")
     assert found["cancelled"]
     assert len(found["frames"]) < LENGTH
-    monkeypatch.setattr("jobs.prompt_track.UNWATCHED", -1.0)
+    monkeypatch.setattr("jobs.page.tracking.UNWATCHED", -1.0)
     session.track("a", 0, LENGTH)
     time.sleep(0.5)
     assert finish(session, "a")["cancelled"]

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import prompt_videos
-from jobs.demo import SIZE as CLIP_SIZE
-from jobs.demo import stages
+from docs.demo import SIZE as CLIP_SIZE
+from docs.demo import stages
 from jobs.masks.folder import commits
-from jobs.prompt_review import Run
-from jobs.prompt_server import Server
-from jobs.prompt_session import Session
-from jobs.prompt_store import Store
+from jobs.page import videos as prompt_videos
+from jobs.page.review import Run
+from jobs.page.server import Server
+from jobs.page.session import Session
+from jobs.page.store import Store
 from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import load_segmenter
 from masking.film import Film

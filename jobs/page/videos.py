@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jobs.masks.plan import absolute_uri
-from jobs.prompt_store import FORMATS, Record, read_records
+from jobs.page.store import FORMATS, Record, read_records
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
 from masking.manifest import identity

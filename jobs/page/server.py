@@ -18,12 +18,12 @@ from typing import Any
 
 from aiohttp import web
 
-from jobs.prompt_session import Session, UnknownVideoError
-from jobs.prompt_store import StaleError
+from jobs.page.session import Session, UnknownVideoError
+from jobs.page.store import StaleError
 from jobs.run.config import ConfigError
 from masking.video import VideoError
 
-PAGE = Path(__file__).with_name("page")
+PAGE = Path(__file__).with_name("web")
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _LARGEST = 16 << 20  # bytes of a request
 _HEADERS = {

@@ -1,4 +1,4 @@
-// Requests to jobs.prompt. Every call gives a promise of what jobs/prompt_session.py returns.
+// Requests to jobs.prompt. Every call gives a promise of what jobs/page/session.py returns.
 
 export class ApiError extends Error {
   constructor(message, status) {

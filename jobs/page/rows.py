@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.prompt_store import Record
-from jobs.prompt_videos import Clip
+from jobs.page.store import Record
+from jobs.page.videos import Clip
 from masking.rows import COLUMNS, Row, frame_of, in_pixels, parse_rows
 
 _OF_THE_VIDEO = ("uri", "video_id")

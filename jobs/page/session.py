@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from jobs import prompt_rows
-from jobs.prompt_frames import Frames, Survey, jpeg
-from jobs.prompt_masks import Click, Key, Line, Previewer
-from jobs.prompt_review import Run
-from jobs.prompt_store import Store
-from jobs.prompt_track import TrackError, Tracking, window
-from jobs.prompt_videos import Clip
+from jobs.page import rows as prompt_rows
+from jobs.page.frames import Frames, Survey, jpeg
+from jobs.page.previews import Click, Key, Line, Previewer
+from jobs.page.review import Run
+from jobs.page.store import Store
+from jobs.page.tracking import TrackError, Tracking, window
+from jobs.page.videos import Clip
 from jobs.storage.cache import localize
 from masking.decode import Bools, Pixels
 from masking.masks import encode_rle

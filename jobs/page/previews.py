@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from jobs.prompt_frames import yield_to_others
+from jobs.page.frames import yield_to_others
 from masking.decode import Bools, Pixels
 from masking.sam import Embeddings, Prompts, Segmenter
 from masking.tracking import SURE

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.prompt_frames import Frames, yield_to_others
+from jobs.page.frames import Frames, yield_to_others
 from masking.decode import Bools
 from masking.masks import decode_rle, encode_rle
 from masking.propagate import FrameMasks, Masking

@@ -1,6 +1,6 @@
 """Two clips whose truth is known, for `make demo` to mask: things cut out of photographs, moved.
 
-    python -m jobs.demo --out runs/demo/clips
+    python -m docs.demo --out runs/demo/clips
     python -m jobs.mask --manifest docs/demo.csv --root runs/demo/clips --out runs/demo/masks
 
 Both photographs come with scikit-learn. Written are flower.mp4, tower.mp4, and for `--score` their
@@ -37,7 +37,7 @@ TOWER = [
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Settings of `jobs.demo`."""
+    """Settings of `docs.demo`."""
 
     out: str
     """Local folder for the clips and their truth."""
@@ -100,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        make(parse(DemoConfig, argv, "jobs.demo", __doc__))
+        make(parse(DemoConfig, argv, "docs.demo", __doc__))
     except (ConfigError, StorageError) as error:
-        sys.stderr.write(f"jobs.demo: {error}\n")
+        sys.stderr.write(f"docs.demo: {error}\n")
         return 2
     return 0
 

@@ -1,6 +1,6 @@
 """A picture of a mask run: a row a video, some of its frames with their masks.
 
-    python -m jobs.strip --run runs/demo/masks --out docs/strip.png
+    python -m docs.strip --run runs/demo/masks --out docs/strip.png
 
 Frames are evenly spread from the first to the last. The picture has 256 colours, to be small.
 """
@@ -29,7 +29,7 @@ GAP = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StripConfig:
-    """Settings of `jobs.strip`."""
+    """Settings of `docs.strip`."""
 
     run: str
     """Folder of a mask run, local or s3://; its videos have to be where they were."""
@@ -92,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        show(parse(StripConfig, argv, "jobs.strip", __doc__))
+        show(parse(StripConfig, argv, "docs.strip", __doc__))
     except (ConfigError, OSError, VideoError) as error:
-        sys.stderr.write(f"jobs.strip: {error}\n")
+        sys.stderr.write(f"docs.strip: {error}\n")
         return 2
     return 0
 
