@@ -4,7 +4,7 @@
 
 Of every path (Parquet, COCO or a DAVIS folder, of which the first frames of its sequences are
 taken) the first --masks objects, one of each image first. Clicks are simulated alike for all: the
-deepest point of the larger error (`masking.clicks.deepest`). Three columns:
+deepest point of the larger error (`masking.images.geometry.deepest`). Three columns:
 
 - the segmenter, by `masking.steps.measure`, as `jobs.finetune --evaluate`;
 - GrabCut with clicks on its own errors, as it would be used; the first click is the same;
@@ -32,8 +32,9 @@ import torch
 
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
-from masking.clicks import deepest, iou
-from masking.decode import Bools, Pair, Pixels
+from masking.images.arrays import Bools, Pixels
+from masking.images.decode import Pair
+from masking.images.geometry import deepest, iou
 from masking.pairs import Pairs, PairsConfig, survey
 from masking.sam import Masks, Prompts, Segmenter
 from masking.steps import measure

@@ -24,7 +24,7 @@ from benchmarks.clicks import first_frames
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
-from masking.clicks import deepest, iou
+from masking.images.geometry import deepest, iou
 from masking.pairs import PairsConfig, survey
 from masking.sam import Prompts, Segmenter
 

@@ -26,8 +26,9 @@ from benchmarks.tracking import Once
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
-from masking.clicks import deepest
-from masking.decode import Pair, Pixels
+from masking.images.arrays import Pixels
+from masking.images.decode import Pair
+from masking.images.geometry import deepest
 from masking.pairs import Pairs, PairsConfig, survey
 from masking.staged import Actor, Pose, Stage, panned
 from masking.track import Asked, Scene, TrackConfig, begin, shrunk_grey

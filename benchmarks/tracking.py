@@ -28,8 +28,8 @@ from PIL import Image
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
-from masking.decode import Bools
-from masking.masks import davis
+from masking.images.arrays import Bools
+from masking.images.masks import davis
 from masking.propagate import mask_video
 from masking.sam import Embeddings, Prepared, Prompts, Segmenter
 from masking.track import TrackConfig

@@ -22,7 +22,8 @@ from jobs.run.device import choose_device
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
-from masking.decode import PairError, Pixels, read_image
+from masking.images.arrays import Pixels
+from masking.images.decode import PairError, read_image
 from masking.overlay import draw_masks
 from masking.sam import CheckpointError, PromptError, Prompts
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from masking import track
-from masking.decode import Pixels
+from masking.images.arrays import Pixels
 from masking.sam import Prepared, Segmenter
 from masking.track import Scene
 from masking.video import Frame

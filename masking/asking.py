@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masking.clicks import deepest
-from masking.decode import Bools
-from masking.motion import Points
+from masking.images.arrays import Bools, Points
+from masking.images.geometry import deepest
 from masking.sam import Embeddings, Prompts, Segmenter
 from masking.track import Asked
 

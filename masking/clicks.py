@@ -9,68 +9,19 @@ Legend: N masks of H x W pixels. `ignore` is what counts as neither right nor wr
 
 import math
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from masking.images.geometry import depth
+
 Bools = NDArray[np.bool_]
 
 PERTURB_DRAWS = 8
 """Uniform numbers that `perturb` takes for each mask."""
 _BOX_NOISE, _BOX_LIMIT = 0.1, 20.0  # SAM's: share of the side, pixels
-
-
-def deepest(
-    truth: Bools, prediction: Bools | None = None, ignore: Bools | None = None
-) -> tuple[int, int, int] | None:
-    """Where a person who corrects a mask would click: the deepest point of what is wrong.
-
-    Depth is the exact Euclidean distance to the nearest pixel that is not wrong in the same way,
-    or beyond the image's border. The deepest point of the false negatives or of the false
-    positives is taken, whichever is deeper; of equal ones a false negative, then the first in
-    reading order.
-
-    Args:
-        truth: (H, W).
-        prediction: (H, W); None: nothing yet.
-        ignore: (H, W); None: nothing.
-
-    Returns:
-        (x, y, label), label 1 to add (foreground), 0 to take away; None if nothing is wrong.
-    """
-    prediction = np.zeros_like(truth) if prediction is None else prediction
-    counts = True if ignore is None else ~ignore
-    kinds = ((1, truth & ~prediction & counts), (0, prediction & ~truth & counts))
-    found = [(*_deepest(wrong), label) for label, wrong in kinds]
-    depth, x, y, label = max(found, key=lambda place: place[0])  # the first of equal ones
-    return (x, y, label) if depth > 0 else None
-
-
-def _deepest(region: Bools) -> tuple[float, int, int]:
-    """Largest depth in a region, and the x and y of the first place that has it."""
-    padded = np.pad(region.astype(np.uint8), 1)  # beyond the border is an edge too
-    depths = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    y, x = divmod(int(depths.argmax()), region.shape[1])
-    return float(depths[y, x]), x, y
-
-
-def iou(truth: Tensor, prediction: Tensor, ignore: Tensor | None = None) -> Tensor:
-    """Intersection over union outside `ignore`; 1 where both are empty.
-
-    Args:
-        truth, prediction, ignore: (..., H, W) bool, broadcast against each other.
-
-    Returns:
-        (...) float32.
-    """
-    both, either = truth & prediction, truth | prediction
-    if ignore is not None:
-        both, either = both & ~ignore, either & ~ignore
-    union = either.sum(dim=(-2, -1))
-    return torch.where(union > 0, both.sum(dim=(-2, -1)) / union.clamp(min=1), 1.0)
 
 
 def random_clicks(region: Tensor, draws: Tensor, centred: Tensor) -> Tensor:
@@ -122,31 +73,6 @@ def _weights(inside: Tensor, depths: Tensor, centred: Tensor) -> Tensor:
     score learns less of what a click in the very middle says."""
     share = depths / depths.amax(dim=(1, 2), keepdim=True).clamp(min=1)
     return torch.where(centred[:, None, None], share**32, inside)
-
-
-def depth(region: Tensor) -> Tensor:
-    """Exact Euclidean distance to the nearest place outside a region or beyond the border.
-
-    By columns, then by rows (Felzenszwalb and Huttenlocher 2012), as `deepest` has it from OpenCV.
-
-    Args:
-        region: (N, H, W) bool.
-
-    Returns:
-        (N, H, W) float32; 0 outside.
-    """
-    height, width = region.shape[1:]
-    rows = torch.arange(height, device=region.device)[:, None]
-    before = torch.where(region, -1, rows).cummax(dim=1).values
-    after = torch.where(region, height, rows).flip(1).cummin(dim=1).values.flip(1)
-    column = torch.minimum(rows - before, after - rows).float().square()
-    # No place is deeper than half of the shorter side: what lies further away cannot be nearest.
-    reach = (min(height, width) + 1) // 2
-    padded, squared = F.pad(column, (reach, reach)), column
-    for shift in range(1, reach + 1):
-        left, right = (padded[:, :, reach + s : reach + s + width] for s in (-shift, shift))
-        squared = torch.minimum(squared, torch.minimum(left, right) + shift**2)
-    return squared.sqrt()
 
 
 def _inside(region: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from masking.decode import Bools, Found, Pair, PairError, nearest, read_image, shown
-from masking.masks import decode_rle
+from masking.images.arrays import Bools
+from masking.images.decode import Found, Pair, PairError, nearest, read_image, shown
+from masking.images.masks import decode_rle
 
 _FINE = 4
 """Polygons are drawn larger by this: fillPoly fills every pixel that an edge touches."""

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from masking.decode import Bools, Pair, PairError, Pixels
 from masking.draw import affine, outline, photograph, resample, stroke
+from masking.images.arrays import Bools, Pixels
+from masking.images.decode import Pair, PairError
 
 _BITS = 7
 """Objects of a picture that are candidates at a time; with what is ignored they fill a byte, so

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from masking.decode import Bools, Pixels
+from masking.images.arrays import Bools, Pixels
 
 Points = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from av.video.frame import PictureType
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
-from masking.decode import Pixels
+from masking.images.arrays import Pixels
 from masking.video import HD_LINES
 
 Sound: TypeAlias = "Packet[AudioStream]"  # generic for type checkers alone

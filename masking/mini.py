@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masking.clicks import depth
+from masking.images.geometry import depth
 
 OUTPUTS = 4
 """The single mask, then three that may differ."""

@@ -13,9 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from masking.decode import Bools, Pixels
+from masking.images.arrays import Bools, Pixels, Points
 
-Points = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
 WINDOW, LEVELS = 21, 4

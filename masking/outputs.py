@@ -32,8 +32,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from masking.decode import Bools
-from masking.masks import area, box, decode_rle, encode_rle
+from masking.images.arrays import Bools
+from masking.images.masks import area, box, decode_rle, encode_rle
 from masking.propagate import FrameMasks
 
 FORMAT = 1

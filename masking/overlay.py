@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from masking.decode import Bools, Pixels
+from masking.images.arrays import Bools, Pixels
 
 COLOURS = (
     (0, 158, 255), (255, 94, 58), (46, 204, 113), (255, 200, 0), (171, 71, 255), (0, 200, 200),

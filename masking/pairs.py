@@ -30,8 +30,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masking.coco import survey_coco
-from masking.decode import (
-    Bools,
+from masking.images.arrays import Bools
+from masking.images.decode import (
     Entry,
     Found,
     NothingToLearnError,

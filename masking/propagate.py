@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from masking import rows as prompt_rows
 from masking import snapshot, track, tracking
 from masking.ahead import scenes
-from masking.clicks import iou
-from masking.decode import Bools, Pixels
-from masking.masks import decode_rle, encode_rle
+from masking.images.arrays import Bools, Pixels
+from masking.images.geometry import iou
+from masking.images.masks import decode_rle, encode_rle
 from masking.rows import ObjectPlan
 from masking.sam import Precision, Segmenter, load
 from masking.track import VISIBLE, Asked, State, TrackConfig, Tracker

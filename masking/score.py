@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from masking.decode import Bools, read_labels
-from masking.masks import contour_accuracy, region_similarity
+from masking.images.arrays import Bools
+from masking.images.decode import read_labels
+from masking.images.masks import contour_accuracy, region_similarity
 from masking.outputs import mask_of
 
 _VOID = 255

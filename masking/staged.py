@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from masking.decode import Bools, Pixels
 from masking.draw import affine, resample
+from masking.images.arrays import Bools, Pixels
 
 
 @dataclass(frozen=True)

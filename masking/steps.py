@@ -17,15 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from masking.clicks import (
-    PERTURB_DRAWS,
-    corrective,
-    deepest,
-    iou,
-    noisy_box,
-    perturb,
-    random_clicks,
-)
+from masking.clicks import PERTURB_DRAWS, corrective, noisy_box, perturb, random_clicks
+from masking.images.geometry import deepest, iou
 from masking.pairs import Pair
 from masking.sam import Prompts, Segmenter
 

@@ -13,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masking.decode import Pixels
-from masking.motion import Points
+from masking.images.arrays import Pixels, Points
 from masking.recall import Memory
 from masking.sam import Embeddings
 

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from masking import motion, recall
 from masking.asking import Answer, Asking, Query
-from masking.clicks import iou
-from masking.decode import Bools
-from masking.motion import Points
+from masking.images.arrays import Bools, Points
+from masking.images.geometry import iou
 from masking.recall import Memory, Remembered
 from masking.sam import Segmenter
 from masking.track import NOTHING, VISIBLE, Asked, Found, Scene, State, Track, TrackConfig, Tracker

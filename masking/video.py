@@ -30,7 +30,8 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 
-from masking.decode import PairError, Pixels, read_image
+from masking.images.arrays import Pixels
+from masking.images.decode import PairError, read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What of a folder is a frame, by the ending of its name."""

@@ -18,7 +18,10 @@ FLOORS = {
         ["jobs/run"],
         ["jobs/storage"],
     ],
-    "masking": [["masking"]],
+    "masking": [
+        ["masking"],
+        ["masking/images"],
+    ],
     "vit": [["vit"]],
     "docs": [["docs"]],
 }

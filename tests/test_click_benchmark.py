@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from benchmarks import clicks
-from masking.decode import Pair
+from masking.images.decode import Pair
 from masking.mini import Mini, MiniConfig
 from masking.pairs import PairsConfig, survey
 

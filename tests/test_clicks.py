@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from masking import clicks
+from masking.images.geometry import deepest, depth, iou
 
 H, W = 12, 16
 
@@ -36,7 +37,7 @@ def test_deepest_is_what_brute_force_finds(seed):
     density = rng.uniform(0.05, 0.95)
     truth, prediction = rng.random((2, *shape)) < density
     ignore = rng.random(shape) < rng.choice([0, 0.3])
-    assert clicks.deepest(truth, prediction, ignore) == brute_force(truth, prediction, ignore)
+    assert deepest(truth, prediction, ignore) == brute_force(truth, prediction, ignore)
 
 
 RING = box(1, 1, 12, 12, 13, 13) & ~box(4, 4, 9, 9, 13, 13)
@@ -59,7 +60,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_deepest(case):
     truth, prediction, ignore, expected = CASES[case]
-    assert clicks.deepest(truth, prediction, ignore) == expected
+    assert deepest(truth, prediction, ignore) == expected
 
 
 def torch_masks(*masks):
@@ -78,7 +79,7 @@ def torch_masks(*masks):
 )
 def test_iou(truth, prediction, ignore, expected):
     parts = (truth, prediction) if ignore is None else (truth, prediction, ignore)
-    assert clicks.iou(*(torch_masks(part) for part in parts)).tolist() == [expected]
+    assert iou(*(torch_masks(part) for part in parts)).tolist() == [expected]
 
 
 def draws(*shape, seed=0):
@@ -101,7 +102,7 @@ def test_depth_is_opencvs_exact_distance(shape):
         )[1:-1, 1:-1]
         for region in regions
     ]
-    np.testing.assert_allclose(clicks.depth(torch_masks(*regions)), np.stack(expected), atol=1e-4)
+    np.testing.assert_allclose(depth(torch_masks(*regions)), np.stack(expected), atol=1e-4)
 
 
 def everywhere(n):
@@ -210,7 +211,7 @@ def test_perturbed_masks_are_near_the_truth_and_sometimes_wrong():
     assert logits.shape == truth.shape
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
-    overlap = clicks.iou(truth, logits > 0)
+    overlap = iou(truth, logits > 0)
     assert 0.6 < overlap.median() < 0.95
     assert (overlap < 0.5).float().mean() > 0.03
     assert overlap.std() > 0.1
@@ -219,7 +220,7 @@ def test_perturbed_masks_are_near_the_truth_and_sometimes_wrong():
 def test_perturbing_by_nothing_softens_only():
     calm = torch.full((1, clicks.PERTURB_DRAWS), 0.5)
     calm[0, 5] += 2048.0 / 4096 / 4096  # the low bits say: no part missing, none too much
-    assert clicks.iou(shapes(1), clicks.perturb(shapes(1), calm) > 0) > 0.97
+    assert iou(shapes(1), clicks.perturb(shapes(1), calm) > 0) > 0.97
 
 
 def test_a_row_does_not_hang_on_its_neighbours():
@@ -244,6 +245,6 @@ def test_nothing_waits_for_the_gpu():
     try:
         clicks.corrective(truth, truth.flip(1), truth & ~truth, noise, middle(8).cuda())
         clicks.noisy_box(truth, few[:, :4])
-        clicks.iou(truth, clicks.perturb(truth, few) > 0)
+        iou(truth, clicks.perturb(truth, few) > 0)
     finally:
         torch.cuda.set_sync_debug_mode("default")

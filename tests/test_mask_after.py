@@ -15,8 +15,8 @@ from jobs.masks import pairs as masked
 from jobs.masks.finish import finish
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
-from masking.decode import PairError
-from masking.masks import davis
+from masking.images.decode import PairError
+from masking.images.masks import davis
 from masking.outputs import davis_png, frames_of, mask_of, mask_png
 from masking.pairs import PairsConfig, survey
 from masking.score import read_mask
@@ -199,7 +199,7 @@ def test_a_mask_run_is_training_data(masked_run, cache):
 
 def test_what_is_not_sure_is_void_and_frames_are_spread():
     size = {"height": 4, "width": 4, "owned": None}
-    from masking.masks import encode_rle
+    from masking.images.masks import encode_rle
 
     here = np.zeros((4, 4), bool)
     here[:2] = True

@@ -7,8 +7,8 @@ import pytest
 from pycocotools import mask as coco
 from scipy.ndimage import distance_transform_edt
 
-from masking.decode import PairError
-from masking.masks import (
+from masking.images.decode import PairError
+from masking.images.masks import (
     area,
     box,
     contour_accuracy,

@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from masking import pairs as pairs_module
-from masking.decode import NothingToLearnError, read_image
+from masking.images.decode import NothingToLearnError, read_image
 from masking.pairs import PairError, PairsConfig, faults, survey
 
 ALL = PairsConfig(longest=0, smallest=0, largest=1)

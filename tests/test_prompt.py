@@ -36,7 +36,7 @@ from jobs.page.tracking import TrackError, window
 from jobs.page.videos import Clip
 from jobs.run.config import ConfigError, parse
 from jobs.storage.location import Location, StorageError
-from masking.masks import decode_rle
+from masking.images.masks import decode_rle
 from masking.propagate import mask_video
 from masking.rows import ManifestError, read_rows, resolve
 from masking.sam import PromptError

@@ -22,7 +22,7 @@ from jobs.page.store import Store
 from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import load_segmenter
 from masking.film import Film
-from masking.masks import decode_rle
+from masking.images.masks import decode_rle
 from masking.video import Video
 from tests.conftest import ROOT
 from tests.moving import picture

@@ -13,8 +13,8 @@ from jobs.masks.folder import Rows, table_of
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location, explained
-from masking.decode import Pixels
 from masking.film import Film
+from masking.images.arrays import Pixels
 from masking.outputs import (
     davis_png,
     frames_of,

@@ -19,7 +19,8 @@ from jobs.masks.folder import Rows, hash_of, masks_place
 from jobs.storage import scratch
 from jobs.storage.cache import cache_folder, localize_in, once
 from jobs.storage.location import Location
-from masking.decode import Bools, PairError, Pixels, nearest
+from masking.images.arrays import Bools, Pixels
+from masking.images.decode import PairError, nearest
 from masking.outputs import frames_of, label_map, mask_of
 from masking.video import Video, VideoError
 

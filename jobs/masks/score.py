@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.masks.folder import table_of
 from jobs.storage.location import Location
-from masking.decode import PairError
+from masking.images.decode import PairError
 from masking.outputs import frames_of
 from masking.score import Scores, Truth, read_mask, read_truth, scored_frames
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from masking.decode import Pixels
+from masking.images.arrays import Pixels
 from masking.video import Frame, Moment, Video, VideoError
 
 KEPT_BYTES = 256 << 20

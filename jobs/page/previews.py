@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from jobs.page.frames import yield_to_others
-from masking.decode import Bools, Pixels
+from masking.images.arrays import Bools, Pixels
 from masking.sam import Embeddings, Prompts, Segmenter
 from masking.tracking import SURE
 

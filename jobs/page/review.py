@@ -14,7 +14,7 @@ from jobs.masks.plan import is_accepted, key_of, settings_of, state_of
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
 from jobs.weights.segmenter import locate
-from masking.decode import Bools
+from masking.images.arrays import Bools
 from masking.outputs import mask_of
 from masking.rows import Row, prompts
 from masking.track import TrackConfig

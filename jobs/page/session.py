@@ -18,8 +18,8 @@ from jobs.page.store import Store
 from jobs.page.tracking import TrackError, Tracking, window
 from jobs.page.videos import Clip
 from jobs.storage.cache import localize
-from masking.decode import Bools, Pixels
-from masking.masks import encode_rle
+from masking.images.arrays import Bools, Pixels
+from masking.images.masks import encode_rle
 from masking.rows import object_faults, parse_rows, prompts, resolve
 from masking.sam import Segmenter
 from masking.video import Video, VideoError

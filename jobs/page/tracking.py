@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.page.frames import Frames, yield_to_others
-from masking.decode import Bools
-from masking.masks import decode_rle, encode_rle
+from masking.images.arrays import Bools
+from masking.images.masks import decode_rle, encode_rle
 from masking.propagate import FrameMasks, Masking
 from masking.rows import ObjectPlan
 from masking.sam import Segmenter

@@ -2,8 +2,8 @@
 
     python -m jobs.finetune --evaluate --weights mini --data held-back.parquet --json out.json
 
-A click is the deepest point of the larger error (`masking.clicks.deepest`); an object that is not
-masked well after ten counts as ten clicks. Runs in this process: no Ray, no --out.
+A click is the deepest point of the larger error (`masking.images.geometry.deepest`); an object that
+is not masked well after ten counts as ten clicks. Runs in this process: no Ray, no --out.
 """
 
 import os

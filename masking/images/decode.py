@@ -17,9 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Pixels = NDArray[Any]
-"""Of uint8, which OpenCV's stubs do not say."""
-Bools = NDArray[np.bool_]
+from masking.images.arrays import Bools, Pixels
 
 LISTED = 20
 """Faults that a message lists before it only counts them; `PairError.faults` has them all."""

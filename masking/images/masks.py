@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from masking.decode import Bools, PairError, shown
+from masking.images.arrays import Bools
+from masking.images.decode import PairError, shown
 
 BOUNDARY = 0.008
 """How far apart contours may lie and still match, as a share of the image's diagonal (DAVIS)."""
