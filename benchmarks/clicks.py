@@ -6,7 +6,7 @@ Of every path (Parquet, COCO or a DAVIS folder, of which the first frames of its
 taken) the first --masks objects, one of each image first. Clicks are simulated alike for all: the
 deepest point of the larger error (`masking.images.geometry.deepest`). Three columns:
 
-- the segmenter, by `masking.steps.measure`, as `jobs.finetune --evaluate`;
+- the segmenter, by `masking.training.steps.measure`, as `jobs.finetune --evaluate`;
 - GrabCut with clicks on its own errors, as it would be used; the first click is the same;
 - GrabCut with the very clicks that the segmenter got.
 
@@ -33,11 +33,11 @@ import torch
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Bools, Pixels
-from masking.images.decode import Pair
 from masking.images.geometry import deepest, iou
-from masking.pairs import Pairs, PairsConfig, survey
-from masking.sam import Masks, Prompts, Segmenter
-from masking.steps import measure
+from masking.segmenter.sam import Masks, Prompts, Segmenter
+from masking.training.pair import Pair
+from masking.training.pairs import Pairs, PairsConfig, survey
+from masking.training.steps import measure
 
 COUNTS = (1, 3, 5)
 """Clicks after which IoU is told."""

@@ -34,9 +34,9 @@ from jobs.cluster.workers import keep_memory
 from jobs.masks.folder import commits
 from jobs.run.folder import hardware, versions
 from jobs.storage.location import Location
-from masking.propagate import mask_video
-from masking.sam import Segmenter, build
-from masking.video import Video
+from masking.segmenter.sam import Segmenter, build
+from masking.tracking.masking import mask_video
+from masking.video.reader import Video
 
 SIZE = (270, 480)
 

@@ -25,8 +25,8 @@ from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.geometry import deepest, iou
-from masking.pairs import PairsConfig, survey
-from masking.sam import Prompts, Segmenter
+from masking.segmenter.sam import Prompts, Segmenter
+from masking.training.pairs import PairsConfig, survey
 
 SIZES = {"square": (480, 480), "16:9": (270, 480)}
 """(H, W) of the frames that are timed."""

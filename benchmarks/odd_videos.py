@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.run.folder import hardware, versions
-from masking.propagate import mask_video
-from masking.video import Video, VideoError
+from masking.tracking.masking import mask_video
+from masking.video.reader import Video, VideoError
 
 
 def mask(path: Path, most: int) -> dict[str, Any]:

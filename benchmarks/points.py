@@ -26,10 +26,11 @@ from benchmarks.tracking import Clip, clicks, sequences
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
-from masking.sam import Embeddings, Prompts, Segmenter
-from masking.track import Asked, Scene, TrackConfig, begin, shrunk_grey
-from masking.tracking import Step
-from masking.video import Video
+from masking.manifest.asked import Asked
+from masking.segmenter.sam import Embeddings, Prompts, Segmenter
+from masking.tracking.state import Scene, TrackConfig, begin, shrunk_grey
+from masking.tracking.step import Step
+from masking.video.reader import Video
 
 
 class Right(Segmenter):

@@ -35,8 +35,8 @@ from jobs.page.session import Session
 from jobs.page.store import Store
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
-from masking.film import Film
-from masking.staged import panned
+from masking.training.staged import panned
+from masking.video.writer import Film
 
 SIZE, RATE = (1080, 1920), 25
 

@@ -35,8 +35,8 @@ from torch import nn
 
 from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
-from masking.official import Official
-from masking.sam import Prompts, Segmenter, resolve
+from masking.segmenter.official import Official
+from masking.segmenter.sam import Prompts, Segmenter, resolve
 
 FRAME = (480, 854)
 """(H, W) of the frames, in pixels."""

@@ -31,7 +31,7 @@ from jobs.page.server import Server
 from jobs.page.session import Session
 from jobs.page.store import Store
 from jobs.weights.segmenter import load_segmenter
-from masking.film import Film
+from masking.video.writer import Film
 
 WIDTH, HEIGHT = 1280, 760
 CLICKS = ((110, 150), (80, 160)), ((357, 110),)

@@ -23,14 +23,14 @@ from torch.nn import functional as F
 from jobs import mask
 from jobs.masks import batch
 from jobs.masks.video import Masker
-from masking.sam import Segmenter
+from masking.segmenter.sam import Segmenter
 
 ENCODE_SHARE = 0.8
 """Of the sleep of a frame; the decoder has the rest, once for each call."""
 
 
 class StandIn(nn.Module):
-    """A network as `masking.sam.Network` wants it."""
+    """A network as `masking.segmenter.sam.Network` wants it."""
 
     mask_stride, fill, radius = 4, (0.0, 0.0, 0.0), 24.0
     autocast = True

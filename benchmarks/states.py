@@ -27,12 +27,13 @@ from jobs.cluster.workers import keep_memory
 from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Pixels
-from masking.images.decode import Pair
 from masking.images.geometry import deepest
-from masking.pairs import Pairs, PairsConfig, survey
-from masking.staged import Actor, Pose, Stage, panned
-from masking.track import Asked, Scene, TrackConfig, begin, shrunk_grey
-from masking.tracking import advance
+from masking.manifest.asked import Asked
+from masking.tracking.state import Scene, TrackConfig, begin, shrunk_grey
+from masking.tracking.step import advance
+from masking.training.pair import Pair
+from masking.training.pairs import Pairs, PairsConfig, survey
+from masking.training.staged import Actor, Pose, Stage, panned
 
 SIZE, FRAMES, GONE = (270, 480), 60, range(24, 40)
 """The frames on which something is gone, in the scenes that have it."""

@@ -30,10 +30,10 @@ from jobs.run.folder import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Bools
 from masking.images.masks import davis
-from masking.propagate import mask_video
-from masking.sam import Embeddings, Prepared, Prompts, Segmenter
-from masking.track import TrackConfig
-from masking.video import Video
+from masking.segmenter.sam import Embeddings, Prepared, Prompts, Segmenter
+from masking.tracking.masking import mask_video
+from masking.tracking.state import TrackConfig
+from masking.video.reader import Video
 
 APART = 0.35
 """Radius round a click in which the next one does not fall, in equivalent radii of the object."""

@@ -22,9 +22,9 @@ from sklearn.datasets import load_sample_image
 
 from docs.demo import SIZE, flower
 from jobs.run.folder import hardware, versions
-from masking.film import Film
-from masking.propagate import mask_video
-from masking.staged import Actor, Pose, Stage, panned
+from masking.tracking.masking import mask_video
+from masking.training.staged import Actor, Pose, Stage, panned
+from masking.video.writer import Film
 
 
 def make(path: Path, frames: int) -> None:

@@ -24,8 +24,8 @@ from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.images.arrays import Pixels
 from masking.images.decode import PairError, read_image
-from masking.overlay import draw_masks
-from masking.sam import CheckpointError, PromptError, Prompts
+from masking.outputs.overlay import draw_masks
+from masking.segmenter.sam import CheckpointError, PromptError, Prompts
 
 SAMPLES = ("flower", "china")
 """Photographs that scikit-learn ships."""

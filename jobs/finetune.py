@@ -39,8 +39,8 @@ from jobs.training.ranks import AgreedError, Ranks
 from jobs.training.stages import common, failed, finished, last_save, on_workers
 from jobs.training.task import Hooks
 from jobs.weights.segmenter import announce
-from masking.pairs import NothingToLearnError, PairError, faults
-from masking.sam import CheckpointError
+from masking.segmenter.sam import CheckpointError
+from masking.training.pairs import NothingToLearnError, PairError, faults
 
 
 def work(config: FinetuneConfig, device: torch.device, hooks: Hooks) -> dict[str, Any]:

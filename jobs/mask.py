@@ -3,9 +3,9 @@
     python -m jobs.mask --manifest clicks.csv --weights mini --out runs/masks --workers 2
 
 A manifest is CSV, JSON lines or Parquet, one row a point: uri, object_id, frame (or time_s), x, y,
-label (`masking.rows.COLUMNS` has all). `--out` then holds
+label (`masking.manifest.rows.COLUMNS` has all). `--out` then holds
 
-    masks/<video_id>.parquet   a row a frame and object (`masking.outputs`)
+    masks/<video_id>.parquet   a row a frame and object (`masking.outputs.rows`)
     videos.parquet             a row a video: status, code and error, frames, states of its objects
     review.csv                 uncertain and lost spans, worst first, and where a click would help
     summary.json               counts, frames per second, versions
@@ -44,8 +44,8 @@ from jobs.run.signals import Stop
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import NAMES, announce, locate
-from masking.outputs import DAVIS_IDS
-from masking.sam import CheckpointError
+from masking.outputs.formats import DAVIS_IDS
+from masking.segmenter.sam import CheckpointError
 
 
 def run(config: MaskConfig) -> int:

@@ -35,8 +35,8 @@ from jobs.run.device import choose_device
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import announce, load_segmenter
-from masking.rows import ManifestError, object_faults, parse_rows, prompts
-from masking.sam import CheckpointError
+from masking.manifest.rows import ManifestError, object_faults, parse_rows, prompts
+from masking.segmenter.sam import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from masking.sam import Segmenter
+from masking.segmenter.sam import Segmenter
 
 COLOURS = {1: (220, 40, 40), 2: (40, 60, 220), 3: (40, 200, 60)}
 SIZE = (96, 160)

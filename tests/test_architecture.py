@@ -20,6 +20,10 @@ FLOORS = {
     ],
     "masking": [
         ["masking"],
+        ["masking/outputs"],
+        ["masking/tracking"],
+        ["masking/training", "masking/manifest"],
+        ["masking/segmenter", "masking/video"],
         ["masking/images"],
     ],
     "vit": [["vit"]],

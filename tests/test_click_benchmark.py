@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 
 from benchmarks import clicks
-from masking.images.decode import Pair
-from masking.mini import Mini, MiniConfig
-from masking.pairs import PairsConfig, survey
+from masking.segmenter.mini import Mini, MiniConfig
+from masking.training.pair import Pair
+from masking.training.pairs import PairsConfig, survey
 
 ALL = PairsConfig(longest=0, smallest=0, largest=1)
 

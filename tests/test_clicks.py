@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from masking import clicks
 from masking.images.geometry import deepest, depth, iou
+from masking.training import clicks
 
 H, W = 12, 16
 

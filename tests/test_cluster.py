@@ -28,7 +28,7 @@ from jobs.run.config import ConfigError
 from jobs.run.signals import Stop, background
 from jobs.run.submitted import refuse_relative
 from jobs.weights.segmenter import locate
-from masking.sam import CheckpointError
+from masking.segmenter.sam import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 

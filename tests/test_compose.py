@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from masking.compose import ComposeConfig, joined, sample
-from masking.draw import affine, outline, resample, stroke
-from masking.pairs import Pair
+from masking.training.compose import ComposeConfig, joined, sample
+from masking.training.draw import affine, outline, resample, stroke
+from masking.training.pairs import Pair
 
 PLAIN = ComposeConfig(
     size=96, join=0, paste=0, drawn=0, occlude=0, colour=0, blur=0, noise=0, jpeg=0

@@ -21,8 +21,8 @@ from jobs.storage.location import Location
 from jobs.training.loop import run
 from jobs.training.ranks import Ranks
 from jobs.weights.segmenter import load_segmenter
-from masking.compose import ComposeConfig
-from masking.mini import Mini
+from masking.segmenter.mini import Mini
+from masking.training.compose import ComposeConfig
 from tests.ranks import on_ranks
 from tests.tasks import RecordingHooks
 from tests.test_train import final, finish, step_of, training_workers, wait_for

@@ -7,9 +7,9 @@ from jobs.classifier.task import VitTask, load
 from jobs.segmenter.task import SegmentTask
 from jobs.segmenter.task import load as load_pairs
 from jobs.training.ranks import Ranks
-from masking.mini import Mini, MiniConfig
-from masking.official import Official
-from masking.sam import Prompts, Segmenter
+from masking.segmenter.mini import Mini, MiniConfig
+from masking.segmenter.official import Official
+from masking.segmenter.sam import Prompts, Segmenter
 from tests.tasks import small_config
 from tests.test_finetune import small, write_squares
 from tests.test_sam import photographs, small_sam

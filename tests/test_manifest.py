@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masking.manifest import default_id, parse_table, read_manifest
-from masking.rows import ManifestError
+from masking.manifest.rows import ManifestError
+from masking.manifest.table import default_id, parse_table, read_manifest
 
 ROWS = [
     {"uri": "a.mp4", "object_id": 1, "frame": 0, "x": 20, "y": 30.5, "label": 1, "camera": "north"},

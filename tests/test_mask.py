@@ -26,10 +26,10 @@ from jobs.masks.video import Masker, WorkerError
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import locate
-from masking.outputs import frames_of, mask_of
-from masking.propagate import mask_video
-from masking.sam import load
-from masking.track import TrackConfig
+from masking.outputs.rows import frames_of, mask_of
+from masking.segmenter.sam import load
+from masking.tracking.masking import mask_video
+from masking.tracking.state import TrackConfig
 from tests.moving import picture
 from tests.test_propagate import film
 

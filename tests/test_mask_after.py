@@ -17,9 +17,10 @@ from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from masking.images.decode import PairError
 from masking.images.masks import davis
-from masking.outputs import davis_png, frames_of, mask_of, mask_png
-from masking.pairs import PairsConfig, survey
-from masking.score import read_mask
+from masking.outputs.formats import davis_png, mask_png
+from masking.outputs.rows import frames_of, mask_of
+from masking.outputs.score import read_mask
+from masking.training.pairs import PairsConfig, survey
 from tests.moving import picture
 from tests.test_mask import masker, plan, settings  # noqa: F401
 from tests.test_propagate import film

@@ -10,9 +10,9 @@ from benchmarks import odd_batch, stand_in, tracking
 from jobs.masks import plan
 from jobs.masks.plan import Work
 from jobs.weights.segmenter import load_segmenter, locate
-from masking.propagate import mask_video
-from masking.sam import Segmenter
-from masking.track import TrackConfig
+from masking.segmenter.sam import Segmenter
+from masking.tracking.masking import mask_video
+from masking.tracking.state import TrackConfig
 
 SIZE = (96, 160)
 

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from jobs.segmenter.network import imagenet
-from masking.mini import (
+from masking.segmenter.mini import (
     MIDDLES,
     Decoder,
     Mini,

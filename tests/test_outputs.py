@@ -9,20 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from masking.outputs import (
-    SCHEMA,
-    MaskFile,
-    davis_png,
-    frames_of,
-    label_map,
-    mask_of,
-    mask_png,
-    rows_of,
-    spans,
-    write_coco,
-    write_youtube_vos,
-)
-from masking.propagate import FrameMasks, Mask
+from masking.outputs.formats import davis_png, mask_png, write_coco, write_youtube_vos
+from masking.outputs.rows import SCHEMA, MaskFile, frames_of, label_map, mask_of, rows_of, spans
+from masking.tracking.masking import FrameMasks, Mask
 
 SIZE = (24, 32)
 
@@ -68,7 +57,7 @@ def test_rows_come_back_as_they_were_written():
 
 
 def test_rows_of_one_frame_stay_together(monkeypatch):
-    monkeypatch.setattr("masking.outputs.GROUP", 3)
+    monkeypatch.setattr("masking.outputs.rows.GROUP", 3)
     found = table(*[frame(i, square(2), square(15)) for i in range(5)])
     assert [len(rows) for _, rows in frames_of(found)] == [2] * 5
 

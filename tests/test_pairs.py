@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from masking import pairs as pairs_module
-from masking.images.decode import NothingToLearnError, read_image
-from masking.pairs import PairError, PairsConfig, faults, survey
+from masking.images.decode import read_image
+from masking.training import pairs as pairs_module
+from masking.training.pair import NothingToLearnError
+from masking.training.pairs import PairError, PairsConfig, faults, survey
 
 ALL = PairsConfig(longest=0, smallest=0, largest=1)
 H, W = 30, 40

@@ -37,10 +37,10 @@ from jobs.page.videos import Clip
 from jobs.run.config import ConfigError, parse
 from jobs.storage.location import Location, StorageError
 from masking.images.masks import decode_rle
-from masking.propagate import mask_video
-from masking.rows import ManifestError, read_rows, resolve
-from masking.sam import PromptError
-from masking.video import Video, VideoError
+from masking.manifest.rows import ManifestError, read_rows, resolve
+from masking.segmenter.sam import PromptError
+from masking.tracking.masking import mask_video
+from masking.video.reader import Video, VideoError
 from tests.conftest import ROOT
 from tests.moving import SIZE, picture, segmenter
 from tests.test_propagate import film

@@ -21,9 +21,9 @@ from jobs.page.session import Session
 from jobs.page.store import Store
 from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import load_segmenter
-from masking.film import Film
 from masking.images.masks import decode_rle
-from masking.video import Video
+from masking.video.reader import Video
+from masking.video.writer import Film
 from tests.conftest import ROOT
 from tests.moving import picture
 from tests.moving import segmenter as seeing

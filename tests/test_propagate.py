@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 import masking
-from masking.ahead import ahead
-from masking.propagate import MaskingState
-from masking.rows import ManifestError
-from masking.video import VideoError
+from masking.manifest.rows import ManifestError
+from masking.tracking.ahead import ahead
+from masking.tracking.masking import MaskingState
+from masking.video.reader import VideoError
 from tests.moving import SIZE, picture, segmenter
 
 

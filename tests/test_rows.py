@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masking.rows import ManifestError, read_rows, resolve
+from masking.manifest.rows import ManifestError, read_rows, resolve
 
 SIZE = (100, 200)
 TIMES = [0.0, 0.04, 0.3, 0.34]

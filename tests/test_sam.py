@@ -16,10 +16,10 @@ from segment_anything.modeling import (
 )
 from torch import nn
 
-from masking import sam as ours
-from masking.mini import Mini
-from masking.official import Official
-from masking.sam import CheckpointError, PromptError, Prompts, Segmenter, load
+from masking.segmenter import sam as ours
+from masking.segmenter.mini import Mini
+from masking.segmenter.official import Official
+from masking.segmenter.sam import CheckpointError, PromptError, Prompts, Segmenter, load
 
 CPU = torch.device("cpu")
 SIZES = [(57, 101), (128, 128), (211, 90), (300, 517), (3, 64)]

@@ -31,7 +31,7 @@ def test_what_a_killed_process_left_is_swept_and_what_lives_is_not(tmp_path, mon
     monkeypatch.setattr(scratch, "_YOUNG", 0.0)
     code = (
         "import time\n"
-        "from jobs import scratch\n"
+        "from jobs.storage import scratch\n"
         "with scratch.folder() as folder:\n"
         "    (folder / 'video').write_bytes(b'frames')\n"
         "    print(folder, flush=True)\n"

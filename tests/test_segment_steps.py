@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from masking.mini import Mini, MiniConfig
-from masking.official import Official
-from masking.pairs import Pair
-from masking.sam import Masks, Segmenter
-from masking.steps import (
+from masking.segmenter.mini import Mini, MiniConfig
+from masking.segmenter.official import Official
+from masking.segmenter.sam import Masks, Segmenter
+from masking.training.pairs import Pair
+from masking.training.steps import (
     Batch,
     PromptConfig,
     Trainee,

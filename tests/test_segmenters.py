@@ -12,8 +12,8 @@ from jobs.storage import cache as fetching
 from jobs.storage.location import Location, StorageError
 from jobs.weights import segmenter as segmenters
 from jobs.weights.segmenter import NAMES, OFFICIAL, Published, load_segmenter, locate
-from masking.mini import Mini
-from masking.sam import CheckpointError
+from masking.segmenter.mini import Mini
+from masking.segmenter.sam import CheckpointError
 from tests.test_sam import small_sam
 
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from masking.staged import Actor, Pose, Stage, panned
+from masking.training.staged import Actor, Pose, Stage, panned
 
 
 def stage(*actors, frames=3):

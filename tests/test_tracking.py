@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from masking import motion, recall, snapshot, track, tracking
-from masking.track import Asked, Scene, TrackConfig
+from masking.manifest.asked import Asked
+from masking.tracking import motion, recall, snapshot, step
+from masking.tracking import state as track
+from masking.tracking.state import Scene, TrackConfig
 from tests.moving import SIZE, picture, segmenter
 
 
@@ -20,7 +22,7 @@ def follow(clip, asked, config=None, tracker=None, start=0):
     for index, (image, _) in enumerate(clip[start:], start):
         embeddings = seeing.encode(image[None])
         scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
-        tracker, found = tracking.advance(
+        tracker, found = step.advance(
             seeing, config or TrackConfig(), tracker, scene, asked.get(index, {})
         )
         states.append(found.states)
@@ -105,7 +107,7 @@ def test_all_objects_of_a_frame_are_decoded_in_one_call():
         scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
         words = {0: click(30, 40), 1: click(110, 60), 2: click(70, 20)} if index == 0 else {}
         seeing.network.calls.clear()
-        tracker, _ = tracking.advance(seeing, TrackConfig(), tracker, scene, words)
+        tracker, _ = step.advance(seeing, TrackConfig(), tracker, scene, words)
         assert seeing.network.calls == ([3, 3] if index == 0 else [3])  # a click has two passes
 
 
@@ -132,7 +134,7 @@ def told(asked, config=None):
     image, _ = picture({1: (40, 40, 14), 2: (110, 60, 14)})
     embeddings = seeing.encode(image[None])
     scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
-    tracking.advance(seeing, config or TrackConfig(), track.begin(len(asked)), scene, asked)
+    step.advance(seeing, config or TrackConfig(), track.begin(len(asked)), scene, asked)
     return rounds
 
 

@@ -13,9 +13,9 @@ import pytest
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-from masking import video as video_module
-from masking.film import Film
-from masking.video import Video, VideoError, missing_bytes
+from masking.video import reader as video_module
+from masking.video.reader import Video, VideoError, missing_bytes
+from masking.video.writer import Film
 
 DATA = Path(os.environ.get("VISION_DATA", "absent")) / "videos"
 LONG = 3_000_000_000
@@ -100,7 +100,7 @@ def test_odd_seeks_fall_back_to_the_start(tmp_path, monkeypatch):
     """A container that seeks to the wrong place costs time, never order."""
     path = clip(tmp_path / "clip.mp4")
     real = av.container.InputContainer.seek
-    from masking import video as module
+    from masking.video import reader as module
 
     class Wrong:
         def __init__(self, container):

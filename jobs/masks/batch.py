@@ -17,7 +17,7 @@ from jobs.masks.video import Masker
 from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
-from masking.sam import resolve
+from masking.segmenter.sam import resolve
 
 PUBLISH_WAITS = (1.0, 5.0, 30.0)
 """Seconds before storage that refused a video's masks is tried again."""

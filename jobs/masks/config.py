@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from jobs.masks.exports import KINDS
 from jobs.run.config import MAY_CHANGE, ConfigError, JobConfig
-from masking.sam import Precision
-from masking.track import TrackConfig
+from masking.segmenter.sam import Precision
+from masking.tracking.state import TrackConfig
 
 
 @dataclass(frozen=True, kw_only=True)

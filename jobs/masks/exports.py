@@ -13,19 +13,12 @@ from jobs.masks.folder import Rows, table_of
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location, explained
-from masking.film import Film
 from masking.images.arrays import Pixels
-from masking.outputs import (
-    davis_png,
-    frames_of,
-    label_map,
-    mask_of,
-    mask_png,
-    write_coco,
-    write_youtube_vos,
-)
-from masking.overlay import draw_masks
-from masking.video import Video
+from masking.outputs.formats import davis_png, mask_png, write_coco, write_youtube_vos
+from masking.outputs.overlay import draw_masks
+from masking.outputs.rows import frames_of, label_map, mask_of
+from masking.video.reader import Video
+from masking.video.writer import Film
 
 Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.storage.location import Location
-from masking.video import is_frame
+from masking.video.reader import is_frame
 
 _THREADS = 16  # that read markers at a time
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.masks.plan import is_accepted
-from masking.rows import Row
+from masking.manifest.rows import Row
 
 SPAN_COLUMNS = (
     "video_id", "object_id", "first_frame", "last_frame", "reason", "click_frame", "severity",

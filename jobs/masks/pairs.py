@@ -21,8 +21,8 @@ from jobs.storage.cache import cache_folder, localize_in, once
 from jobs.storage.location import Location
 from masking.images.arrays import Bools, Pixels
 from masking.images.decode import PairError, nearest
-from masking.outputs import frames_of, label_map, mask_of
-from masking.video import Video, VideoError
+from masking.outputs.rows import frames_of, label_map, mask_of
+from masking.video.reader import Video, VideoError
 
 FORMAT = 1
 """Version of what is made of a run: raise it when that changes."""

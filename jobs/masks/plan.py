@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from jobs.storage.location import Location, StorageError
-from masking import checkpoint, outputs
-from masking.manifest import VideoPrompts, parse_table, read_manifest
-from masking.rows import Fault, ManifestError, Row, prompts
-from masking.track import TrackConfig
-from masking.video import IMAGES, is_frame
+from masking.manifest.rows import Fault, ManifestError, Row, prompts
+from masking.manifest.table import VideoPrompts, parse_table, read_manifest
+from masking.outputs import rows as outputs
+from masking.segmenter import weights as checkpoint
+from masking.tracking.state import TrackConfig
+from masking.video.reader import IMAGES, is_frame
 
 ATTEMPTS_PER_VIDEO = 2
 """Times that a video may end its worker before it is let alone."""

@@ -7,8 +7,8 @@ from typing import Any
 from jobs.masks.folder import table_of
 from jobs.storage.location import Location
 from masking.images.decode import PairError
-from masking.outputs import frames_of
-from masking.score import Scores, Truth, read_mask, read_truth, scored_frames
+from masking.outputs.rows import frames_of
+from masking.outputs.score import Scores, Truth, read_mask, read_truth, scored_frames
 
 _ROOTS = ("", "Annotations", "Annotations/480p")
 """Where DAVIS has a folder a video."""

@@ -24,12 +24,12 @@ from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
 from jobs.weights.segmenter import load_segmenter, locate
-from masking.outputs import MaskFile, spans
-from masking.propagate import Masking, plan
-from masking.rows import ManifestError
-from masking.sam import Precision, Segmenter
-from masking.track import TrackConfig
-from masking.video import Video, VideoError
+from masking.manifest.rows import ManifestError
+from masking.outputs.rows import MaskFile, spans
+from masking.segmenter.sam import Precision, Segmenter
+from masking.tracking.masking import Masking, plan
+from masking.tracking.state import TrackConfig
+from masking.video.reader import Video, VideoError
 
 RETRIED = ("storage", "out_of_memory", "not_found")
 """Codes of failures that a rerun tries again unasked: they need not be the video's fault. What the
@@ -136,7 +136,7 @@ class Masker:
             token: of this start of the job.
             weights: a name or a path.
             wanted: `settings_of` the weights that the driver saw.
-            precision: as of `masking.sam.load`.
+            precision: as of `masking.segmenter.sam.load`.
             config: how objects are followed.
             threads: of this process.
             device: where it computes.

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from masking.images.arrays import Pixels
-from masking.video import Frame, Moment, Video, VideoError
+from masking.video.reader import Frame, Moment, Video, VideoError
 
 KEPT_BYTES = 256 << 20
 """Decoded frames that a video keeps."""

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from jobs.page.frames import yield_to_others
 from masking.images.arrays import Bools, Pixels
-from masking.sam import Embeddings, Prompts, Segmenter
-from masking.tracking import SURE
+from masking.segmenter.sam import Embeddings, Prompts, Segmenter
+from masking.tracking.step import SURE
 
 T = TypeVar("T")
 Key = tuple[str, str, int]

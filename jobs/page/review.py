@@ -15,9 +15,9 @@ from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
 from jobs.weights.segmenter import locate
 from masking.images.arrays import Bools
-from masking.outputs import mask_of
-from masking.rows import Row, prompts
-from masking.track import TrackConfig
+from masking.manifest.rows import Row, prompts
+from masking.outputs.rows import mask_of
+from masking.tracking.state import TrackConfig
 
 Marker = Mapping[str, Any]
 _KEPT = 8  # tables of masks that are held

@@ -21,7 +21,7 @@ from aiohttp import web
 from jobs.page.session import Session, UnknownVideoError
 from jobs.page.store import StaleError
 from jobs.run.config import ConfigError
-from masking.video import VideoError
+from masking.video.reader import VideoError
 
 PAGE = Path(__file__).with_name("web")
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}

@@ -20,9 +20,9 @@ from jobs.page.videos import Clip
 from jobs.storage.cache import localize
 from masking.images.arrays import Bools, Pixels
 from masking.images.masks import encode_rle
-from masking.rows import object_faults, parse_rows, prompts, resolve
-from masking.sam import Segmenter
-from masking.video import Video, VideoError
+from masking.manifest.rows import object_faults, parse_rows, prompts, resolve
+from masking.segmenter.sam import Segmenter
+from masking.video.reader import Video, VideoError
 
 OPEN = 6
 """Videos that are held open."""

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.storage.location import Location, StorageError, check_writable
-from masking.manifest import filled, identity, json_rows, parse_table, read_manifest
-from masking.rows import COLUMNS, ManifestError, given, parse_rows
+from masking.manifest.rows import COLUMNS, ManifestError, given, parse_rows
+from masking.manifest.table import filled, identity, json_rows, parse_table, read_manifest
 
 Record = dict[str, Any]
 """A row: its columns, and what they hold; None where it is empty."""

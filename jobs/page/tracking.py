@@ -9,12 +9,12 @@ from typing import Any
 from jobs.page.frames import Frames, yield_to_others
 from masking.images.arrays import Bools
 from masking.images.masks import decode_rle, encode_rle
-from masking.propagate import FrameMasks, Masking
-from masking.rows import ObjectPlan
-from masking.sam import Segmenter
-from masking.track import TrackConfig
-from masking.video import RING_BYTES, Frame, Report, Video, VideoError
-from masking.ways import Ways
+from masking.manifest.rows import ObjectPlan
+from masking.segmenter.sam import Segmenter
+from masking.tracking.masking import FrameMasks, Masking
+from masking.tracking.state import TrackConfig
+from masking.tracking.ways import Ways
+from masking.video.reader import RING_BYTES, Frame, Report, Video, VideoError
 
 UNWATCHED = 20.0
 """Seconds after which a run that nobody asks about stops: its page is gone."""

@@ -11,9 +11,9 @@ from jobs.masks.plan import absolute_uri
 from jobs.page.store import FORMATS, Record, read_records
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
-from masking.manifest import identity
-from masking.rows import Fault, ManifestError
-from masking.video import IMAGES
+from masking.manifest.rows import Fault, ManifestError
+from masking.manifest.table import identity
+from masking.video.reader import IMAGES
 
 ENDINGS = (
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",

@@ -7,9 +7,9 @@ from typing import Literal
 from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.training.task import TrainingConfig
 from jobs.weights.segmenter import OFFICIAL, OFFICIAL_SIDE
-from masking.compose import ComposeConfig
-from masking.pairs import PairsConfig
-from masking.steps import PromptConfig
+from masking.training.compose import ComposeConfig
+from masking.training.pairs import PairsConfig
+from masking.training.steps import PromptConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,16 @@ from jobs.run.folder import hardware, versions
 from jobs.segmenter.task import CLICKS, local, spread
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
-from masking.pairs import NothingToLearnError, PairError, Pairs, PairsConfig, faults, survey
-from masking.sam import CheckpointError
-from masking.steps import measure, summarize
+from masking.segmenter.sam import CheckpointError
+from masking.training.pairs import (
+    NothingToLearnError,
+    PairError,
+    Pairs,
+    PairsConfig,
+    faults,
+    survey,
+)
+from masking.training.steps import measure, summarize
 
 FORMAT = 1
 """Version of the JSON file."""

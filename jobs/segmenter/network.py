@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from jobs.run.config import ConfigError
 from jobs.segmenter.config import FinetuneConfig
 from jobs.weights.segmenter import NAMES, load_segmenter
-from masking.mini import Mini, fold
-from masking.sam import build
+from masking.segmenter.mini import Mini, fold
+from masking.segmenter.sam import build
 
 
 def named(weights: str) -> bool:
@@ -48,7 +48,7 @@ def start(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> 
 
 
 def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a checkpoint under the names that `masking.sam.load` reads."""
+    """Weights of a checkpoint under the names that `masking.segmenter.sam.load` reads."""
     return {
         name.removeprefix("network.").removeprefix("sam."): tensor
         for name, tensor in weights.items()

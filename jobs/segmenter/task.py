@@ -22,10 +22,10 @@ from jobs.storage.cache import localize
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.ranks import Ranks
-from masking.compose import Sample, sample
-from masking.pairs import PairError, Pairs, survey
-from masking.sam import Segmenter, resolve
-from masking.steps import Batch, Trainee, gradients, measure, summarize
+from masking.segmenter.sam import Segmenter, resolve
+from masking.training.compose import Sample, sample
+from masking.training.pairs import PairError, Pairs, survey
+from masking.training.steps import Batch, Trainee, gradients, measure, summarize
 from vit import data, rng
 from vit.optim import start_average, update_average
 from vit.steps import update

@@ -9,8 +9,8 @@ import masking
 from jobs.run.submitted import why_not_here
 from jobs.storage.cache import fetch, localize
 from jobs.storage.location import Location
-from masking.checkpoint import FILE
-from masking.sam import CheckpointError, Precision, Segmenter, load
+from masking.segmenter.sam import CheckpointError, Precision, Segmenter, load
+from masking.segmenter.weights import FILE
 
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
 """Where Meta publishes SAM's checkpoints."""
@@ -52,7 +52,7 @@ def load_segmenter(
         text: mini, vit_b, vit_l or vit_h; or a path or s3:// of a checkpoint of SAM, of a
             safetensors file, or of the folder of a run.
         device: where it computes.
-        precision: as of `masking.sam.load`.
+        precision: as of `masking.segmenter.sam.load`.
         compile: as there.
 
     Raises:

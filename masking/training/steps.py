@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from masking.clicks import PERTURB_DRAWS, corrective, noisy_box, perturb, random_clicks
 from masking.images.geometry import deepest, iou
-from masking.pairs import Pair
-from masking.sam import Prompts, Segmenter
+from masking.segmenter.sam import Prompts, Segmenter
+from masking.training.clicks import PERTURB_DRAWS, corrective, noisy_box, perturb, random_clicks
+from masking.training.pairs import Pair
 
 Precision = Literal["float32", "bfloat16"]
 Decode = Callable[..., tuple[Tensor, Tensor]]
@@ -103,7 +103,7 @@ class Trainee(nn.Module):
     """
 
     def __init__(self, network: Any) -> None:
-        """`network` is a `masking.sam.Network` that is a module."""
+        """`network` is a `masking.segmenter.sam.Network` that is a module."""
         super().__init__()
         self.network = network
 

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from masking.draw import affine, outline, photograph, resample, stroke
 from masking.images.arrays import Bools, Pixels
-from masking.images.decode import Pair, PairError
+from masking.images.decode import PairError
+from masking.training.draw import affine, outline, photograph, resample, stroke
+from masking.training.pair import Pair
 
 _BITS = 7
 """Objects of a picture that are candidates at a time; with what is ignored they fill a byte, so
@@ -35,7 +36,7 @@ _SMALL = 3  # pixels to one when looking for parts that touch: gaps of labels ar
 
 
 class PairSource(Protocol):
-    """Pairs by index: `masking.pairs.Pairs`, a list, or a cache of one."""
+    """Pairs by index: `masking.training.pairs.Pairs`, a list, or a cache of one."""
 
     def __len__(self) -> int: ...
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from masking.recall import Memory, Remembered
-from masking.track import Track, Tracker
+from masking.tracking.recall import Memory, Remembered
+from masking.tracking.state import Track, Tracker
 
 OF_TRACKING: tuple[type, ...] = (Tracker, Track, Memory, Remembered)
 _CLASS, _ARRAY = "class", "array"

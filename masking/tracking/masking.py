@@ -22,23 +22,25 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from masking import rows as prompt_rows
-from masking import snapshot, track, tracking
-from masking.ahead import scenes
 from masking.images.arrays import Bools, Pixels
 from masking.images.geometry import iou
 from masking.images.masks import decode_rle, encode_rle
-from masking.rows import ObjectPlan
-from masking.sam import Precision, Segmenter, load
-from masking.track import VISIBLE, Asked, State, TrackConfig, Tracker
-from masking.video import Frame, Report, Video
-from masking.ways import Ways
+from masking.manifest import rows as prompt_rows
+from masking.manifest.asked import Asked
+from masking.manifest.rows import ObjectPlan
+from masking.segmenter.sam import Precision, Segmenter, load
+from masking.tracking import snapshot, step
+from masking.tracking import state as track
+from masking.tracking.ahead import scenes
+from masking.tracking.state import VISIBLE, State, TrackConfig, Tracker
+from masking.tracking.ways import Ways
+from masking.video.reader import Frame, Report, Video
 
 Direction = Literal["prompt", "forward", "backward", "both"]
 
 AGREED = 0.8
 """IoU from which the forward and the backward mask are the same."""
-SHIPPED = Path(__file__).with_name("weights") / "mini.safetensors"
+SHIPPED = Path(__file__).parents[1] / "weights" / "mini.safetensors"
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,7 @@ class _Pass:
                 found: list[Mask | None] = [None] * len(self.objects)
                 logits = np.full((len(self.objects), *frame.image.shape[:2]), track.NOTHING, "f4")
                 if scene is not None:
-                    tracker, answer = tracking.advance(
+                    tracker, answer = step.advance(
                         self.segmenter, self.config, tracker, scene, self._asked(frame.index)
                     )
                     logits = self._full(answer, frame)
@@ -307,7 +309,7 @@ class _Pass:
                     asked[row] = replace(ways.plan.asked[frame.index], role="init")
                 elif not ways.backward(frame.index):
                     asked[row] = Asked(role="end")
-            tracker, answer = tracking.advance(self.segmenter, self.config, tracker, scene, asked)
+            tracker, answer = step.advance(self.segmenter, self.config, tracker, scene, asked)
             logits, size = self._full(answer, frame), frame.image.shape[:2]
             kept[frame.index] = tuple(
                 _Kept(one.state, encode_rle(one.mask), size, one.score, one.quality)
@@ -418,11 +420,11 @@ def mask_video(
 
     Args:
         path: a video file, or a folder of images.
-        prompts: one row a point, in the manifest's columns (`masking.rows.COLUMNS`) without
-            `uri`: at least object_id, frame (or time_s), x, y; label is 1 where it is left out.
-        weights: "mini", a local file as `masking.sam.load` takes, or a segmenter.
+        prompts: one row a point, in the columns of a manifest (`masking.manifest.rows.COLUMNS`)
+            without `uri`: at least object_id, frame (or time_s), x, y; label is 1 by default.
+        weights: "mini", a local file as `masking.segmenter.sam.load` takes, or a segmenter.
         device: where to compute; None: a GPU if there is one.
-        precision: as of `masking.sam.Segmenter`.
+        precision: as of `masking.segmenter.sam.Segmenter`.
         config: how objects are followed; None: as `TrackConfig` says.
         state: of an earlier run over the same video and prompts; goes on with the frame after it.
 

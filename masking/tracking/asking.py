@@ -14,8 +14,8 @@ from torch import Tensor
 
 from masking.images.arrays import Bools, Points
 from masking.images.geometry import deepest
-from masking.sam import Embeddings, Prompts, Segmenter
-from masking.track import Asked
+from masking.manifest.asked import Asked
+from masking.segmenter.sam import Embeddings, Prompts, Segmenter
 
 _LARGEST = 0.8  # share of the frame above which a mask is the background's
 

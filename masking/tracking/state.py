@@ -1,4 +1,4 @@
-"""What a tracker knows, is asked and answers; `masking.tracking` goes on from frame to frame.
+"""What a tracker knows, is asked and answers; `masking.tracking.step` goes on from frame to frame.
 
 Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: K objects, H x W
 pixels of the frame, h x w of low-resolution logits.
@@ -10,17 +10,15 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from masking.images.arrays import Pixels, Points
-from masking.recall import Memory
-from masking.sam import Embeddings
+from masking.segmenter.sam import Embeddings
+from masking.tracking.recall import Memory
 
 State = Literal["prompted", "tracked", "uncertain", "lost", "recovered", "absent"]
 VISIBLE: tuple[State, ...] = ("prompted", "tracked", "uncertain", "recovered")
 """States of an object that has a mask."""
-Role = Literal["init", "correct", "end", "absent"]
 
 FLOW_WIDTH = 640
 """Pixels of the longer side that optical flow works on; frames are shrunk to it."""
@@ -64,26 +62,6 @@ class TrackConfig:
     rivals: bool = True
     """Points of other objects are negatives: their clicks on the same frame, and of what is carried
     the points that lie near."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a person says of an object on a frame."""
-
-    points: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
-    """(P, 2)."""
-    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """(P,): 1 foreground, 0 background."""
-    box: NDArray[np.float32] | None = None
-    """x1 y1 x2 y2."""
-    role: Role = "init"
-    """init and correct: here it is; end: not asked for from here on; absent: not to be seen from
-    here on."""
-
-    @property
-    def placed(self) -> bool:
-        """Whether this alone, with no mask known, says where the object is."""
-        return self.box is not None or bool((self.labels == 1).any())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A manifest: the clicks of many videos in one table, as CSV, JSON lines or Parquet.
 
-One row is one of `masking.rows`, with the video that it is of:
+One row is one of `masking.manifest.rows`, with the video that it is of:
 
     uri  object_id  frame | time_s  x  y  label  [video_id ...]
 """
@@ -14,7 +14,15 @@ from typing import Any, cast
 
 import pandas as pd
 
-from masking.rows import COLUMNS, Fault, ManifestError, Row, given, object_faults, parse_rows
+from masking.manifest.rows import (
+    COLUMNS,
+    Fault,
+    ManifestError,
+    Row,
+    given,
+    object_faults,
+    parse_rows,
+)
 
 _LONGEST = 255 - len(".parquet")  # bytes of a file's name that disks take, less its ending
 

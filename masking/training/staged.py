@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from masking.draw import affine, resample
 from masking.images.arrays import Bools, Pixels
+from masking.training.draw import affine, resample
 
 
 @dataclass(frozen=True)

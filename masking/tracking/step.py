@@ -1,9 +1,10 @@
 """Objects through time, one frame a step: points, masks and states, as one value in and one out.
 
-A step carries each object's points by optical flow (`masking.motion`), takes a soft mask from what
-earlier frames looked like (`masking.recall`), asks the segmenter for all objects at once, ranks its
-outputs, and learns from a mask only if it passes a gate. What cannot be trusted is said: an object
-that is lost has an empty mask and is looked for until it is found on two frames running.
+A step carries each object's points by optical flow (`masking.tracking.motion`), takes a soft mask
+from what earlier frames looked like (`masking.tracking.recall`), asks the segmenter for all objects
+at once, ranks its outputs, and learns from a mask only if it passes a gate. What cannot be trusted
+is said: an object that is lost has an empty mask and is looked for until it is found on two frames
+running.
 
 Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: K objects, H x W
 pixels of the frame, h x w of low-resolution logits, M cells of a key map.
@@ -18,13 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masking import motion, recall
-from masking.asking import Answer, Asking, Query
 from masking.images.arrays import Bools, Points
 from masking.images.geometry import iou
-from masking.recall import Memory, Remembered
-from masking.sam import Segmenter
-from masking.track import NOTHING, VISIBLE, Asked, Found, Scene, State, Track, TrackConfig, Tracker
+from masking.manifest.asked import Asked
+from masking.segmenter.sam import Segmenter
+from masking.tracking import motion, recall
+from masking.tracking.asking import Answer, Asking, Query
+from masking.tracking.recall import Memory, Remembered
+from masking.tracking.state import (
+    NOTHING,
+    VISIBLE,
+    Found,
+    Scene,
+    State,
+    Track,
+    TrackConfig,
+    Tracker,
+)
 
 SURE = 6.0
 """Logit of a cell that certainly is, or is not, of an object."""

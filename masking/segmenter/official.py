@@ -39,7 +39,7 @@ from segment_anything.modeling.transformer import Attention as TokenAttention
 from segment_anything.modeling.transformer import TwoWayAttentionBlock
 from torch import Tensor, nn
 
-from masking.checkpoint import LISTED, fill, refuse
+from masking.segmenter.weights import LISTED, fill, refuse
 
 PATCH = 16
 """Pixels along a patch of SAM's encoder."""
@@ -51,7 +51,7 @@ and its allocator keeps for the next. A GPU makes all of them: 0.4 GB an image f
 
 
 class Official(nn.Module):
-    """`masking.sam.Network` for vit_b, vit_l, vit_h and any other `Sam` of the package."""
+    """A `Network` of `masking.segmenter.sam` for vit_b, vit_l, vit_h and any other `Sam`."""
 
     def __init__(self, sam: Sam) -> None:
         """Takes the model over."""

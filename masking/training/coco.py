@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 
 from masking.images.arrays import Bools
-from masking.images.decode import Found, Pair, PairError, nearest, read_image, shown
+from masking.images.decode import PairError, nearest, read_image, shown
 from masking.images.masks import decode_rle
+from masking.training.pair import Found, Pair
 
 _FINE = 4
 """Polygons are drawn larger by this: fillPoly fills every pixel that an edge touches."""

@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from masking import checkpoint
-from masking.checkpoint import CheckpointError
-from masking.mini import Mini
-from masking.prompts import PromptError, Prompts
+from masking.segmenter import weights
+from masking.segmenter.mini import Mini
+from masking.segmenter.prompts import PromptError, Prompts
+from masking.segmenter.weights import CheckpointError
 
 if TYPE_CHECKING:
-    from masking.official import Official
+    from masking.segmenter.official import Official
 
 __all__ = [
     "CheckpointError",
@@ -402,8 +402,8 @@ def load(
     Raises:
         CheckpointError: nothing to read there, a damaged file, or another architecture.
     """
-    file = checkpoint.find(path)
-    tensors, metadata = checkpoint.read(file)
+    file = weights.find(path)
+    tensors, metadata = weights.read(file)
     architecture = metadata.get("architecture", "sam")
     network = build(tensors, architecture, file)
     if resolve(precision, device) == "bfloat16":
@@ -418,9 +418,11 @@ def build(tensors: Mapping[str, Tensor], architecture: str, file: Path) -> "Mini
         CheckpointError: they are not of this architecture, "mini" or "sam".
     """
     if architecture != "mini":
-        from masking import official  # here: it brings torchvision along, seconds of import
+        from masking.segmenter import (
+            official,  # here: it brings torchvision along, seconds of import
+        )
 
         return official.Official(official.build(tensors, file))
     mini = Mini()
-    checkpoint.fill(mini, tensors, file, "`mini`")
+    weights.fill(mini, tensors, file, "`mini`")
     return mini

@@ -29,19 +29,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from masking.coco import survey_coco
 from masking.images.arrays import Bools
-from masking.images.decode import (
-    Entry,
-    Found,
-    NothingToLearnError,
-    Pair,
-    PairError,
-    nearest,
-    objects_of,
-    read_image,
-    read_labels,
-)
+from masking.images.decode import PairError, nearest, objects_of, read_image, read_labels
+from masking.training.coco import survey_coco
+from masking.training.pair import Entry, Found, NothingToLearnError, Pair
 
 __all__ = ["NothingToLearnError", "Pair", "PairError", "Pairs", "PairsConfig", "faults", "survey"]
 

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from masking import track
 from masking.images.arrays import Pixels
-from masking.sam import Prepared, Segmenter
-from masking.track import Scene
-from masking.video import Frame
+from masking.segmenter.sam import Prepared, Segmenter
+from masking.tracking import state
+from masking.tracking.state import Scene
+from masking.video.reader import Frame
 
 T = TypeVar("T")
 _AHEAD = 3  # micro-batches that wait
@@ -121,7 +121,7 @@ def _prepared(
 ) -> Generator[_Batch, None, None]:
     for some in _batches(frames, segmenter.frames_at_once):
         images = {frame.index: _scaled(frame.image, size) for frame in some if wanted(frame.index)}
-        greys = {index: track.shrunk_grey(image) for index, image in images.items()}
+        greys = {index: state.shrunk_grey(image) for index, image in images.items()}
         yield some, greys, segmenter.prepare(np.stack([*images.values()])) if images else None
 
 

@@ -5,8 +5,8 @@ One row is a point, a box, or a word about an object (accept, end, absent):
     object_id  frame | time_s  x  y  label  [x2 y2 prompt_type role coords ...]
 
 `COLUMNS` says what each holds. Points are (x, y) in pixels of the frame as displayed, origin top
-left. `read_rows` takes the table of one video (`masking.manifest` those of many); what hangs on
-the video, its size, its times, its length, is checked by `resolve`.
+left. `read_rows` takes the table of one video (`masking.manifest.table` those of many); what
+depends on the video, its size, its timestamps, its length, is checked by `resolve`.
 """
 
 import math
@@ -17,8 +17,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 
-from masking import track
-from masking.track import Asked
+from masking.manifest.asked import Asked, AskedRole
 
 Coords = Literal["pixel", "normalized"]
 
@@ -45,7 +44,7 @@ COLUMNS = {
 }
 """Columns of a manifest that have a meaning, and what they hold."""
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
-Role = track.Role | Literal["accept"]
+Role = AskedRole | Literal["accept"]
 _ROLES: tuple[Role, ...] = ("init", "correct", "accept", "end", "absent")
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
 _SLACK = 1.0  # pixels that a box may reach beyond the frame: detectors round
@@ -424,7 +423,7 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
         np.array(points, np.float32).reshape(-1, 2),
         np.array(labels, np.int64),
         box,
-        cast(track.Role, rows[0].role),
+        cast(AskedRole, rows[0].role),
     )
 
 

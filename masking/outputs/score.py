@@ -9,7 +9,7 @@ import numpy as np
 from masking.images.arrays import Bools
 from masking.images.decode import read_labels
 from masking.images.masks import contour_accuracy, region_similarity
-from masking.outputs import mask_of
+from masking.outputs.rows import mask_of
 
 _VOID = 255
 """Of a palette PNG: nobody says what is there."""

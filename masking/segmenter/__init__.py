@@ -1,0 +1,1 @@
+"""Segmenters: images encoded and prompts decoded in batches, by SAM or by `mini`."""

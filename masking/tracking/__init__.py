@@ -1,0 +1,1 @@
+"""Clicks carried through a video as masks, with a state that says what can be trusted."""
