@@ -35,11 +35,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from vit.augment import augment, center_crop, erase, mix, normalize
+from vit.augment.augment import augment, center_crop, erase, mix, normalize
+from vit.augment.operations import OPS, operate
 from vit.config import AugmentConfig, ModelConfig
 from vit.model import build
-from vit.operations import OPS, operate
-from vit.steps import autocast
+from vit.numerics import autocast
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PATHS = ("patchray", "torchvision, tensors", "torchvision, PIL")

@@ -52,8 +52,8 @@ from jobs.cluster.workers import keep_memory
 from jobs.run import folder as runs
 from jobs.run.config import as_yaml, parse
 from jobs.training.ranks import Ranks
-from vit.decode import DataError, Encoded
-from vit.formats import find
+from vit.data.decode import DataError, Encoded
+from vit.data.formats import find
 
 SIDES = ("job", "loop", "steps", "timm")
 PARTS = ("data", "augment", "forward", "backward", "optimizer")

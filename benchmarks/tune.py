@@ -35,7 +35,7 @@ from jobs.sweep.config import TuneConfig
 from jobs.sweep.plan import Plan
 from jobs.sweep.record import Sweep, Trial
 from vit import search
-from vit.data import Summary
+from vit.data.sets import Summary
 
 CURVES = Path(__file__).parent / "results" / "tune_curves.parquet"
 SLOTS = 2

@@ -30,7 +30,8 @@ from jobs.sweep.config import TuneConfig
 from jobs.sweep.plan import Plan
 from jobs.sweep.tuner import train_trial
 from jobs.training.checkpoints import Checkpoints
-from vit import data, search
+from vit import search
+from vit.data import sets
 
 TRAIN, VAL = 4000, 2000
 RECIPE = Path(__file__).parent / "tune.yaml"
@@ -53,7 +54,7 @@ def plan_of(folder: Path, out: Path, flags: Sequence[str] = ()) -> Plan:
     """The sweep of tune.yaml on the subset in `folder`."""
     given = ["--config", str(RECIPE), "--data", str(folder), "--out", str(out), *flags]
     config = parse(TuneConfig, given, "benchmarks.tune", "")
-    return Plan.of(config, data.check(config.dataset, [folder]))
+    return Plan.of(config, sets.check(config.dataset, [folder]))
 
 
 def train(job: tuple[Plan, search.Sample, int, Path]) -> None:

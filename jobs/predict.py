@@ -46,7 +46,7 @@ from jobs.storage.location import Location, StorageError, check_writable, explai
 from jobs.weights.classifier import load_weights
 from vit import classifier
 from vit.classifier import Classifier
-from vit.decode import DataError, Encoded, decode
+from vit.data.decode import DataError, Encoded, decode
 from vit.weights import About, Weights, WeightsError
 
 FORMAT = 1

@@ -35,8 +35,8 @@ from jobs.training.ranks import AgreedError, Ranks
 from jobs.training.stages import common, failed, finished, last_save, on_workers
 from jobs.training.task import Hooks
 from jobs.weights.classifier import load_weights
-from vit import data
-from vit.decode import DataError
+from vit.data import sets
+from vit.data.decode import DataError
 from vit.model import build
 from vit.weights import WeightsError, fit
 
@@ -62,13 +62,13 @@ def check(config: TrainConfig) -> None:
     check_present(config)
     classes = None
     if all(Location.parse(path).local_path for path in config.data):
-        summary = data.check(config.dataset, local_paths(config))
-        data.steps_per_epoch(summary.train, config.batch_size)
+        summary = sets.check(config.dataset, local_paths(config))
+        sets.steps_per_epoch(summary.train, config.batch_size)
         classes = summary.classes
     check_weights(config, classes)
     if classes is not None and connect.starts_own():
         # The workers share this machine's cache: nothing is done twice.
-        data.steps_per_epoch(len(load(config).train), config.batch_size)
+        sets.steps_per_epoch(len(load(config).train), config.batch_size)
     if config.model.drop_rate or config.model.attn_drop_rate:
         print("dropout is above 0: the run is repeatable with this number of workers only")
 

@@ -41,8 +41,8 @@ from jobs.sweep.searchers import Past
 from jobs.sweep.tables import COUNTED, summarize, write_trials
 from jobs.sweep.tuner import run_trials
 from jobs.weights.classifier import load_weights
-from vit import data
-from vit.decode import DataError
+from vit.data import sets
+from vit.data.decode import DataError
 from vit.search import Dimension, Sample, SearchError, size, space
 from vit.weights import WeightsError
 
@@ -88,7 +88,7 @@ def check(config: TuneConfig, out: Location) -> tuple[Plan, tuple[Dimension, ...
     dimensions = space(as_vit(config), config.space)
     check_same(out, config, began="trials")
     check_present(config)
-    summary = data.check(config.dataset, local_paths(config))
+    summary = sets.check(config.dataset, local_paths(config))
     plan = Plan.of(
         config, summary, load_weights(config.init_weights) if config.init_weights else None
     )

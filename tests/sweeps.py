@@ -7,7 +7,7 @@ from jobs.storage.location import Location
 from jobs.sweep.config import TuneConfig
 from jobs.sweep.plan import Plan
 from jobs.sweep.record import Sweep
-from vit.data import Summary
+from vit.data.sets import Summary
 from vit.search import space
 
 SUMMARY = Summary(("a", "b", "c"), train=640, val=100, test=None)

@@ -26,7 +26,7 @@ FLOORS = {
         ["masking/segmenter", "masking/video"],
         ["masking/images"],
     ],
-    "vit": [["vit"]],
+    "vit": [["vit"], ["vit/augment", "vit/data"], ["vit/config.py", "vit/rng.py"]],
     "docs": [["docs"]],
 }
 """The rooms of each package, from the top floor to the ground: a file imports from its own room and

@@ -10,10 +10,10 @@ from torchvision.transforms import functional as TF
 from torchvision.transforms.autoaugment import _apply_op
 
 from tests.images import make_images
-from vit import augment as module
-from vit.augment import apply, augment, center_crop, choose, erase, mix, normalize
+from vit.augment import augment as module
+from vit.augment.augment import apply, augment, center_crop, choose, erase, mix, normalize
+from vit.augment.operations import OPS
 from vit.config import AugmentConfig
-from vit.operations import OPS
 
 AUTO = AugmentConfig(policy="autoaugment-cifar10")
 RESIZED = AugmentConfig(crop="resized")

@@ -18,8 +18,9 @@ from jobs.training.checkpoints import (
 from tests.tasks import small_config, train_small
 from vit.config import ModelConfig, OptimConfig
 from vit.model import build
+from vit.numerics import Numerics
 from vit.optim import Optimizer
-from vit.steps import Numerics, update
+from vit.steps import update
 
 
 def snapshot_at(step):

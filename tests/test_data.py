@@ -25,12 +25,14 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from vit import cache as caches
-from vit import data, formats, rng
-from vit.cifar import CIFAR
+from vit import rng
 from vit.config import DatasetConfig
-from vit.decode import DataError, Pack, decode
-from vit.formats import find
+from vit.data import cache as caches
+from vit.data import formats
+from vit.data import sets as data
+from vit.data.cifar import CIFAR
+from vit.data.decode import DataError, Pack, decode
+from vit.data.formats import find
 
 CIFAR10, CIFAR100 = DatasetConfig("cifar10"), DatasetConfig("cifar100")
 FOLDER = DatasetConfig("imagefolder", val_fraction=0.25)
@@ -506,8 +508,8 @@ def test_writing_to_the_images_reaches_nobody_else(tmp_path, recwarn):
 PARENT = """
 import os, signal, sys, time
 from pathlib import Path
-from vit import cache as caches
-from vit import data
+from vit.data import cache as caches
+from vit.data import sets as data
 from vit.config import DatasetConfig
 
 root, cache, log = map(Path, sys.argv[1:])
@@ -544,7 +546,7 @@ assert folders() == [""], folders()
 def test_three_processes_decode_once_after_one_was_killed_decoding(tmp_path):
     root = write_images(tmp_path / "root", "ab", [(9, 9)] * 200)
     cache, log = tmp_path / "cache", tmp_path / "log"
-    env = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[1])}
+    env = {**os.environ, "PYTHONPATH": str(Path(data.__file__).parents[2])}
     command = [sys.executable, "-c", PARENT, root, cache, log]
     answers = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
     pids = log.read_text().split()

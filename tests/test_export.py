@@ -50,8 +50,8 @@ def test_the_transform_of_the_card_is_that_of_training(trained, digits, monkeypa
 
     from PIL import Image
 
-    from vit.augment import normalize
-    from vit.decode import decode
+    from vit.augment.augment import normalize
+    from vit.data.decode import decode
 
     transform = run_card(trained.out, monkeypatch)["transform"]
     content = digits[0][0]

@@ -4,7 +4,7 @@ from torchvision.transforms import AutoAugment, InterpolationMode, TrivialAugmen
 from torchvision.transforms.autoaugment import _apply_op
 
 from tests.images import make_images
-from vit.operations import OPS, operate
+from vit.augment.operations import OPS, operate
 
 SIZES = [(32, 32), (8, 8), (31, 45), (33, 20), (3, 5)]
 # Levels of AutoAugment at which sources fall exactly halfway between two pixels: there the last bit

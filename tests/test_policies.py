@@ -4,10 +4,10 @@ import pytest
 import torch
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, RandAugment, TrivialAugmentWide
 
-from vit import policies
+from vit.augment import policies
+from vit.augment.operations import OPS
+from vit.augment.policies import AUTOAUGMENT_CIFAR10, AUTOAUGMENT_IMAGENET, SIGNED
 from vit.config import AugmentConfig
-from vit.operations import OPS
-from vit.policies import AUTOAUGMENT_CIFAR10, AUTOAUGMENT_IMAGENET, SIGNED
 from vit.rng import uniform
 
 TABLES = {

@@ -3,9 +3,9 @@ import torch
 from torchvision.transforms.v2 import functional as TF
 
 from tests.images import make_images
-from vit.augment import choose
+from vit.augment.augment import choose
+from vit.augment.resize import _by_matrices, resized_crop
 from vit.config import AugmentConfig
-from vit.resize import _by_matrices, resized_crop
 
 SIZES = [(32, 32), (40, 32), (24, 32), (100, 33), (96, 64)]
 

@@ -9,10 +9,11 @@ from torch.nn.parallel import DistributedDataParallel
 import vit.steps
 from jobs.training.ranks import Ranks
 from tests.ranks import on_ranks
-from vit import data
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
+from vit.data import sets
 from vit.model import build
-from vit.steps import Batch, Numerics, choose_numerics, gradients
+from vit.numerics import Numerics, choose_numerics
+from vit.steps import Batch, gradients
 
 SHAPE = ModelConfig(image_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, stem="conv")
 MIXED = AugmentConfig(crop_padding=1, erasing=0.5, mixup=0.8, cutmix=1.0, mix_prob=0.8)
@@ -78,7 +79,7 @@ def accumulate_on_a_rank():
     ranks = Ranks.here()
     model = DistributedDataParallel(build(SHAPE, CLASSES, seed=1))
     whole = batch()
-    rows = data.shard(torch.arange(12), ranks.rank, ranks.world, unit=2)
+    rows = sets.shard(torch.arange(12), ranks.rank, ranks.world, unit=2)
     part = Batch(whole.images[rows], whole.labels[rows], whole.samples[rows], 12)
     step(model, part, optim=OptimConfig(accumulate=2), world=ranks.world)
     return grads(model.module)
@@ -107,7 +108,7 @@ def test_numerics_change_rounding_only():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_precision_that_is_asked_for_needs_no_probe(precision, monkeypatch):
-    monkeypatch.setattr("vit.steps._probe", None)
+    monkeypatch.setattr("vit.numerics._probe", None)
     numerics, reason = choose_numerics(None, torch.zeros(4, 3, 8, 8), precision)
     assert (numerics.precision, numerics.fused_attention) == (precision, precision == "float32")
     assert reason == "--precision says so"
@@ -116,13 +117,13 @@ def test_a_precision_that_is_asked_for_needs_no_probe(precision, monkeypatch):
 def test_the_probe_decides_and_leaves_no_gradient(monkeypatch):
     """Plain attention is made the fastest by far, channels last a little worse."""
     model, seen = build(SHAPE, CLASSES, seed=1), []
-    probe = vit.steps._probe
+    probe = vit.numerics._probe
 
     def timed(model, inputs, numerics):
         seen.append((numerics, probe(model, inputs, numerics)))
         return (5.0 if numerics.fused_attention else 1.0) + 0.1 * numerics.channels_last
 
-    monkeypatch.setattr("vit.steps._probe", timed)
+    monkeypatch.setattr("vit.numerics._probe", timed)
     numerics, reason = choose_numerics(model, torch.zeros(4, 3, 8, 8), "auto")
     assert numerics == Numerics("float32", fused_attention=False, channels_last=False)
     assert reason.startswith("5.00 times as fast as float32, fused attention, channels first")

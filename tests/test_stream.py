@@ -21,10 +21,11 @@ from jobs.classifier.task import VitTask, load
 from jobs.training.ranks import Ranks
 from tests.tasks import RecordingTask, small_config, train_small
 from tests.test_data import FOLDER, encoded, folder_with_sets, pixels
-from vit import data, feed, pool
 from vit.config import DatasetConfig
-from vit.decode import DataError, Pack, Slots
-from vit.pool import Pool
+from vit.data import feed, pool
+from vit.data import sets as data
+from vit.data.decode import DataError, Pack, Slots
+from vit.data.pool import Pool
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -157,7 +158,7 @@ def test_order_holds_whatever_finishes_first(shards, kept, processes):
 
 LOGGING = """
 import os, sys
-from vit import decode
+from vit.data import decode
 read = decode.Pack.read
 def logged(self, row):
     os.write(log, b"%d\\n" % row)
@@ -314,7 +315,7 @@ ALONE = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from vit import data, feed
+from vit.data import feed, sets as data
 from vit.config import DatasetConfig
 ours = data.load(DatasetConfig("parquet", cache_gb=0.0), [Path(sys.argv[1])], 32, Path(sys.argv[2]))
 train = feed.place({"train": ours.train}, torch.device("cpu"))["train"]
@@ -379,7 +380,7 @@ def test_a_process_that_is_killed_is_an_error(shards, kept):
 def test_the_image_that_ended_a_process_is_named(tmp_path, shards, kept, monkeypatch):
     program = tmp_path / "dying.py"
     program.write_text(
-        "import os, sys\nfrom vit import decode\nread = decode.Pack.read\n"
+        "import os, sys\nfrom vit.data import decode\nread = decode.Pack.read\n"
         "decode.Pack.read = lambda self, row: os.abort() if row == 11 else read(self, row)\n"
         "decode.main(sys.argv[1:])\n"
     )
@@ -452,8 +453,8 @@ def test_store_size_is_the_side_of_the_images(shards, kept):
 PACKING = """
 import os, signal, sys, time
 from pathlib import Path
-from vit import cache as caches
-from vit import data
+from vit.data import cache as caches
+from vit.data import sets as data
 from vit.config import DatasetConfig
 
 root, cache, log = map(Path, sys.argv[1:])

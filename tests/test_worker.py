@@ -112,8 +112,9 @@ def test_patience(tmp_path):
 
 def evaluated(n):
     """Count right answers over n samples on this rank's shard, summed over ranks."""
-    from vit import data, rng
+    from vit import rng
     from vit.config import DatasetConfig
+    from vit.data import sets as data
     from vit.model import build
     from vit.steps import evaluate
 

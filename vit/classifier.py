@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vit.augment import center_crop, normalize
+from vit.augment.augment import center_crop, normalize
 from vit.config import DatasetConfig, ModelConfig
 from vit.model import VisionTransformer
-from vit.steps import Numerics, autocast
+from vit.numerics import Numerics, autocast
 from vit.weights import Weights, WeightsError, fit
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vit.config import OptimConfig
 from vit.model import VisionTransformer
-from vit.steps import multiplies_bfloat16
+from vit.numerics import multiplies_bfloat16
 
 MUON_MOMENTUM = 0.95
 """Of the gradient, with Nesterov's look ahead: the value of every published Muon run."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vit.config import DatasetConfig, ModelConfig
 from vit.model import VisionTransformer, num_patches, num_prefix_tokens
-from vit.steps import Numerics
+from vit.numerics import Numerics
 
 FORMAT = 1
 """Version of model.json."""

@@ -25,11 +25,11 @@ from jobs.weights.classifier import load_weights
 from vit import classifier
 from vit.classifier import Classifier
 from vit.config import DatasetConfig, ModelConfig
-from vit.decode import DataError
-from vit.feed import Feed, each, place
-from vit.formats import find
+from vit.data.decode import DataError
+from vit.data.feed import Feed, each, place
+from vit.data.formats import find
 from vit.model import evaluation_batch
-from vit.steps import Numerics
+from vit.numerics import Numerics
 from vit.weights import Weights, WeightsError
 
 FORMAT = 1

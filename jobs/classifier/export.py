@@ -17,7 +17,7 @@ from jobs.run.progress import clock
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints
 from vit.config import ModelConfig
-from vit.steps import Numerics
+from vit.numerics import Numerics
 from vit.weights import ABOUT, FILE, About
 
 

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from jobs.run.config import ConfigError
 from jobs.storage.location import Location, StorageError, explain
-from vit.decode import DataError
-from vit.formats import EXTENSIONS
-from vit.parquet import image_column
+from vit.data.decode import DataError
+from vit.data.formats import EXTENSIONS
+from vit.data.parquet import image_column
 
 PART = 256
 """Images of a part: what a kill can cost, for each worker."""

@@ -16,13 +16,15 @@ from jobs.storage.location import Location
 from jobs.training.ranks import Ranks
 from jobs.training.task import LoopConfig, TrainingConfig
 from jobs.weights.classifier import load_weights
-from vit import data, rng
+from vit import rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
-from vit.decode import DataError
-from vit.feed import place
+from vit.data import sets as data
+from vit.data.decode import DataError
+from vit.data.feed import place
 from vit.model import VisionTransformer, build, evaluation_batch
+from vit.numerics import PROBED, Numerics, choose_numerics
 from vit.optim import Optimizer, rate, start_average, update_average
-from vit.steps import PROBED, Batch, Numerics, choose_numerics, evaluate, gradients, update
+from vit.steps import Batch, evaluate, gradients, update
 from vit.weights import fit
 
 

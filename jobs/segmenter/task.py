@@ -26,7 +26,8 @@ from masking.segmenter.sam import Segmenter, resolve
 from masking.training.compose import Sample, sample
 from masking.training.pairs import PairError, Pairs, survey
 from masking.training.steps import Batch, Trainee, gradients, measure, summarize
-from vit import data, rng
+from vit import rng
+from vit.data import sets as data
 from vit.optim import start_average, update_average
 from vit.steps import update
 

@@ -14,10 +14,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vit.data import Images
-from vit.decode import DataError, Pack, Pixels
-from vit.pool import Pool
-from vit.reader import Ints
+from vit.data.decode import DataError, Pack, Pixels
+from vit.data.pool import Pool
+from vit.data.reader import Ints
+from vit.data.sets import Images
 
 
 class Feed(Protocol):

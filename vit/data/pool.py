@@ -20,8 +20,8 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from vit import decode as program
-from vit.decode import RECORD, DataError, Pack, Pixels, Slots
+from vit.data import decode as program
+from vit.data.decode import RECORD, DataError, Pack, Pixels, Slots
 
 AHEAD = 3
 """Batches that are decoded ahead: enough to even out slow images, little enough to be kept."""

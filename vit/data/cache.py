@@ -1,8 +1,8 @@
 """A data set on the disk of a node, made once: decoded, or packed where that would be too large.
 
 `NAME-FINGERPRINT` holds the pixels of each set as .npy, to be mapped by every process of the node;
-`NAME-FINGERPRINT-packed` a `vit.decode.Pack` of the encoded images, or of their paths, that
-`vit.feed` decodes ahead of the training. Both have the labels, and dataset.json.
+`NAME-FINGERPRINT-packed` a `vit.data.decode.Pack` of the encoded images, or of their paths, that
+`vit.data.feed` decodes ahead of the training. Both have the labels, and dataset.json.
 
 Images that do not decode are found here in both cases, before any training: a packed data set is
 decoded once, in all processes that the node has room for, which takes less than an epoch. So the
@@ -27,9 +27,9 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from vit.decode import DataError, Encoded, Pack, Pixels, decode, to_bytes
-from vit.pool import faults
-from vit.reader import Ints, Reader, Survey, UnreadableError, fail, reading
+from vit.data.decode import DataError, Encoded, Pack, Pixels, decode, to_bytes
+from vit.data.pool import faults
+from vit.data.reader import Ints, Reader, Survey, UnreadableError, fail, reading
 
 _FORMAT = 2
 """Version of the cache's files and of the pixels in them: raise it when either changes."""

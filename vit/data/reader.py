@@ -13,8 +13,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vit import rng
-from vit.decode import DataError as DataError
-from vit.decode import Encoded
+from vit.data.decode import DataError as DataError
+from vit.data.decode import Encoded
 
 SPLITS = ("train", "val", "test")
 LISTED = 5

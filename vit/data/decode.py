@@ -2,10 +2,10 @@
 
 All that turns bytes into pixels is here, so that a decoded data set and a streamed one hold the
 same numbers. Pillow decodes: torchvision.io.decode_jpeg gives the same pixels in half of the time,
-but is deprecated and would bring torch into every decoding process.
+but is deprecated and would load torch into every decoding process.
 
-Run as a program this file is a decoding process of `vit.pool`. It imports numpy and Pillow alone,
-so that one takes 40 MB and a fifth of a second to start.
+Run as a program this file is a decoding process of `vit.data.pool`. It imports numpy and Pillow
+alone, so that one takes 40 MB and a fifth of a second to start.
 
 Legend: S the side of a square image in pixels. Images are RGB, channels first, origin top left.
 """

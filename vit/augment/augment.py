@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from scipy.special import betaincinv
 from torch import Tensor
 
-from vit import policies
+from vit.augment import policies
+from vit.augment.operations import operate
+from vit.augment.resize import resized_crop
 from vit.config import AugmentConfig
-from vit.operations import operate
-from vit.resize import resized_crop
 from vit.rng import uniform
 
 _TRIES = 10

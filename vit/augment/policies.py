@@ -14,8 +14,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from vit.augment.operations import OPS
 from vit.config import AugmentConfig
-from vit.operations import OPS
 
 AUTOAUGMENT_CIFAR10: Final = (
     (("Invert", 0.1, None), ("Contrast", 0.2, 6)),

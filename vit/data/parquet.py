@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vit.decode import DataError, Encoded
-from vit.reader import EXPECTED, SPLITS, Ints, Survey, UnreadableError, fail, reading
+from vit.data.decode import DataError, Encoded
+from vit.data.reader import EXPECTED, SPLITS, Ints, Survey, UnreadableError, fail, reading
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label")

@@ -1,9 +1,10 @@
 """Local files to labelled images, a validation split, and the samples of every global batch.
 
 A data set is decoded once a node, if it then fits in `dataset.cache_gb`: every process maps the
-same pages into memory. Else it is packed there, and decoded ahead of the training (`vit.cache`,
-`vit.feed`). Training and validation set are two lists of rows of one array. Which samples make a
-global batch is a function of (seed, epoch, step), and a rank takes its part of it.
+same pages into memory. Otherwise it is packed there, and decoded ahead of the training
+(`vit.data.cache`, `vit.data.feed`). Training and validation set are two lists of rows of one array.
+Which samples make a global batch is a function of (seed, epoch, step), and a rank takes its part of
+it.
 
 Legend: N images of a decoded array, n of them in a set, S the side of a square image in pixels.
 Images are RGB, channels first, origin top left. Rows count from 0, in messages too.
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from vit import cache as caches
 from vit import rng
 from vit.config import DatasetConfig
-from vit.decode import DataError, Pack, Pixels
-from vit.formats import find
-from vit.reader import LISTED, Bad, Ints, fail, split
+from vit.data import cache as caches
+from vit.data.decode import DataError, Pack, Pixels
+from vit.data.formats import find
+from vit.data.reader import LISTED, Bad, Ints, fail, split
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vit.cifar import CIFAR, find_cifar
 from vit.config import DatasetConfig
-from vit.decode import DataError, Encoded, Pixels
-from vit.parquet import find_parquet
-from vit.reader import EXPECTED, SPLITS, Ints, Reader, Survey, fail, split
+from vit.data.cifar import CIFAR, find_cifar
+from vit.data.decode import DataError, Encoded, Pixels
+from vit.data.parquet import find_parquet
+from vit.data.reader import EXPECTED, SPLITS, Ints, Reader, Survey, fail, split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """torchvision's IMG_EXTENSIONS."""

@@ -9,8 +9,8 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from vit.decode import DataError, Encoded
-from vit.reader import Ints, Survey, fail, reading
+from vit.data.decode import DataError, Encoded
+from vit.data.reader import Ints, Survey, fail, reading
 
 
 @dataclass(frozen=True)

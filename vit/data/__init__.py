@@ -1,0 +1,1 @@
+"""Labelled images: formats, decoding, caches, sets, and batches on their device."""

@@ -1,0 +1,111 @@
+"""How numbers are computed: precision, kind of attention and memory layout, chosen by a probe."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vit.model import Attention
+
+Precision = Literal["float32", "bfloat16"]
+
+
+PROBED = 32
+"""Samples that a probe takes: enough to tell, and a large model takes seconds for each."""
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a forward pass runs at `precision`; parameters stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How a model is computed: what changes its speed, and its results by rounding only."""
+
+    precision: Precision
+    fused_attention: bool
+    """Attention through torch's fused kernel, or as plain products."""
+    channels_last: bool
+    """Memory layout of the stem's convolutions."""
+
+    def __str__(self) -> str:
+        attention = "fused" if self.fused_attention else "plain"
+        channels = "last" if self.channels_last else "first"
+        return f"{self.precision}, {attention} attention, channels {channels}"
+
+    def prepare(self, model: nn.Module) -> None:
+        """Set a bare model up, and this process: float32 shall be that in convolutions, too."""
+        if self.precision == "float32":
+            torch.backends.cudnn.allow_tf32 = False
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.fused = self.fused_attention
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+@cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 itself: to emulate it takes many times as long."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def choose_numerics(
+    model: nn.Module, inputs: Tensor, precision: Literal["auto", "float32", "bfloat16"]
+) -> tuple[Numerics, str]:
+    """Decide how to compute, and say why: on a GPU by what it can do, on a CPU by a probe.
+
+    A GPU with bfloat16 gains from it, the fused kernel and channels last. On a CPU it hangs on the
+    processor and on the shape, so ways are timed; what is not the plain choice (float32, fused,
+    channels first) must win by 5 %. A precision that is asked for comes with what mostly suits
+    it, without a probe: the same on every start of every run.
+
+    Args:
+        model: the bare model; its gradients are cleared.
+        inputs: (B, 3, S, S) float32 on the model's device, of which `PROBED` are looked at.
+        precision: one that is wanted, or auto.
+    """
+    cuda = inputs.device.type == "cuda"
+    if precision != "auto":
+        fused = cuda or precision == "float32"
+        return Numerics(precision, fused, channels_last=cuda), "--precision says so"
+    if cuda:
+        chosen: Precision = "bfloat16" if multiplies_bfloat16(inputs.device) else "float32"
+        return Numerics(chosen, True, True), f"the GPU multiplies {chosen}"
+    precisions: list[Precision] = ["float32"]
+    if multiplies_bfloat16(inputs.device):
+        precisions.append("bfloat16")
+    few = inputs[:PROBED]
+    ways = [Numerics(name, fused, False) for name in precisions for fused in (True, False)]
+    seconds = {way: _probe(model, few, way) for way in ways}
+    last = replace(min(seconds, key=seconds.__getitem__), channels_last=True)
+    seconds[last] = _probe(model, few, last)
+    plain, best = ways[0], min(seconds, key=seconds.__getitem__)
+    if seconds[best] > 0.95 * seconds[plain]:
+        return plain, "no other way was faster in a probe"
+    return best, f"{seconds[plain] / seconds[best]:.2f} times as fast as {plain} in a probe"
+
+
+def _probe(model: nn.Module, inputs: Tensor, numerics: Numerics) -> float:
+    """Shorter of two forward and backward passes on a CPU, after one to warm up.
+
+    In seconds of CPU time: what else runs on the machine must not decide.
+    """
+    numerics.prepare(model)
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        with autocast(inputs.device, numerics.precision):
+            logits = model.forward(inputs)
+        logits.float().logsumexp(dim=1).sum().backward()
+        times.append(time.process_time() - start)
+        model.zero_grad(set_to_none=True)
+    return min(times[1:])
