@@ -10,9 +10,9 @@ from jobs.training.ranks import Ranks
 from masking.segmenter.mini import Mini, MiniConfig
 from masking.segmenter.official import Official
 from masking.segmenter.sam import Prompts, Segmenter
+from tests.jobs.test_finetune import small, write_squares
+from tests.masking.segmenter.test_sam import photographs, small_sam
 from tests.tasks import small_config
-from tests.test_finetune import small, write_squares
-from tests.test_sam import photographs, small_sam
 from vit.config import AugmentConfig, ModelConfig, OptimConfig
 
 pytestmark = [

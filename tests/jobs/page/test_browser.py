@@ -1,0 +1,585 @@
+"""jobs.prompt in a real browser: clicking, tracking, reviewing; nothing that was saved is lost."""
+
+import csv
+import io
+import signal
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from docs.demo import SIZE as CLIP_SIZE
+from docs.demo import stages
+from jobs.masks.folder import commits
+from jobs.page import videos as prompt_videos
+from jobs.page.review import Run
+from jobs.page.server import Server
+from jobs.page.session import Session
+from jobs.page.store import Store
+from jobs.storage.location import Location, StorageError
+from jobs.weights.segmenter import load_segmenter
+from masking.images.masks import decode_rle
+from masking.video.reader import Video
+from masking.video.writer import Film
+from tests.conftest import ROOT
+from tests.masking.tracking.test_masking import film
+from tests.moving import picture
+from tests.moving import segmenter as seeing
+
+FLOWER, LEAF = (110, 150), (357, 110)
+"""Places on the two things of the demo's clip, on its first frame."""
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_segmenter("mini", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """The demo's clip, a short one, and the short one turned."""
+    folder = tmp_path_factory.mktemp("clips")
+    with Film(folder / "demo.mp4", "overlay", CLIP_SIZE) as target:
+        for index, (image, _) in zip(range(30), stages()["flower"], strict=False):
+            target.write(image, index / 25)
+    film(folder / "discs.mp4", [picture({1: (30 + 2 * t, 40, 13)}) for t in range(12)])
+    turned = (folder / "discs.mp4").read_bytes()
+    at = turned.index(b"tkhd") + 4 + 40  # the matrix of the track's header: a quarter turn
+    matrix = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 96 << 16, 0, 1 << 30)
+    (folder / "turned.mp4").write_bytes(turned[:at] + matrix + turned[at + 36 :])
+    return folder
+
+
+@pytest.fixture
+def serve(clips, tmp_path):
+    """Serve some of the clips with a segmenter; returns the server."""
+    started = []
+
+    def begin(segmenter, videos=clips, run=None):
+        source = prompt_videos.find(str(run or videos), tmp_path / "m.csv", None)
+        store = Store(tmp_path / "m.csv", source.rows)
+        reviewed = None if source.run is None else Run(source.run)
+        server = Server(Session(store, source.clips, segmenter, reviewed), "127.0.0.1", 0)
+        started.append(server)
+        return server
+
+    yield begin
+    for server in started:
+        server.stop()
+        server.wait()
+
+
+def saved(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def overlap(page, object_id, truth):
+    """IoU of the mask that is shown with the truth."""
+    rle = page.wait(
+        "const found = patchray.layers.preview.get(arguments[0]); return found && found.rle",
+        object_id,
+    )
+    mask = decode_rle(rle, truth.shape)
+    return (mask & truth).sum() / (mask | truth).sum()
+
+
+def complaints(page):
+    """What the browser complained of, but for answers that refuse."""
+    return [
+        e["message"]
+        for e in page.driver.get_log("browser")
+        if "responded with a status" not in e["message"]
+    ]
+
+
+def test_click_see_a_mask_reload_undo_and_a_second_object(page, serve, mini, tmp_path):
+    page.open(serve(mini).address)
+    labels = stages()["flower"].frame(0)[1]
+    page.click(*FLOWER)
+    page.click(FLOWER[0] - 30, FLOWER[1] + 10)
+    page.wait("return patchray.layers.preview.size === 1 && patchray.view.layers.length === 1")
+    assert overlap(page, 1, labels == 1) > 0.7
+    assert page.text("#saved") == "Saved"
+    assert "2 clicks · 1 object" in page.text("#videos [aria-current]")
+    table = saved(tmp_path / "m.csv")
+    assert [(r["video_id"], r["frame"], r["x"], r["y"]) for r in table] == [
+        ("demo", "0", "110", "150"), ("demo", "0", "80", "160"),
+    ]  # fmt: skip
+
+    page.driver.refresh()
+    page.wait("return window.patchray?.view.picture && patchray.clicks.rows.length === 2")
+    assert overlap(page, 1, labels == 1) > 0.7  # the same as before
+    page.keys("z", ctrl=True)
+    assert len(page.rows()) == len(saved(tmp_path / "m.csv")) == 1
+    page.keys("z", ctrl=True, shift=True)
+    assert len(page.rows()) == 2
+
+    page.keys("n")
+    page.click(*LEAF)
+    assert overlap(page, 2, labels == 2) > 0.7
+    assert [row["object_id"] for row in page.rows()] == [1, 1, 2]
+    page.keys("r", "leaf", "\ue007")
+    assert saved(tmp_path / "m.csv")[2]["object_name"] == "leaf"
+    assert complaints(page) == []
+
+
+def test_boxes_moves_deletions_and_negative_clicks(page, serve, tmp_path):
+    page.open(serve(seeing()).address.replace("/?", "/?") + "#discs")
+    page.drag((17, 27), (43, 53))
+    (box,) = page.rows()
+    assert [box[name] for name in ("x", "y", "x2", "y2")] == [17, 27, 44, 54]
+    page.click(90, 60, negative=True)
+    assert page.rows()[1]["label"] == 0
+    page.drag((90, 60), (95, 61))
+    assert [(r["x"], r["y"]) for r in page.rows()] == [(17, 27), (95, 61)]
+    page.drag((44, 54), (49, 58))  # the box by its corner
+    assert [page.rows()[0][name] for name in ("x", "y", "x2", "y2")] == [17, 27, 50, 59]
+    page.keys("\ue017")  # Delete: what was clicked last
+    page.keys("z", ctrl=True)
+    assert [row["prompt_type"] for row in saved(tmp_path / "m.csv")] == ["box", ""]
+    page.drag((20, 20), (60, 60))  # one box an object and frame
+    assert sum("x2" in row for row in page.rows()) == 1
+    assert complaints(page) == []
+
+
+def test_absent_and_end_and_what_replaces_them(page, serve, tmp_path):
+    page.open(serve(seeing()).address + "#discs")
+    page.click(30, 40)
+    page.keys("\ue014" * 4)
+    page.keys("x")
+    page.keys("\ue014" * 3)
+    page.click(44, 40)
+    page.keys("\ue014")
+    page.keys("e")
+    roles = [(r["frame"], r.get("role", "")) for r in saved(tmp_path / "m.csv")]
+    assert roles == [("0", ""), ("4", "absent"), ("7", ""), ("8", "end")]
+    assert page.run("return patchray.clicks.coverage(1, 12)") == [
+        [0, 3, "asked"], [4, 6, "absent"], [7, 7, "asked"],
+    ]  # fmt: skip
+    page.keys("e")  # said again: unsaid
+    page.keys(",", ",")
+    assert page.run("return patchray.state.frame") == 4
+    page.click(38, 40, saved=False)
+    page.settle()
+    assert [(r["frame"], r.get("role", "")) for r in saved(tmp_path / "m.csv")] == [
+        ("0", ""),
+        ("7", ""),
+        ("4", ""),
+    ]
+
+
+@pytest.mark.parametrize("video", ["discs", "turned"])
+def test_a_click_lands_on_the_pixel_that_it_is_aimed_at(page, serve, tmp_path, video):
+    """Corners of the image, at three zooms, two densities of the screen, turned or not."""
+    page.open(serve(seeing()).address + f"#{video}")
+    width, height = page.run("return patchray.view.size")
+    assert (width, height) == ((160, 96) if video == "discs" else (96, 160))
+    corners = [(0, 0), (width - 1, 0), (0, height - 1), (width - 1, height - 1), (41, 37)]
+    expected = []
+    for ratio in (1, 2):
+        page.size(1440, 900, ratio)
+        for zoom in (
+            "patchray.view.fit()",
+            "patchray.view.zoomTo(1)",
+            "patchray.view.zoomTo(11.3)",
+        ):
+            page.run("patchray.view.fit();" + zoom)
+            for x, y in corners:
+                page.keys("n")
+                if "11.3" in zoom:  # what is zoomed in on has to be in the window
+                    page.run(
+                        "const [x, y] = arguments, v = patchray.view;"
+                        "v.place(v.scale, 300 - x * v.scale, 250 - y * v.scale)",
+                        x,
+                        y,
+                    )
+                page.click(x, y)
+                expected.append((x, y))
+    assert [(row["x"], row["y"]) for row in page.rows()] == expected
+    assert [(int(r["x"]), int(r["y"])) for r in saved(tmp_path / "m.csv")] == expected
+    page.size(1440, 900)
+
+
+def test_the_frame_stays_under_the_pointer_when_objects_come(page, serve):
+    page.open(serve(seeing()).address + "#discs")
+    place = (
+        "const v = patchray.view, box = v.canvas.getBoundingClientRect();"
+        "return [box.top, box.height, v.scale, v.left, v.top]"
+    )
+    before = page.run(place)
+    for x in range(20, 140, 20):
+        page.keys("n")
+        page.click(x, 40)
+    assert page.run(place) == before
+
+
+def test_a_click_lands_where_it_is_aimed_at_on_another_screen(page, serve):
+    """The window is moved to a screen of another density: its size in CSS pixels is as before."""
+    page.open(serve(seeing()).address + "#discs")
+    page.size(1440, 900, 2)
+    page.run("patchray.view.hover([700, 400])")
+    page.wait(
+        "const { width, clientWidth } = patchray.view.canvas; return width === 2 * clientWidth"
+    )
+    page.size(1440, 900)
+
+
+@pytest.fixture
+def slow(page):
+    """Has the page's frames wait until they are let go."""
+    return lambda: page.run("""
+        const { frames } = patchray.state, load = frames.load;
+        frames.known.clear();
+        window.asked = [];
+        frames.load = (index) => {
+          asked.push(index);
+          return new Promise((go) => { window.letGo = () => go(load(index)); });
+        };""")
+
+
+def test_a_click_is_of_the_frame_that_is_shown(page, serve, slow):
+    page.open(serve(seeing()).address + "#discs")
+    slow()
+    page.run("patchray.show(9)")
+    page.run("const v = patchray.view; v.on.click(30, 40, false, v.frame)")
+    page.says("#message", "still on its way")
+    assert page.rows() == []
+    page.wait("window.letGo?.(); return patchray.view.frame === 9")
+    page.click(48, 40)
+    assert [row["frame"] for row in page.rows()] == [9]
+
+
+def test_frames_that_are_scrubbed_past_are_not_asked_for(page, serve, slow):
+    """So that nothing waits behind them; what was shown stays until the last one has come."""
+    page.open(serve(seeing()).address + "#discs")
+    slow()
+    page.run("patchray.show(3)")
+    page.wait("return asked.at(-1) === 3 || (window.letGo?.(), false)")
+    page.run("for (const frame of [4, 5, 6, 7, 8, 11]) patchray.show(frame)")
+    page.wait("letGo(); return patchray.view.frame === 11")
+    asked = page.run("return asked")
+    assert asked[asked.index(3) + 1] == 11
+    assert not {4, 5, 6, 7, 8} & {*asked}
+    assert complaints(page) == []
+
+
+def test_while_a_video_opens_keys_change_no_other(page, serve, clips, tmp_path):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mp4").write_bytes((clips / "discs.mp4").read_bytes())
+    (tmp_path / "v" / "broken.mp4").write_text("no video")
+    page.open(serve(seeing(), tmp_path / "v").address + "#a")
+    page.click(30, 40)
+    page.run("location.hash = '#broken'")
+    page.says("#empty", "broken")
+    page.wait("return document.querySelector('#undo').disabled")
+    assert page.text("#objects .about") == "0 clicks"
+    page.keys("\ue017")
+    page.keys("z", ctrl=True)
+    page.keys("x")
+    assert [(row["video_id"], row["x"]) for row in saved(tmp_path / "m.csv")] == [("a", "30")]
+
+
+def test_what_is_pressed_or_focused_is_not_replaced(page, serve):
+    page.open(serve(seeing()).address + "#discs")
+    page.run("""
+        window.before = [...document.querySelectorAll("#videos button, #objects li")];
+        before[0].focus();""")
+    page.click(30, 40, saved=False)
+    page.settle()
+    page.run("before[0].focus(); patchray.play()")
+    page.wait("return patchray.state.frame === 11 && !patchray.state.playing")
+    kept = "return before.every((one) => one.isConnected) && document.activeElement === before[0]"
+    assert page.run(kept)
+    assert page.text("#objects .about").startswith("1 click")
+
+
+def test_playing_again_plays_once(page, serve):
+    page.open(serve(seeing()).address + "#demo")
+    page.run(
+        "for (let i = 0; i < 5; i++) patchray.state.playing ? patchray.pause() : patchray.play()"
+    )
+    page.wait("return patchray.state.frame >= 3")
+    shown = page.driver.execute_async_script("""
+        const [done] = arguments, { state } = patchray;
+        const [from, start] = [state.frame, performance.now()];
+        setTimeout(() => done([state.frame - from, performance.now() - start]), 600);""")
+    assert shown[0] <= shown[1] / 40 + 2  # of 25 a second: a slow machine shows fewer
+
+
+def test_a_click_beside_the_frame_is_none(page, serve):
+    page.open(serve(seeing()).address + "#discs")
+    page.run("patchray.view.zoomTo(2)")
+    page.click(-3, 40, saved=False)
+    page.click(160, 40, saved=False)
+    page.click(30, 96, saved=False)
+    page.click(30, 40)
+    assert len(page.rows()) == 1
+
+
+def test_the_frame_that_is_shown_is_the_frame_of_its_number(page, serve, clips):
+    page.open(serve(seeing()).address + "#demo")
+    with Video.open(clips / "demo.mp4") as video:
+        expected = [frame.image[20:30, 200:210].mean((0, 1)) for frame in video]
+    shown = page.driver.execute_async_script("""
+        const [done] = arguments, found = [], surface = new OffscreenCanvas(10, 10)
+          .getContext("2d", { willReadFrequently: true });
+        (async () => {
+          for (const index of [0, 29, 3, 28, 2, 15, 14, 16]) {
+            await patchray.show(index);
+            surface.drawImage(patchray.view.picture, -200, -20);
+            const { data } = surface.getImageData(0, 0, 10, 10);
+            const mean = [0, 1, 2].map((c) =>
+              data.filter((_, i) => i % 4 === c).reduce((a, b) => a + b) / 100);
+            found.push([patchray.state.frame, mean]);
+          }
+          done(found);
+        })()""")
+    for index, mean in shown:
+        assert np.abs(np.array(mean) - expected[index]).max() < 2  # of JPEG
+    assert page.text("#count") == "of 30"
+    assert page.text("#seconds") == "0.640 s"
+
+
+def test_track_a_few_seconds_with_progress_and_cancel(page, serve):
+    page.open(serve(seeing()).address + "#discs")
+    page.keys("t")
+    page.says("#message", "click on an object first")
+    page.click(30, 40)
+    page.keys("t")
+    page.says("#track-state", "frames 0 to 11")
+    page.keys("\ue014" * 8)
+    page.wait("return patchray.view.layers.length === 1 && !patchray.layers.preview.size")
+    assert "tracked" in page.text("#objects")
+    page.driver.refresh()  # what was tracked is still there
+    page.says("#track-state", "frames 0 to 11")
+    page.run("location.hash = '#demo'")
+    page.wait("return patchray.state.video === 'demo' && !patchray.view.layers.length")
+    assert page.text("#track-state") == ""
+
+
+def test_cancel_a_track(page, serve, mini):
+    page.open(serve(mini).address + "#demo")
+    page.click(*FLOWER)
+    page.keys("t")
+    page.says("#track-state", "of 30")
+    page.keys("\ue00c")
+    page.says("#track-state", "cancelled after")
+
+
+def test_the_later_of_two_tabs_is_told(page, serve, tmp_path):
+    address = serve(seeing()).address
+    page.open(address + "#discs")
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("tab")
+    page.size(1440, 900)
+    page.open(address + "#discs")
+    page.click(30, 40)
+    page.driver.switch_to.window(first)
+    page.click(90, 60, saved=False)
+    page.says("#message", "another tab")
+    page.wait("return patchray.clicks.rows.length === 1 && !patchray.clicks.pending.length")
+    assert page.text("#saved") == "Not saved"
+    page.click(90, 60)
+    assert [(r["x"], r["y"]) for r in saved(tmp_path / "m.csv")] == [("30", "40"), ("90", "60")]
+    page.driver.switch_to.window(page.driver.window_handles[1])
+    page.driver.close()
+    page.driver.switch_to.window(first)
+
+
+def test_keys_are_listed_and_a_window_of_1024_pixels_is_enough(page, serve):
+    page.open(serve(seeing()).address + "#discs")
+    page.size(1024, 700)
+    page.keys("?")
+    assert "not to be seen from this frame on" in page.text("#help")
+    page.keys("\ue00c")
+    inside = page.run("""return [...document.querySelectorAll("button, input")]
+        .filter((one) => one.checkVisibility())
+        .every((one) => { const box = one.getBoundingClientRect();
+                          return box.left >= 0 && box.right <= 1024 && box.width > 0; })""")
+    assert inside
+    assert page.run("return document.documentElement.scrollWidth") == 1024
+    assert page.run("return patchray.view.canvas.clientWidth") > 500
+    page.keys("\ue014", "\ue014")
+    assert page.run("return patchray.state.frame") == 2
+    page.keys("\ue010")
+    assert page.run("return patchray.state.frame") == 11
+    page.keys("g", "5\ue007")
+    assert page.run("return patchray.state.frame") == 5
+    elsewhere = page.run(
+        "return performance.getEntriesByType('resource').map((e) => e.name)"
+        ".filter((name) => !name.startsWith(location.origin) && !name.startsWith('data:'))"
+    )
+    assert elsewhere == []
+    page.size(1440, 900)
+    assert complaints(page) == []
+
+
+# A server of its own
+
+
+class Job:
+    """`python -m jobs.prompt` in a process of its own."""
+
+    def __init__(self, *flags):
+        argv = [
+            sys.executable,
+            "-m",
+            "jobs.prompt",
+            *map(str, flags),
+            "--no-browser",
+            "--device",
+            "cpu",
+        ]
+        self.process = subprocess.Popen(
+            argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        lines = iter(self.process.stdout.readline, "")
+        self.address = next(line.strip() for line in lines if "token=" in line)
+
+    def end(self, number):
+        """By a signal; returns exit code and output."""
+        self.process.send_signal(number)
+        output = self.process.communicate(timeout=60)[0]
+        return self.process.returncode, output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kill -9 of a process group")
+def test_kill_9_loses_no_click_that_was_acknowledged(page, clips, tmp_path):
+    """In the middle of twenty clicks; then the same command again."""
+    flags = [clips / "discs.mp4", "--out", tmp_path / "m.csv", "--port", 0]
+    job = Job(*flags)
+    page.open(job.address)
+    page.run("""
+        const places = [...Array(20).keys()].map((i) => [5 + 7 * i, 10 + 4 * i]);
+        window.acknowledged = [];
+        (async () => {
+          for (const [x, y] of places) {
+            const saved = await patchray.clicks.add(patchray.state.frame, 1, { x, y }, "init");
+            if (saved) window.acknowledged.push([x, y]);
+          }
+        })();""")
+    page.wait("return acknowledged.length >= 7")
+    assert job.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    page.says("#saved", "Not saved")
+    acknowledged = page.run("return acknowledged")
+    assert 7 <= len(acknowledged) < 20
+    on_disk = [[int(row["x"]), int(row["y"])] for row in saved(tmp_path / "m.csv")]
+    assert on_disk[: len(acknowledged)] == acknowledged
+    assert len(on_disk) <= len(acknowledged) + 1  # one may have been on its way
+    job = Job(*flags)
+    page.open(job.address)
+    assert [[row["x"], row["y"]] for row in page.rows()][: len(acknowledged)] == acknowledged
+    page.click(150, 90)
+    code, output = job.end(signal.SIGINT)
+    assert code == 130
+    assert "next: python -m jobs.mask --manifest" in output
+    assert saved(tmp_path / "m.csv")[-1]["x"] == "150"
+
+
+def test_done_ends_the_job(page, clips, tmp_path):
+    job = Job(clips / "discs.mp4", "--out", tmp_path / "m.csv", "--port", 0)
+    page.open(job.address)
+    page.click(30, 40)
+    page.press("#done")
+    output = job.process.communicate(timeout=60)[0]
+    assert job.process.returncode == 0
+    assert "1 clicks on 1 objects of 1 videos" in output
+    assert "Everything is saved, and jobs.prompt has ended" in page.text("body")
+
+
+def test_done_does_not_say_that_all_is_saved_where_it_is_not(page, serve, tmp_path, monkeypatch):
+    page.open(serve(seeing()).address + "#discs")
+
+    def full(self, content):
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(Location, "write_bytes", full)
+    page.click(30, 40, saved=False)
+    page.says("#saved", "Not saved")
+    page.press("#done")
+    page.says("#message", "your last change was not saved")
+    monkeypatch.undo()
+    page.click(30, 40)
+    page.press("#done")
+    page.says("body", "Everything is saved")
+    assert len(saved(tmp_path / "m.csv")) == 1
+
+
+# Review
+
+
+@pytest.fixture
+def masked(ray_cluster, tmp_path):
+    """Two clips from which a disc goes away, masked by `jobs.mask`; and the way to do it again."""
+    for name in "ab":
+        places = [(30 + 2 * t, 40, 13) if t < 12 else None for t in range(30)]
+        film(tmp_path / f"{name}.mp4", [picture({1: place}, ord(name)) for place in places])
+    rows = [f"{name}.mp4,1,0,30,40,1" for name in "ab"]
+    (tmp_path / "first.csv").write_text("\n".join(["uri,object_id,frame,x,y,label", *rows]) + "\n")
+    out = Location.parse(tmp_path / "masks")
+
+    def mask(manifest):
+        flags = ["--manifest", manifest, "--out", out, "--device", "cpu", "--cpus-per-worker", 0.5]
+        job = ray_cluster.job(*flags, module="jobs.mask")
+        output = job.communicate(timeout=280)[0]
+        assert job.returncode == 0, output
+        return output
+
+    mask(tmp_path / "first.csv")
+    return out, mask
+
+
+def correct(page, video):
+    """In a video: a click on the last frame with the disc; from the next one on it is gone."""
+    assert page.run("return patchray.state.video") == video
+    page.show(11)
+    page.wait("return patchray.layers.run.length === 1 && patchray.view.layers.length === 1")
+    page.click(52, 41)
+    page.show(12)
+    page.keys("x")
+
+
+def test_mask_review_and_redo_only_one_video(page, serve, masked, mini, tmp_path):
+    """One of two videos is corrected, what is doubtful in the other accepted."""
+    out, mask = masked
+    before = commits(out)
+    spans = sorted(
+        (s for name in "ab" for s in before[name]["review"]), key=lambda s: -s["severity"]
+    )
+    worst = spans[0]
+    other = "b" if worst["video_id"] == "a" else "a"
+    assert {span["video_id"] for span in spans} == {"a", "b"}
+
+    page.open(serve(mini, run=out).address)
+    page.says("#span-count", f"{len(spans)} of {len(spans)} left")
+    page.keys("]")
+    page.wait(
+        "return patchray.state.frame === arguments[0] && patchray.view.picture",
+        worst["click_frame"],
+    )
+    correct(page, worst["video_id"])
+    for _ in before[other]["review"]:
+        page.keys("]")
+        page.wait("return patchray.state.video === arguments[0] && patchray.state.info", other)
+        page.keys("a")
+    page.says("#span-count", "0 of")
+    page.says("#redo-count", "1 video anew")
+    told = [(r["uri"][0], r["role"]) for r in saved(tmp_path / "m.csv") if r["role"]]
+    accepts = [(other, "accept")] * len(before[other]["review"])
+    assert sorted(told) == sorted(
+        [(worst["video_id"], "correct"), (worst["video_id"], "absent"), *accepts]
+    )
+
+    assert "2 videos, 2 objects, 1 videos done, 0 with faults" in mask(tmp_path / "m.csv")
+    after = commits(out)
+    assert after[other] == before[other]
+    assert after[worst["video_id"]]["key"] != before[worst["video_id"]]["key"]
+    assert after[worst["video_id"]]["objects"]["1"]["absent"] == 18
+    assert saved(tmp_path / "masks" / "review.csv") == []
+    page.driver.refresh()
+    page.wait(
+        "return window.patchray?.state.project?.videos.every((video) => video.standing === 'done')"
+    )
