@@ -57,11 +57,11 @@ imports: $(READY)
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks.augment
-	$(BIN)/python -m benchmarks.train
-	$(BIN)/python -m benchmarks.sam
-	$(BIN)/python -m benchmarks.mini
-	$(BIN)/python -m benchmarks.prompt
+	$(BIN)/python -m benchmarks.training.augment
+	$(BIN)/python -m benchmarks.training.train
+	$(BIN)/python -m benchmarks.masking.sam
+	$(BIN)/python -m benchmarks.masking.mini
+	$(BIN)/python -m benchmarks.masks.prompt
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache

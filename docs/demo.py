@@ -18,10 +18,10 @@ from sklearn.datasets import load_sample_image
 
 from jobs.run.config import ConfigError, parse
 from jobs.storage.location import Location, StorageError, check_writable
-from masking.decode import Bools, Pixels
-from masking.film import Film
-from masking.outputs import davis_png
-from masking.staged import Actor, Pose, Stage, panned
+from masking.images.arrays import Bools, Pixels
+from masking.outputs.formats import davis_png
+from masking.training.staged import Actor, Pose, Stage, panned
+from masking.video.writer import Film
 
 SIZE, FRAMES, RATE = (270, 480), 40, 20
 LEAF = [(0, 95), (60, 85), (143, 62), (135, 120), (110, 200), (60, 290), (20, 330), (0, 320)]

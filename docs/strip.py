@@ -18,10 +18,10 @@ from jobs.masks.folder import commits, table_of
 from jobs.run.config import ConfigError, parse
 from jobs.storage.cache import localize
 from jobs.storage.location import Location, check_writable
-from masking.decode import Pixels
-from masking.outputs import frames_of, mask_of
-from masking.overlay import draw_masks
-from masking.video import Video, VideoError
+from masking.images.arrays import Pixels
+from masking.outputs.overlay import draw_masks
+from masking.outputs.rows import frames_of, mask_of
+from masking.video.reader import Video, VideoError
 
 GAP = 4
 """Pixels between pictures."""

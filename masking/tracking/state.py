@@ -29,7 +29,7 @@ NOTHING = -8.0
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """How objects are followed. The defaults were tuned on half of the sequences of DAVIS that
-    `benchmarks.tracking` names; its `--ablate` measures what each is worth."""
+    `benchmarks.masking.tracking` names; its `--ablate` measures what each is worth."""
 
     points: int = 1
     """Carried points that a frame is prompted with."""

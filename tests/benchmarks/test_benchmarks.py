@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import timm_train, train
+from benchmarks.training import timm_train, train
 from jobs.classifier.task import TrainConfig
 from vit import model
 from vit.config import AugmentConfig, ModelConfig, OptimConfig

@@ -1,10 +1,10 @@
-"""GrabCut as `benchmarks.clicks` asks it, and whose masks it takes."""
+"""GrabCut as `benchmarks.masking.clicks` asks it, and whose masks it takes."""
 
 import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks import clicks
+from benchmarks.masking import clicks
 from masking.segmenter.mini import Mini, MiniConfig
 from masking.training.pair import Pair
 from masking.training.pairs import PairsConfig, survey

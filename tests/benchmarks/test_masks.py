@@ -6,7 +6,9 @@ import time
 import numpy as np
 import torch
 
-from benchmarks import odd_batch, stand_in, tracking
+from benchmarks import stand_in
+from benchmarks.masking import tracking
+from benchmarks.masks import odd_batch
 from jobs.masks import plan
 from jobs.masks.plan import Work
 from jobs.weights.segmenter import load_segmenter, locate

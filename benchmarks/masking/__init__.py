@@ -1,0 +1,1 @@
+"""Benchmarks of segmenters and of tracking."""

@@ -1,0 +1,127 @@
+"""Whether carried points stay on their object, with a segmenter that is always right.
+
+    python -m benchmarks.masking.points --data vos/ --json FILE
+
+In SAM's place stands the truth: asked with points, it returns the object that most positive ones
+lie on. So what is measured is motion, filters and re-seeding alone: of the points that were carried
+to a frame since the last re-seeding, the share that is still on the object, over all frames in
+which it is visible and has points.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.masking.tracking import Clip, clicks, sequences
+from jobs.cluster.workers import keep_memory
+from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
+from masking.manifest.asked import Asked
+from masking.segmenter.sam import Embeddings, Prompts, Segmenter
+from masking.tracking.state import Scene, TrackConfig, begin, shrunk_grey
+from masking.tracking.step import Step
+from masking.video.reader import Video
+
+
+class Right(Segmenter):
+    """Keys of a real encoder, masks of the truth."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        """Take its network over."""
+        super().__init__(segmenter.network, segmenter.device, segmenter.precision)
+        self.truth: NDArray[np.uint8] = np.zeros((1, 1), np.uint8)
+        """(H, W) of the frame that is decoded next."""
+
+    def logits(self, embeddings: Embeddings, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """As of `Segmenter`."""
+        h, w = self.low_res(embeddings.frame_size)
+        found = []
+        for points, labels in zip(prompts.points, prompts.labels, strict=True):
+            x, y = points[labels == 1].round().long().unbind(dim=1)
+            under = self.truth[y.numpy(), x.numpy()]
+            number = int(np.bincount(under).argmax()) if len(under) else 0
+            found.append(self._low(self.truth == number if number else self.truth > 255, (h, w)))
+        logits = torch.stack(found)[:, None].expand(-1, 4, -1, -1)
+        return logits, torch.where(logits.amax(dim=(2, 3)) > 0, 0.95, 0.1)
+
+    def _low(self, mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
+        """A mask as logits of a network are: on the canvas, shrunk."""
+        scale = self.mask_scale((mask.shape[0], mask.shape[1])) * self.network.mask_stride
+        large = cv2.resize(mask.astype(np.float32), None, fx=scale, fy=scale)
+        below, right = (
+            s * self.network.mask_stride - e for s, e in zip(size, large.shape, strict=True)
+        )
+        canvas = F.pad(torch.from_numpy(large), (0, max(0, right), 0, max(0, below)))
+        canvas = canvas[: size[0] * self.network.mask_stride, : size[1] * self.network.mask_stride]
+        return 16 * F.avg_pool2d(canvas[None, None], self.network.mask_stride)[0, 0] - 8
+
+
+def purity(segmenter: Right, clip: Clip, config: TrackConfig) -> dict[str, Any]:
+    """Of each object the share of carried points that are on it, and frames without any."""
+    tracker = begin(len(clip.objects))
+    shares: list[list[float]] = [[] for _ in clip.objects]
+    without = [0] * len(clip.objects)
+    with Video.open(clip.folder) as video:
+        for frame in video:
+            truth = segmenter.truth = clip.truth[frame.index]
+            embeddings = segmenter.encode(frame.image[None])
+            here = Scene(embeddings, segmenter.keys(embeddings)[0], shrunk_grey(frame.image))
+            asked = {}
+            if frame.index == 0:
+                for row, number in enumerate(clip.objects):
+                    points = clicks(truth == number, 1)
+                    asked[row] = Asked(points, np.ones(len(points), np.int64))
+            step = Step(segmenter, config, tracker, here, asked)
+            for row, track in enumerate(step.carried() if frame.index else ()):
+                number = clip.objects[row]
+                if not (truth == number).any():
+                    continue
+                if not len(track.points):
+                    without[row] += 1
+                    continue
+                x, y = track.points.round().astype(int).T
+                x, y = x.clip(0, truth.shape[1] - 1), y.clip(0, truth.shape[0] - 1)
+                shares[row].append(float((truth[y, x] == number).mean()))
+            tracker, _ = step.run()
+    return {
+        "on_object": [float(np.mean(each)) for each in shares],
+        "visible_frames_without_points": without,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table by sequence and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="a folder as DAVIS has it")
+    parser.add_argument("--sequences", nargs="*", default=[], help="some of its sequences")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    options = parser.parse_args(argv)
+    keep_memory()
+    segmenter = Right(load_segmenter("mini", torch.device("cpu")))
+    found = {}
+    print("| sequence | on the object | visible frames without points |\n| --- | ---: | ---: |")
+    for clip in sequences(options.data, options.sequences):
+        found[clip.name] = purity(segmenter, clip, TrackConfig())
+        on, without = found[clip.name].values()
+        print(f"| {clip.name} | {np.mean(on):.3f} | {sum(without)} |", flush=True)
+    mean = float(np.mean([share for each in found.values() for share in each["on_object"]]))
+    print(f"| mean over objects | {mean:.3f} | |")
+    facts = {"hardware": hardware(), "versions": versions()}
+    if options.json:
+        result = {"mean": mean, "sequences": found, **facts}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

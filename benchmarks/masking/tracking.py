@@ -1,0 +1,237 @@
+"""How well clicks are carried through videos: J&F on DAVIS' sequences, beside simpler ways.
+
+    python -m benchmarks.masking.tracking --data vos/ --clicks 1 3 5 --middle --json FILE
+    python -m benchmarks.masking.tracking --data vos/ --clicks 1 --ablate --json FILE
+
+Clicks are simulated: an object's deepest point, then the deepest point of what is left of it
+outside discs of 0.35 of its equivalent radius round the earlier ones. Beside `masking.mask_video`,
+in the same run, with the same segmenter and the same clicks: (a) the clicks left standing on every
+frame, (b) the first mask moved by dense optical flow (DIS). J&F is DAVIS': the first and the last
+frame of a sequence are left out; the mean is over objects.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from jobs.cluster.workers import keep_memory
+from jobs.run.folder import hardware, versions
+from jobs.weights.segmenter import load_segmenter
+from masking.images.arrays import Bools
+from masking.images.masks import davis
+from masking.segmenter.sam import Embeddings, Prepared, Prompts, Segmenter
+from masking.tracking.masking import mask_video
+from masking.tracking.state import TrackConfig
+from masking.video.reader import Video
+
+APART = 0.35
+"""Radius round a click in which the next one does not fall, in equivalent radii of the object."""
+TUNED_ON = (
+    "bmx-bumps", "bus", "dogs-jump", "flamingo",
+    "mallard-fly", "paragliding", "soccerball", "tennis",
+)  # fmt: skip
+"""Sequences that the defaults of `TrackConfig` were chosen on."""
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "all of it": {},
+    "no memory of looks": {"recent": -1},
+    "memory of prompts alone": {"recent": 0},
+    "no expected mask as prompt": {"mask_prompt": False},
+    "no corner points": {"corners": 0},
+    "three points": {"points": 3},
+    "no gate": {"gate": False},
+    "no finding again": {"redetect": False},
+    "no points of rivals": {"rivals": False},
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sequence of DAVIS."""
+
+    name: str
+    folder: Path
+    truth: NDArray[np.uint8]
+    """(T, H, W): which object."""
+    objects: tuple[int, ...]
+
+
+class Once(Segmenter):
+    """A segmenter that encodes a frame once, however many ways ask for it."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        """Take its network over."""
+        super().__init__(segmenter.network, segmenter.device, segmenter.precision)
+        self._seen: dict[bytes, Embeddings] = {}
+
+    def encode(self, frames: Any) -> Embeddings:
+        """As of `Segmenter`; of the frames of one sequence."""
+        prepared = frames if isinstance(frames, Prepared) else self.prepare(frames)
+        found = []
+        for canvas in torch.cat(prepared.canvases)[: prepared.count]:
+            key = canvas[::4, ::4].numpy().tobytes()
+            if key not in self._seen:
+                one = Prepared((canvas[None],), 1, prepared.frame_size)
+                self._seen[key] = super().encode(one)
+            found.append(self._seen[key])
+        features = zip(*(one.features for one in found), strict=True)
+        return Embeddings(tuple(torch.cat(part) for part in features), prepared.frame_size)
+
+    def forget(self) -> None:
+        """Before another sequence."""
+        self._seen.clear()
+
+
+def sequences(root: Path, names: Sequence[str]) -> Iterator[Clip]:
+    """Those under `JPEGImages` and `Annotations`, or some of them."""
+    for folder in sorted((root / "JPEGImages").iterdir()):
+        if names and folder.name not in names:
+            continue
+        files = sorted((root / "Annotations" / folder.name).glob("*.png"))
+        truth = np.stack([np.asarray(Image.open(file)) for file in files])
+        objects = tuple(int(i) for i in np.unique(truth) if 0 < i < 255)
+        yield Clip(folder.name, folder, truth, objects)
+
+
+def clicks(mask: Bools, count: int) -> NDArray[np.float32]:
+    """(count, 2) simulated clicks (x, y) on an object, fewer if it is too small for them."""
+    left, found = mask.copy(), []
+    radius = APART * (np.count_nonzero(mask) / np.pi) ** 0.5
+    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    while left.any() and len(found) < count:
+        padded = np.pad(left.astype(np.uint8), 1)
+        depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+        row, column = divmod(int(depth.argmax()), mask.shape[1])
+        found.append((column, row))
+        left &= (x - column) ** 2 + (y - row) ** 2 > radius**2
+    return np.array(found, np.float32).reshape(-1, 2)
+
+
+def carried(segmenter: Segmenter, one: Clip, frame: int, count: int, config: TrackConfig) -> Bools:
+    """(K, T, H, W) of `mask_video`."""
+    rows = [
+        {"object_id": i, "frame": frame, "x": float(x), "y": float(y)}
+        for i in one.objects
+        for x, y in clicks(one.truth[frame] == i, count)
+    ]
+    found = mask_video(one.folder, rows, segmenter, config=config)
+    return np.stack([each.masks for each in found], axis=1)
+
+
+def standing(segmenter: Segmenter, one: Clip, frame: int, count: int) -> Bools:
+    """(K, T, H, W) with the clicks left where they are, on every frame."""
+    points = [clicks(one.truth[frame] == i, count) for i in one.objects]
+    labels = [np.ones(len(each), np.int64) for each in points]
+    masks = []
+    with Video.open(one.folder) as video:
+        for each in video:
+            embeddings = segmenter.encode(each.image[None])
+            prompts = Prompts.of(embeddings.frame_size, points, labels)
+            outputs = "best" if count == 1 else "single"
+            masks.append(segmenter.decode(embeddings, prompts, outputs).masks[:, 0].cpu().numpy())
+    return np.stack(masks, axis=1)
+
+
+def flowed(one: Clip, frame: int, first: Bools) -> Bools:
+    """(K, T, H, W) of masks (K, H, W) of one frame, moved by dense flow to all others."""
+    with Video.open(one.folder) as video:
+        grey = [cv2.cvtColor(each.image, cv2.COLOR_RGB2GRAY) for each in video]
+    masks: dict[int, NDArray[np.float32]] = {frame: first.astype(np.float32)}
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    y, x = np.mgrid[: first.shape[1], : first.shape[2]].astype(np.float32)
+    for step, stop in ((1, len(grey)), (-1, -1)):
+        for t in range(frame + step, stop, step):
+            flow = dis.calc(grey[t], grey[t - step], None)
+            there = x + flow[..., 0], y + flow[..., 1]
+            masks[t] = np.stack([cv2.remap(m, *there, cv2.INTER_LINEAR) for m in masks[t - step]])
+    return np.stack([masks[t] > 0.5 for t in range(len(grey))], axis=1)
+
+
+def score(one: Clip, found: Bools) -> list[float]:
+    """J&F of each object."""
+    return [
+        sum(davis(list(one.truth == i), list(masks))) / 2
+        for i, masks in zip(one.objects, found, strict=True)
+    ]
+
+
+def compare(segmenter: Once, one: Clip, count: int, middle: bool) -> dict[str, list[float]]:
+    """J&F of each object, by way."""
+    frame = len(one.truth) // 2 if middle else 0
+    ours = carried(segmenter, one, frame, count, TrackConfig())
+    stand = standing(segmenter, one, frame, count)
+    return {
+        "carried": score(one, ours),
+        "standing": score(one, stand),
+        "flow": score(one, flowed(one, frame, stand[:, frame])),
+    }
+
+
+def report(title: str, results: dict[str, dict[str, list[float]]]) -> None:
+    """A table by sequence, and means over all objects, over those tuned on, and over the others."""
+    ways = list(next(iter(results.values())))
+    print(f"\n{title}\n| sequence | {' | '.join(ways)} |\n| --- |{' ---: |' * len(ways)}")
+    for name, by_way in results.items():
+        print(f"| {name} | {' | '.join(f'{np.mean(by_way[w]):.3f}' for w in ways)} |")
+    for label, names in (
+        ("mean", list(results)),
+        ("mean, tuned on", [n for n in results if n in TUNED_ON]),
+        ("mean, others", [n for n in results if n not in TUNED_ON]),
+    ):
+        if names:
+            means = [np.mean([v for n in names for v in results[n][w]]) for w in ways]
+            print(f"| {label} | {' | '.join(f'{mean:.3f}' for mean in means)} |", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="a folder as DAVIS has it")
+    parser.add_argument("--sequences", nargs="*", default=[], help="some of its sequences")
+    parser.add_argument("--weights", default="mini")
+    parser.add_argument("--clicks", type=int, nargs="*", default=[1])
+    parser.add_argument("--middle", action="store_true", help="one click on the middle frame, too")
+    parser.add_argument("--ablate", action="store_true", help="ideas switched off, at one click")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    options = parser.parse_args(argv)
+    keep_memory()
+    segmenter = Once(load_segmenter(options.weights, torch.device("cpu")))
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    started = time.perf_counter()
+    for one in sequences(options.data, options.sequences):
+        segmenter.forget()
+        if options.ablate:
+            for name, off in ABLATIONS.items():
+                masks = carried(segmenter, one, 0, 1, TrackConfig(**off))
+                found.setdefault("ablation, 1 click", {}).setdefault(one.name, {})[name] = score(
+                    one, masks
+                )
+        else:
+            for count in options.clicks:
+                name = f"{count} clicks on the first frame"
+                found.setdefault(name, {})[one.name] = compare(segmenter, one, count, False)
+            if options.middle:
+                name = "1 click on the middle frame"
+                found.setdefault(name, {})[one.name] = compare(segmenter, one, 1, True)
+        print(f"{one.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    for name, results in found.items():
+        report(name, results)
+    facts = {"hardware": hardware(), "versions": versions()}
+    print(f"\n{json.dumps(facts['hardware'])}\n{json.dumps(facts['versions'])}")
+    if options.json:
+        options.json.write_text(json.dumps({"j_and_f": found, **facts}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Benchmarks of `jobs.mask` and of the page of `jobs.prompt`."""

@@ -1,0 +1,132 @@
+"""Kill a training again and again, and compare its final weights with an uninterrupted run's.
+
+    python -m benchmarks.training.soak_train --workers 2 --kills 10
+
+Half of the kills are a `kill -9` of one worker (Ray Train starts the ranks anew), half of the whole
+job, which is then started again with the same command. The moments are random steps in mid-epoch.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+SETTINGS = [
+    *("--config", "digits.yaml", "--epochs", "40", "--batch-size", "64"),
+    *("--save-minutes", "0.01", "--model.drop-path-rate", "0.2", "--cpus-per-worker", "0.5"),
+]
+STEPS = 40 * 20
+
+
+def start(out: Path, workers: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start, or go on with, the job."""
+    command = [sys.executable, "-m", "jobs.train", "--out", str(out), "--workers", str(workers)]
+    with log.open("ab") as output:
+        return subprocess.Popen([*command, *SETTINGS], stdout=output, stderr=output)
+
+
+def step(out: Path) -> int:
+    """The step of the last checkpoint."""
+    try:
+        return int(json.loads((out / "checkpoints/last.json").read_text())["step"])
+    except (OSError, ValueError):
+        return 0
+
+
+def family(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The job and all that it started, its own Ray included."""
+    process = psutil.Process(job.pid)
+    return [process, *process.children(recursive=True)]
+
+
+def worker_of(job: subprocess.Popen[bytes]) -> psutil.Process | None:
+    """One of the job's training workers."""
+    found = [p for p in family(job) if "RayTrainWorker" in " ".join(p.cmdline())]
+    return random.choice(found) if found else None
+
+
+def soak(out: Path, workers: int, kills: int, log: Path) -> list[dict[str, object]]:
+    """Run to the end through `kills` kills; returns what was killed at which step."""
+    moments = sorted(random.sample(range(STEPS // 20, STEPS * 9 // 10), kills))
+    record: list[dict[str, object]] = []
+    job = start(out, workers, log)
+    for number, moment in enumerate(moments):
+        while step(out) < moment and job.poll() is None:
+            time.sleep(0.02)
+        if job.poll() is not None:
+            break
+        time.sleep(random.uniform(0, 0.3))
+        if number % 2 == 0:
+            while (victim := worker_of(job)) is None and job.poll() is None:
+                time.sleep(0.1)  # Ray is still starting the ranks anew after the kill before
+            if victim is None:
+                break
+            victim.kill()
+            record.append({"killed": "worker", "after_step": moment})
+        else:
+            for process in family(job):
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            job.wait()
+            record.append({"killed": "job", "after_step": moment})
+            job = start(out, workers, log)
+    assert job.wait() == 0, f"the job failed: {log.read_text()[-3000:]}"
+    return record
+
+
+def final(out: Path) -> dict[str, torch.Tensor]:
+    """Weights and optimizer state of the last checkpoint."""
+    name = json.loads((out / "checkpoints/last.json").read_text())["checkpoint"]
+    folder = out / "checkpoints" / name
+    weights, optimizer = (load_file(folder / f"{n}.safetensors") for n in ("weights", "optimizer"))
+    return weights | optimizer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the soak; returns 0 if weights and optimizer are equal bit for bit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    options = parser.parse_args(argv)
+    random.seed(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        log = root / "log"
+        whole = start(root / "whole", options.workers, log)
+        assert whole.wait() == 0, log.read_text()[-3000:]
+        record = soak(root / "killed", options.workers, options.kills, log)
+        tensors = [final(root / name) for name in ("whole", "killed")]
+        summary = json.loads((root / "killed/summary.json").read_text())
+    different = [k for k in tensors[0] if not torch.equal(tensors[0][k], tensors[1][k])]
+    result = {
+        "workers": options.workers,
+        "kills": record,
+        "resumed": summary["resumed"],
+        "tensors": len(tensors[0]),
+        "different": len(different),
+        "versions": summary["versions"],
+        "hardware": summary["hardware"],
+    }
+    print(json.dumps(result, indent=2))
+    if len(record) < options.kills:
+        print(f"only {len(record)} of {options.kills} kills hit before the run was over")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
