@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     result: dict[str, Any] = {
         "command": f"python -m benchmarks.masks.mask --videos {options.videos}"
-        f" --frames {options.frames} --mini-frames {options.mini_frames} --sam-frames {options.sam_frames}"
+        f" --frames {options.frames} --mini-frames {options.mini_frames}"
+        f" --sam-frames {options.sam_frames}"
         f" --repeats {options.repeats} --workers {' '.join(map(str, options.workers))}",
         "load_before": psutil.getloadavg()[0],
         "stand_in": [],

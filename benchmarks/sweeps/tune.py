@@ -3,8 +3,8 @@
     python -m benchmarks.sweeps.tune --seeds 200 --json benchmarks/results/sweeps/tune.json
 
 The curves are of `benchmarks.sweeps.tune_record`: every sample of a grid, trained to its end with
-three seeds, on equal FLOPs. A replay is a sweep of `jobs.sweep.record`, as it runs in the job, whose
-trials read their epochs from the table; time is FLOPs over two slots. Beside them stands Ray Tune's
+three seeds, on equal FLOPs. A replay is a sweep of `jobs.sweep.record`, as it runs in the job,
+whose trials read their epochs from the table; time is FLOPs over two slots. Beside them stands Ray Tune's
 ASHA as it comes: rungs in epochs.
 
 A sweep's result is the mean over seeds of the sample that it ends with; what it misses is that
