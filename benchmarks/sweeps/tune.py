@@ -4,8 +4,8 @@
 
 The curves are of `benchmarks.sweeps.tune_record`: every sample of a grid, trained to its end with
 three seeds, on equal FLOPs. A replay is a sweep of `jobs.sweep.record`, as it runs in the job,
-whose trials read their epochs from the table; time is FLOPs over two slots. Beside them stands Ray Tune's
-ASHA as it comes: rungs in epochs.
+whose trials read their epochs from the table; time is FLOPs over two slots. Beside them stands Ray
+Tune's ASHA with its defaults: rungs in epochs.
 
 A sweep's result is the mean over seeds of the sample that it ends with; what it misses is that
 sample's distance to the grid's best mean. Compute is a share of training the whole grid once.
