@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,15 @@ from masking.video.reader import Video
 from masking.video.writer import Film
 
 Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: dict[Kind, str] = {
+    "davis": "`davis/VIDEO_ID/00000.png`: an indexed PNG a frame, the object's id as its index",
+    "png": "`png/VIDEO_ID/OBJECT_ID/00000.png`: a mask a frame and object, 0 or 255",
+    "coco": "`coco/annotations.json`: run lengths of all videos",
+    "youtube-vos": "`youtube-vos/meta.json`: objects of all videos, with the frames they are on",
+    "cutout": "`cutout/VIDEO_ID.mov`: ProRes 4444, transparent outside of the objects",
+    "overlay": "`overlay/VIDEO_ID.mp4`: the masks drawn on the frames",
+}
+"""Formats, and what each writes below `export/`."""
 _ENDINGS = {"cutout": "mov", "overlay": "mp4"}
 _WHOLE = {
     "coco": ("annotations.json", write_coco),
@@ -47,7 +55,7 @@ def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind
         _film(record["uri"], table, kind, draw, place / f"{video_id}.{_ENDINGS[kind]}")
 
 
-def forget(out: Location, videos: Collection[str]) -> None:
+def delete_exports(out: Location, videos: Collection[str]) -> None:
     """Delete what was exported of videos that are masked anew: it would look like the new masks."""
     export = out / "export"
     if not videos or not export.exists():

@@ -12,34 +12,57 @@ import pyarrow.parquet as pq
 from jobs.masks.plan import is_accepted
 from masking.manifest.rows import Row
 
-SPAN_COLUMNS = (
-    "video_id", "object_id", "first_frame", "last_frame", "reason", "click_frame", "severity",
-)  # fmt: skip
+SPAN_COLUMNS = {
+    "video_id": "id of the video",
+    "object_id": "id of the object",
+    "first_frame": "first frame of the span",
+    "last_frame": "last frame of the span",
+    "reason": "state of the object in the span: uncertain or lost",
+    "click_frame": "frame on which a click would help most",
+    "severity": "order of the rows, largest first",
+}
+"""Columns of review.csv, and their meaning."""
+LEDGER_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "video_id": (pa.string(), "id of the video"),
+    "uri": (pa.string(), "where the video is"),
+    "status": (pa.string(), "ok, partial (some of the file does not decode) or failed"),
+    "code": (pa.string(), "kind of failure; null if all is well"),
+    "error": (pa.string(), "what failed, in words"),
+    "frames": (pa.int64(), "number of frames"),
+    "height": (pa.int32(), "height of the frames in pixels, as displayed"),
+    "width": (pa.int32(), "width of the frames in pixels, as displayed"),
+    "rotation": (pa.int32(), "degrees by which the stored frames are rotated for display"),
+    "rate": (pa.float64(), "average frames per second"),
+    "codec": (pa.string(), "video codec of the file"),
+    "corrupt_packets": (pa.int64(), "packets that did not decode"),
+    "cut_off": (pa.bool_(), "whether the file ends before its header says"),
+    "unsorted": (pa.int64(), "frames whose timestamp is not later than the one before"),
+    "notes": (pa.string(), "JSON list: what else was found in the file"),
+    "objects": (pa.string(), "JSON: states of each object, with their numbers of frames"),
+    "extra": (pa.string(), "JSON: columns of your own, from the video's first row"),
+    "seconds": (pa.float64(), "seconds that masking took"),
+    "content_sha256": (pa.string(), "SHA-256 of the video file"),
+    "masks_sha256": (pa.string(), "SHA-256 of the file of masks"),
+    "key": (pa.string(), "hash of the file's state, clicks, weights and settings"),
+}
+"""Columns of videos.parquet, with type and meaning."""
 
 
-def ledger(records: Iterable[Mapping[str, Any]]) -> bytes:
+def ledger_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
     """videos.parquet: what is nested in a record is JSON there."""
-    names = (
-        ("video_id", pa.string()), ("uri", pa.string()), ("status", pa.string()),
-        ("code", pa.string()), ("error", pa.string()), ("frames", pa.int64()),
-        ("height", pa.int32()), ("width", pa.int32()), ("rotation", pa.int32()),
-        ("rate", pa.float64()), ("codec", pa.string()), ("corrupt_packets", pa.int64()),
-        ("cut_off", pa.bool_()), ("unsorted", pa.int64()), ("notes", pa.string()),
-        ("objects", pa.string()), ("extra", pa.string()), ("seconds", pa.float64()),
-        ("content_sha256", pa.string()), ("masks_sha256", pa.string()), ("key", pa.string()),
-    )  # fmt: skip
     rows = []
     for record in sorted(records, key=lambda each: each["video_id"]):
-        row = {name: record.get(name) for name, _ in names}
+        row = {name: record.get(name) for name in LEDGER_COLUMNS}
         for name in ("notes", "objects", "extra"):
             row[name] = None if row[name] is None else json.dumps(row[name])
         rows.append(row)
     content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema(list(names))), content)
+    schema = pa.schema([(name, kind) for name, (kind, _) in LEDGER_COLUMNS.items()])
+    pq.write_table(pa.Table.from_pylist(rows, schema), content)
     return content.getvalue()
 
 
-def review(records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequence[Row]]) -> str:
+def review_csv(records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequence[Row]]) -> str:
     """review.csv: spans of all videos, worst first, without those that a person accepted."""
     found = [
         span
@@ -49,7 +72,7 @@ def review(records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequence
     ]
     found.sort(key=lambda s: (-s["severity"], s["video_id"], s["object_id"], s["first_frame"]))
     text = io.StringIO()
-    writer = csv.DictWriter(text, SPAN_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, list(SPAN_COLUMNS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
     return text.getvalue()

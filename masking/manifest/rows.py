@@ -45,7 +45,15 @@ COLUMNS = {
 """Columns of a manifest that have a meaning, and what they hold."""
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
 Role = AskedRole | Literal["accept"]
-_ROLES: tuple[Role, ...] = ("init", "correct", "accept", "end", "absent")
+ROLES: dict[Role, str] = {
+    "init": "the object is here: its mask starts from these prompts alone",
+    "correct": "the prompts correct the tracked mask; negative points alone always do",
+    "accept": "the mask of this frame, up to the frame `until`, is right; no mask changes",
+    "end": "from this frame on the object is not tracked",
+    "absent": "from this frame on the object is not to be seen, until the next prompt",
+}
+"""Roles of a row, and what each means."""
+_ROLES: tuple[Role, ...] = tuple(ROLES)
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
 _SLACK = 1.0  # pixels that a box may reach beyond the frame: detectors round
 LARGEST_ID = 65_535

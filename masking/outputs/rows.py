@@ -1,20 +1,4 @@
-"""What masked videos are on disk: rows of masks, spans to look at, and other tools' formats.
-
-Values and bytes only; where they go is the caller's affair. A row is a frame and an object:
-
-    frame      int32    from 0, in presentation order
-    time_s     double   seconds since the first frame; null: unknown
-    object_id  int32    of the manifest
-    state      string   prompted, tracked, uncertain, lost, recovered, absent; null: not asked for
-    rle        binary   COCO's packed run lengths; null: not evaluated; no object is an empty mask
-    owned      binary   of these, what a label map gives to the object; null: all of it
-    height, width  int32  of the frame
-    area       int32    pixels of the mask
-    box        list<int32>  x, y, width, height; null of an empty mask
-    score      float    IoU that the segmenter predicts
-    quality    float    agreement with what motion and memory expected, 0 to 1
-    direction  string   prompt, forward, backward, both
-"""
+"""Rows of masks, a frame and object each, and spans of frames that need a person."""
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,23 +17,34 @@ from masking.tracking.masking import FrameMasks
 
 FORMAT = 1
 """Version of the columns; raise it when they, or what they mean, change."""
+COLUMNS: dict[str, tuple[pa.DataType, str]] = {
+    "frame": (pa.int32(), "index of the frame, from 0, in presentation order"),
+    "time_s": (pa.float64(), "seconds since the first frame; null where they are unknown"),
+    "object_id": (pa.int32(), "id of the object in the manifest"),
+    "state": (pa.string(), "state of the object; null where it is not tracked"),
+    "rle": (
+        pa.binary(),
+        "the mask in COCO's compressed run lengths; null where it was not computed; an object that"
+        " is not to be seen has an empty mask",
+    ),
+    "owned": (
+        pa.binary(),
+        "the part of the mask that a label map gives to the object, in the same form; null: all",
+    ),
+    "height": (pa.int32(), "height of the frame in pixels"),
+    "width": (pa.int32(), "width of the frame in pixels"),
+    "area": (pa.int32(), "pixels of the mask"),
+    "box": (
+        pa.list_(pa.field("element", pa.int32())),
+        "left, top, width and height of the mask in pixels; null for an empty mask",
+    ),
+    "score": (pa.float32(), "IoU that the segmenter predicts for the mask, 0 to 1"),
+    "quality": (pa.float32(), "agreement with what motion and memory expected, 0 to 1"),
+    "direction": (pa.string(), "where the mask comes from: prompt, forward, backward or both"),
+}
+"""Columns of `masks/VIDEO_ID.parquet`, with type and meaning."""
 SCHEMA = pa.schema(
-    [
-        ("frame", pa.int32()),
-        ("time_s", pa.float64()),
-        ("object_id", pa.int32()),
-        ("state", pa.string()),
-        ("rle", pa.binary()),
-        ("owned", pa.binary()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("area", pa.int32()),
-        ("box", pa.list_(pa.field("element", pa.int32()))),
-        ("score", pa.float32()),
-        ("quality", pa.float32()),
-        ("direction", pa.string()),
-    ],
-    metadata={"patchray_masks": str(FORMAT)},
+    [(name, kind) for name, (kind, _) in COLUMNS.items()], metadata={"patchray_masks": str(FORMAT)}
 )
 GROUP = 2000
 """Rows of a group of the file: so many are held before they are written."""

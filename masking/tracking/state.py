@@ -17,6 +17,15 @@ from masking.segmenter.sam import Embeddings
 from masking.tracking.recall import Memory
 
 State = Literal["prompted", "tracked", "uncertain", "lost", "recovered", "absent"]
+STATES: dict[State, str] = {
+    "prompted": "a person clicked the object on this frame",
+    "tracked": "the mask passed all checks, and the tracker learns from it",
+    "uncertain": "the mask is drawn, but a check failed; the tracker learns nothing from it",
+    "lost": "the mask is empty; the tracker searches for the object on each frame",
+    "recovered": "the object was lost and has been found on two frames in a row",
+    "absent": "a person said that the object is not to be seen; the mask is empty",
+}
+"""States of an object on a frame, and what each means."""
 VISIBLE: tuple[State, ...] = ("prompted", "tracked", "uncertain", "recovered")
 """States of an object that has a mask."""
 
