@@ -16,14 +16,14 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from jobs.cluster import connect
-from jobs.run.config import ConfigError, parse
+from jobs.run.config import ConfigError
 from jobs.run.device import choose_device
+from jobs.run.main import run_job
 from jobs.run.submitted import refuse_relative
-from jobs.storage.location import Location, StorageError, check_writable
+from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.images.arrays import Pixels
-from masking.images.decode import PairError, read_image
+from masking.images.decode import ImageError, read_image
 from masking.outputs.overlay import draw_masks
 from masking.segmenter.sam import CheckpointError, PromptError, Prompts
 
@@ -99,7 +99,7 @@ def read(image: str) -> Pixels:
     source: bytes | Path = place.local_path or place.read_bytes()
     try:
         return read_image(source, 0)[0]
-    except (PairError, OSError) as error:
+    except (ImageError, OSError) as error:
         raise ConfigError(f"--image {image}: {error}") from error
 
 
@@ -111,15 +111,7 @@ def _png(picture: Pixels) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        click(parse(ClickConfig, argv, "jobs.click", __doc__))
-    except (
-        ConfigError, CheckpointError, StorageError, connect.ClusterError,
-    ) as error:  # fmt: skip
-        sys.stderr.write(f"jobs.click: {error}\n")
-        return 2
-    return 0
+    return run_job(click, ClickConfig, argv, "jobs.click", __doc__, (CheckpointError,))
 
 
 if __name__ == "__main__":

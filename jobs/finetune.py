@@ -40,7 +40,7 @@ from jobs.training.stages import common, failed, finished, last_save, on_workers
 from jobs.training.task import Hooks
 from jobs.weights.segmenter import announce
 from masking.segmenter.sam import CheckpointError
-from masking.training.pairs import NothingToLearnError, PairError, faults
+from masking.training.pairs import ImageError, NothingToLearnError, faults
 
 
 def work(config: FinetuneConfig, device: torch.device, hooks: Hooks) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def check(config: FinetuneConfig) -> None:
 
 
 def check_pairs(config: FinetuneConfig, sets: Sets) -> None:
-    """Decode all images once; raises PairError if more are bad than the config allows."""
+    """Decode all images once; raises ImageError if more are bad than the config allows."""
     for note in {*sets.train.notes, *sets.val.notes}:
         print(note)
     if len(sets.train) < config.batch_size:
@@ -131,12 +131,12 @@ def check_pairs(config: FinetuneConfig, sets: Sets) -> None:
             f"--data has {len(sets.train)} images to train on, fewer than a batch of"
             f" --batch-size {config.batch_size}"
         )
-    threads, errors = os.cpu_count() or 1, list[PairError]()
+    threads, errors = os.cpu_count() or 1, list[ImageError]()
     for what, part in (("to train on", sets.train), ("held back", sets.val)):
         found = faults(part, threads)
         errors += found.values()
         if len(found) == len(part):
-            raise PairError(
+            raise ImageError(
                 f"--data, --val: none of the {len(part):,} images {what} can be used;"
                 " look at --pairs.smallest and --pairs.largest",
                 *map(str, found.values()),
@@ -147,7 +147,7 @@ def check_pairs(config: FinetuneConfig, sets: Sets) -> None:
             f"{len(errors) - len(bad):,} images show no object between pairs.smallest and .largest"
         )
     if len(bad) > config.max_bad_images:
-        raise PairError(
+        raise ImageError(
             f"--data, --val: {len(bad):,} images cannot be used;"
             f" --max-bad-images {len(bad)} would let others stand in for them",
             *(str(error) for error in bad),
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(FinetuneConfig, argv, "jobs.finetune", __doc__)
     try:
         return finetune(config)
-    except (ConfigError, PairError, CheckpointError, StorageError, connect.ClusterError) as error:
+    except (ConfigError, ImageError, CheckpointError, StorageError, connect.ClusterError) as error:
         sys.stderr.write(f"jobs.finetune: {error}\n")
         return 2
     except LaunchError as error:

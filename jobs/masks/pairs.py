@@ -20,7 +20,7 @@ from jobs.storage import scratch
 from jobs.storage.cache import cache_folder, localize_in, once
 from jobs.storage.location import Location
 from masking.images.arrays import Bools, Pixels
-from masking.images.decode import PairError, nearest
+from masking.images.decode import ImageError, nearest
 from masking.outputs.rows import frames_of, label_map, mask_of
 from masking.video.reader import Video, VideoError
 
@@ -54,12 +54,12 @@ def as_pairs(place: Location, longest: int) -> Path:
         longest: longer side in pixels that larger frames are shrunk to; 0: none is.
 
     Raises:
-        PairError: videos that are gone, or others by now; a run without any trusted mask.
+        ImageError: videos that are gone, or others by now; a run without any trusted mask.
     """
     ledger = (place / "videos.parquet").read_bytes()
     good = [row for row in _rows(ledger) if row["status"] in ("ok", "partial")]
     if not good:
-        raise PairError(f"{place}: a mask run without a masked video")
+        raise ImageError(f"{place}: a mask run without a masked video")
     state = [(row["video_id"], row["masks_sha256"], row["content_sha256"]) for row in good]
     digest = hashlib.sha256(repr((FORMAT, FRAMES, QUALITY, longest, state)).encode()).hexdigest()
 
@@ -75,9 +75,9 @@ def as_pairs(place: Location, longest: int) -> Path:
                 writer.write_table(pa.Table.from_pylist(made, _SCHEMA))
                 count += len(made)
         if faults:
-            raise PairError(*faults, _REMEDY)
+            raise ImageError(*faults, _REMEDY)
         if not count:
-            raise PairError(f"{place}: not one mask of this run was prompted or tracked")
+            raise ImageError(f"{place}: not one mask of this run was prompted or tracked")
 
     return once(cache_folder() / "masked" / f"{digest[:16]}.parquet", make)
 
@@ -112,7 +112,7 @@ def _frames(table: pa.Table, video_id: str, path: Path, longest: int) -> Iterato
         for frame, rows in frames_of(table)
         if any(row["state"] in TRUSTED and row["area"] for row in rows)
     }
-    wanted = chosen(masks)
+    wanted = choose_frames(masks)
     with Video.open(path) as video:
         for frame in video:
             if frame.index in wanted:
@@ -123,7 +123,7 @@ def _frames(table: pa.Table, video_id: str, path: Path, longest: int) -> Iterato
                 break
 
 
-def chosen(masks: Mapping[int, Rows]) -> set[int]:
+def choose_frames(masks: Mapping[int, Rows]) -> set[int]:
     """The frames to take of those with trusted masks."""
     prompted = [n for n, rows in masks.items() if any(row["state"] == "prompted" for row in rows)]
     others = [frame for frame in masks if frame not in prompted]

@@ -6,7 +6,7 @@ from typing import Any
 
 from jobs.masks.folder import table_of
 from jobs.storage.location import Location
-from masking.images.decode import PairError
+from masking.images.decode import ImageError
 from masking.outputs.rows import frames_of
 from masking.outputs.score import Scores, Truth, read_mask, read_truth, scored_frames
 
@@ -19,11 +19,11 @@ Files = dict[int, dict[int, Location]]
 """Of each frame its files, by object; 0: one for all objects."""
 
 
-def files_of(truth: Location, video_id: str) -> Files:
+def find_truth(truth: Location, video_id: str) -> Files:
     """The PNGs of a video: one a frame, or a folder an object with one a frame. May be none.
 
     Raises:
-        PairError: one whose name is not the number of its frame.
+        ImageError: one whose name is not the number of its frame.
     """
     found: Files = {}
     for root in _ROOTS:
@@ -36,7 +36,7 @@ def files_of(truth: Location, video_id: str) -> Files:
             if object_id and not object_id.isdecimal():
                 continue
             if not stem.isdecimal():
-                raise PairError(
+                raise ImageError(
                     f"{folder / file.path}: a truth is called by the number of its frame,"
                     " 00000.png, in a folder of the video or of its object's number"
                 )
@@ -50,9 +50,9 @@ def score_video(out: Location, video_id: str, truth: Location) -> dict[str, Any]
     """J, F and J&F of a video's objects; None where there is no truth.
 
     Raises:
-        PairError: a truth that cannot be read, or does not fit the masks.
+        ImageError: a truth that cannot be read, or does not fit the masks.
     """
-    files = files_of(truth, video_id)
+    files = find_truth(truth, video_id)
     if not files:
         return None
     wanted, scores = set(scored_frames(files)), Scores()
@@ -62,7 +62,7 @@ def score_video(out: Location, video_id: str, truth: Location) -> dict[str, Any]
             size = (rows[0]["height"], rows[0]["width"])
             scores.add(_truth(files[frame], size), rows)
     if wanted:
-        raise PairError(f"{video_id}: a truth of frame {min(wanted)}, which the video has not")
+        raise ImageError(f"{video_id}: a truth of frame {min(wanted)}, which the video has not")
     return {
         "frames": scores.frames,
         "objects": scores.objects(),
@@ -101,7 +101,7 @@ def summarize(scores: Mapping[str, dict[str, Any] | None], failed: int) -> dict[
     }
 
 
-def show(found: Mapping[str, Any]) -> None:
+def print_scores(found: Mapping[str, Any]) -> None:
     """Print a table, the worst objects first."""
     rows = [
         (each["j_and_f"], each["j"], each["f"], f"{name} object {number}")

@@ -23,8 +23,8 @@ from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.segmenter.sam import CheckpointError
 from masking.training.pairs import (
+    ImageError,
     NothingToLearnError,
-    PairError,
     Pairs,
     PairsConfig,
     faults,
@@ -101,15 +101,15 @@ def score(config: ScoreConfig) -> int:
 
 
 def usable(pairs: Pairs) -> Pairs:
-    """Those that show an object; raises PairError with every fault before anything is measured."""
+    """Those that show an object; raises ImageError with every fault before anything is measured."""
     found = faults(pairs, os.cpu_count() or 1)
     bad = [str(e) for e in found.values() if not isinstance(e, NothingToLearnError)]
     if bad:
-        raise PairError(*bad)
+        raise ImageError(*bad)
     if found:
         print(f"{len(found):,} images show no object: left out")
     if len(found) == len(pairs):
-        raise PairError("--data: no image shows an object")
+        raise ImageError("--data: no image shows an object")
     return pairs.subset(row for row in range(len(pairs)) if row not in found)
 
 
@@ -118,6 +118,6 @@ def main(argv: Sequence[str]) -> int:
     prog = "jobs.finetune --evaluate"
     try:
         return score(parse(ScoreConfig, argv, prog, __doc__))
-    except (ConfigError, PairError, CheckpointError, StorageError) as error:
+    except (ConfigError, ImageError, CheckpointError, StorageError) as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2

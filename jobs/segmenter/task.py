@@ -20,16 +20,14 @@ from jobs.segmenter.config import FinetuneConfig
 from jobs.segmenter.network import pretrained, start
 from jobs.storage.cache import localize
 from jobs.storage.location import Location
+from jobs.training import steps
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.ranks import Ranks
 from masking.segmenter.sam import Segmenter, resolve
 from masking.training.compose import Sample, sample
-from masking.training.pairs import PairError, Pairs, survey
+from masking.training.pairs import ImageError, Pairs, survey
 from masking.training.steps import Batch, Trainee, gradients, measure, summarize
 from vit import rng
-from vit.data import sets as data
-from vit.optim import start_average, update_average
-from vit.steps import update
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class SegmentTask:
     ) -> None:
         """Nothing is read yet."""
         self.config, self.sets, self.device, self.ranks = config, sets, device, ranks
-        self.steps_per_epoch = data.steps_per_epoch(len(sets.train), config.batch_size)
+        self.steps_per_epoch = steps.steps_per_epoch(len(sets.train), config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.warmup_steps = round(self.steps_per_epoch * config.warmup_epochs)
         self.ahead = Ahead(self._compose, max(1, int(config.cpus_per_worker)))
@@ -117,7 +115,7 @@ class SegmentTask:
 
     def average(self, model: nn.Module) -> nn.Module | None:
         """A place for the average of the weights, if there is a half-life."""
-        return start_average(model) if self.config.ema_half_life > 0 else None
+        return steps.start_average(model) if self.config.ema_half_life > 0 else None
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
         """Choose the precision: bfloat16 wherever the processor multiplies it."""
@@ -168,8 +166,8 @@ class SegmentTask:
     def _compose(self, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """This rank's part of a batch: images, masks, ignore, seeds; a function of its place."""
         n, seed = len(self.sets.train), self.config.seed % _SEEDS
-        rows = data.batch(n, self.config.batch_size, seed, epoch, index)
-        rows = data.shard(rows, self.ranks.rank, self.ranks.world)
+        rows = steps.batch(n, self.config.batch_size, seed, epoch, index)
+        rows = steps.shard(rows, self.ranks.rank, self.ranks.world)
         made = [self._sample(epoch, row) for row in rows.tolist()]
         images = torch.from_numpy(np.stack([each.image for each in made])).permute(0, 3, 1, 2)
         masks, ignore = (
@@ -186,7 +184,7 @@ class SegmentTask:
             try:
                 where = (self.config.seed % _SEEDS, epoch, other % len(pairs))
                 return sample(pairs, self.config.compose, *where)
-            except PairError as error:
+            except ImageError as error:
                 reason = error
         raise reason
 
@@ -198,10 +196,10 @@ class SegmentTask:
         step: int,
     ) -> Tensor:
         """A step at the schedule's learning rate, then the average of the weights."""
-        norm = update(model, optimizer, self._rate(step), self.config.clip_norm)
+        norm = steps.update(model, optimizer, self._rate(step), self.config.clip_norm)
         if average is not None:
             half_life, size = self.config.ema_half_life, self.config.batch_size
-            update_average(average, model, half_life, size, step)
+            steps.update_average(average, model, half_life, size, step)
         return norm
 
     def learning_rate(self, step: int) -> float:
@@ -218,7 +216,7 @@ class SegmentTask:
         if split == "test":
             return None
         assert isinstance(model, Trainee)
-        rows = data.shard(
+        rows = steps.shard(
             torch.from_numpy(spread(len(self.sets.val), self.config.val_images)),
             self.ranks.rank,
             self.ranks.world,
@@ -226,7 +224,7 @@ class SegmentTask:
         segmenter = Segmenter(model.network, self.device, self.precision)
         total = np.zeros(5)
         for row in rows.tolist():
-            with suppress(PairError):  # the check before the training spoke of it
+            with suppress(ImageError):  # the check before the training spoke of it
                 total += summarize(measure(segmenter, self.sets.val[row], CLICKS))
         return torch.from_numpy(total).to(self.device)
 

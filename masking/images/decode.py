@@ -19,13 +19,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from masking.images.arrays import Bools, Pixels
 
 LISTED = 20
-"""Faults that a message lists before it only counts them; `PairError.faults` has them all."""
+"""Faults that a message lists before it only counts them; `ImageError.faults` has them all."""
 _LARGEST_LABEL = 65_535
 _COLOURED = ("1", "P", "PA", "LA", "RGBA", "La", "RGBa")  # what Pillow shrinks in another way
 _ORIENTATION = 0x0112  # EXIF tag; above 4: width and height change places
 
 
-class PairError(ValueError):
+class ImageError(ValueError):
     """Image-mask pairs that cannot be used: what is wrong, with file and row."""
 
     def __init__(self, *faults: str) -> None:
@@ -51,7 +51,7 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
         it was shrunk.
 
     Raises:
-        PairError: it does not decode, all of it.
+        ImageError: it does not decode, all of it.
         OSError: with an `errno`: the file cannot be read at all.
     """
     try:
@@ -70,14 +70,14 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
             if "exif" in picture.info:
                 ImageOps.exif_transpose(picture, in_place=True)
             return _rgb(picture), (height, width)
-    except PairError:
+    except ImageError:
         raise
     except UnidentifiedImageError:
-        raise PairError("the image does not decode: no format that Pillow knows") from None
+        raise ImageError("the image does not decode: no format that Pillow knows") from None
     except Exception as error:  # Pillow's formats raise all kinds
         if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
             raise
-        raise PairError(f"the image does not decode: {error or type(error).__name__}") from error
+        raise ImageError(f"the image does not decode: {error or type(error).__name__}") from error
 
 
 def _open(source: bytes | Path) -> Image.Image:
@@ -94,7 +94,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 def _rgb(picture: Image.Image) -> Pixels:
     """Pixels as 8-bit RGB."""
     if picture.mode in ("I", "F"):
-        raise PairError(f"the image has pixels of 32 bits (mode {picture.mode}); expected 8 or 16")
+        raise ImageError(f"the image has pixels of 32 bits (mode {picture.mode}); expected 8 or 16")
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
@@ -112,25 +112,25 @@ def read_labels(
         (H, W) of integers or bool; and whether they are indices of a palette.
 
     Raises:
-        PairError: it does not decode, is no label map, or has another size.
+        ImageError: it does not decode, is no label map, or has another size.
     """
     try:
         with _open(source) as picture:
             labels, mode, lossy = np.asarray(picture), picture.mode, picture.format == "JPEG"
     except Exception as error:  # Pillow's formats raise all kinds
         reason = error or type(error).__name__
-        raise PairError(f"{what} does not decode: {reason}") from error
+        raise ImageError(f"{what} does not decode: {reason}") from error
     if labels.ndim != 2 or mode == "F":
-        raise PairError(f"{what} has mode {mode}; expected one channel of 8 or 16 bits")
+        raise ImageError(f"{what} has mode {mode}; expected one channel of 8 or 16 bits")
     if lossy:
-        raise PairError(f"{what} is a JPEG, which blurs its labels; expected a PNG")
+        raise ImageError(f"{what} is a JPEG, which blurs its labels; expected a PNG")
     if labels.min() < 0 or labels.max() > _LARGEST_LABEL:
-        raise PairError(
+        raise ImageError(
             f"{what} has labels from {labels.min()} to {labels.max()}; expected 0 to"
             f" {_LARGEST_LABEL}"
         )
     if labels.shape != size:
-        raise PairError(f"{what} has {shown(labels.shape)} pixels, its image {shown(size)}")
+        raise ImageError(f"{what} has {shown(labels.shape)} pixels, its image {shown(size)}")
     return labels, mode == "P"
 
 

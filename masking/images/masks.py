@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masking.images.arrays import Bools
-from masking.images.decode import PairError, shown
+from masking.images.decode import ImageError, shown
 
 BOUNDARY = 0.008
 """How far apart contours may lie and still match, as a share of the image's diagonal (DAVIS)."""
@@ -60,13 +60,13 @@ def decode_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> Bo
         (H, W) bool.
 
     Raises:
-        PairError: the runs do not add up to the size.
+        ImageError: the runs do not add up to the size.
     """
     if isinstance(counts, bytes):
         counts = counts.decode()
     runs = _unpack(counts) if isinstance(counts, str) else list(counts)
     if min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-        raise PairError(f"an RLE has {sum(runs):,} pixels; expected {shown(size)}")
+        raise ImageError(f"an RLE has {sum(runs):,} pixels; expected {shown(size)}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(size[::-1]).T
 

@@ -50,7 +50,7 @@ def read_truth(content: bytes, name: str, size: tuple[int, int]) -> Truth:
         size: (H, W) of the masks.
 
     Raises:
-        PairError: it does not decode, or has another size.
+        ImageError: it does not decode, or has another size.
     """
     labels, palette = read_labels(content, name, size)
     numbers = [int(number) for number in np.unique(labels) if number]

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from masking.images.arrays import Bools
-from masking.images.decode import PairError, nearest, read_image, shown
+from masking.images.decode import ImageError, nearest, read_image, shown
 from masking.images.masks import decode_rle
 from masking.training.pair import Found, Pair
 
@@ -42,10 +42,10 @@ class _CocoImage:
 
     def load(self, longest: int) -> Pair:
         if not self.path.is_file():
-            raise PairError(f"there is no {self.path}")
+            raise ImageError(f"there is no {self.path}")
         image, size = read_image(self.path, longest)
         if size != self.size:
-            raise PairError(
+            raise ImageError(
                 f"{self.path} has {shown(size)} pixels, the JSON file says {shown(self.size)}"
             )
         shape = image.shape[:2]

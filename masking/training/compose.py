@@ -21,7 +21,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from masking.images.arrays import Bools, Pixels
-from masking.images.decode import PairError
+from masking.images.decode import ImageError
 from masking.training.draw import affine, outline, photograph, resample, stroke
 from masking.training.pair import Pair
 
@@ -148,7 +148,7 @@ def sample(pairs: PairSource, config: ComposeConfig, seed: int, epoch: int, inde
             `index % len(pairs)`.
 
     Raises:
-        PairError: a pair that it needs cannot be used.
+        ImageError: a pair that it needs cannot be used.
     """
     rng = np.random.default_rng((seed, epoch, index))
     number = index % len(pairs)
@@ -182,7 +182,7 @@ def _background(rng: Generator, pair: Pair, config: ComposeConfig) -> _Scene:
         least = 1 if attempt == _ATTEMPTS else max(1, config.smallest * config.size**2)
         if scene.whole[0] >= least:
             return scene
-    raise PairError(f"{pair.name}: nothing is left of an object at {config.size} pixels")
+    raise ImageError(f"{pair.name}: nothing is left of an object at {config.size} pixels")
 
 
 def joined(rng: Generator, masks: Bools, regions: bool) -> Bools | None:

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from masking.images.arrays import Bools, Pixels
-from masking.images.decode import PairError
+from masking.images.decode import ImageError
 
 
-class NothingToLearnError(PairError):
+class NothingToLearnError(ImageError):
     """A sound pair, but no object in it is of a size that is wanted."""
 
 
@@ -35,7 +35,7 @@ class Entry(Protocol):
         """File and row."""
 
     def load(self, longest: int) -> Pair:
-        """Decode it; all masks, whatever their size. Raises PairError, without the name."""
+        """Decode it; all masks, whatever their size. Raises ImageError, without the name."""
 
 
 @dataclass

@@ -30,11 +30,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masking.images.arrays import Bools
-from masking.images.decode import PairError, nearest, objects_of, read_image, read_labels
+from masking.images.decode import ImageError, nearest, objects_of, read_image, read_labels
 from masking.training.coco import survey_coco
 from masking.training.pair import Entry, Found, NothingToLearnError, Pair
 
-__all__ = ["NothingToLearnError", "Pair", "PairError", "Pairs", "PairsConfig", "faults", "survey"]
+__all__ = ["ImageError", "NothingToLearnError", "Pair", "Pairs", "PairsConfig", "faults", "survey"]
 
 KEPT = 2 << 30
 """Bytes of Parquet row groups, as in the file but unpacked, that a process keeps in memory."""
@@ -88,19 +88,19 @@ class Pairs:
         """Decode one.
 
         Raises:
-            PairError: an image or its masks do not decode, differ in size, or show no object
+            ImageError: an image or its masks do not decode, differ in size, or show no object
                 between `smallest` and `largest`.
         """
         entry = self.entries[index]
         try:
             pair = entry.load(self.config.longest)
             masks = _select(pair.masks, self.config)
-        except PairError as error:
+        except ImageError as error:
             named = (f"{entry.name}: {fault}" for fault in error.faults)
             raise type(error)(*named) from error
         except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
             reason = error or type(error).__name__
-            raise PairError(f"{entry.name}: cannot be read: {reason}") from error
+            raise ImageError(f"{entry.name}: cannot be read: {reason}") from error
         return replace(pair, masks=masks, ignore=pair.ignore & ~masks.any(axis=0))
 
     def subset(self, rows: Iterable[int]) -> "Pairs":
@@ -108,13 +108,13 @@ class Pairs:
         return replace(self, entries=tuple(self.entries[row] for row in rows))
 
 
-def faults(pairs: Pairs, threads: int = 1) -> dict[int, PairError]:
+def faults(pairs: Pairs, threads: int = 1) -> dict[int, ImageError]:
     """Decode all pairs, and return those that cannot be used, with the reason, by index."""
 
-    def fault(row: int) -> PairError | None:
+    def fault(row: int) -> ImageError | None:
         try:
             pairs[row]
-        except PairError as error:
+        except ImageError as error:
             return error
         return None
 
@@ -127,7 +127,7 @@ def _select(masks: Bools, config: PairsConfig) -> Bools:
     areas = np.array([np.count_nonzero(mask) / mask.size for mask in masks])
     kept = (areas > 0) & (areas >= config.smallest) & (areas <= config.largest)
     if not len(masks):
-        raise PairError("no object in the masks; label it, or leave the image out")
+        raise ImageError("no object in the masks; label it, or leave the image out")
     if not areas.any():
         raise NothingToLearnError(_VANISHED)
     if not kept.any():
@@ -146,7 +146,7 @@ def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
         config: what is made of them.
 
     Raises:
-        PairError: every fault of the structure: paths, columns, missing values, images that are
+        ImageError: every fault of the structure: paths, columns, missing values, images that are
             not there, annotations that do not make sense.
     """
     found, groups = Found(), _RowGroups()
@@ -157,7 +157,7 @@ def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
     elif not found.entries and not found.faults:
         found.faults.append(f"{', '.join(map(str, paths))}: no image shows an object")
     if found.faults:
-        raise PairError(*found.faults)
+        raise ImageError(*found.faults)
     return Pairs(tuple(found.entries), config, tuple(found.notes))
 
 

@@ -31,7 +31,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from masking.images.arrays import Pixels
-from masking.images.decode import PairError, read_image
+from masking.images.decode import ImageError, read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """What of a folder is a frame, by the ending of its name."""
@@ -398,7 +398,7 @@ class _Folder:
         """An image that does not decode is an error: a gap would shift all frames after it."""
         try:
             return Frame(index, None, None, read_image(file, 0)[0])
-        except PairError as error:
+        except ImageError as error:
             raise VideoError("not_a_video", f"{file}: frame {index}: {error}") from error
 
 

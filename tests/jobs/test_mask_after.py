@@ -12,10 +12,10 @@ from PIL import Image
 from jobs import mask
 from jobs.masks import batch, ledger, score
 from jobs.masks import pairs as masked
-from jobs.masks.finish import finish
+from jobs.masks.finish import finish_video
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
-from masking.images.decode import PairError
+from masking.images.decode import ImageError
 from masking.images.masks import davis
 from masking.outputs.formats import davis_png, mask_png
 from masking.outputs.rows import frames_of, mask_of
@@ -44,7 +44,7 @@ def masked_run(tmp_path_factory, settings):  # noqa: F811
     worker = masker(out, folder, settings)
     record = json.loads(worker({"work": plan(folder, settings).work[0].to_json()})["record"])
     batch.publish(record, out, out / ".parts/token")
-    (out / "videos.parquet").write_bytes(ledger.ledger([record]))
+    (out / "videos.parquet").write_bytes(ledger.ledger_bytes([record]))
     return folder, out, record
 
 
@@ -91,11 +91,11 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
     assert score.score_video(out, "c", Location.parse(tmp_path / "nowhere")) is None
     (one / "00099.png").write_bytes(mask_png(shown(4)[1] == 2))
     (one / "00100.png").write_bytes(mask_png(shown(4)[1] == 2))
-    with pytest.raises(PairError, match="a truth of frame 99, which the video has not"):
+    with pytest.raises(ImageError, match="a truth of frame 99, which the video has not"):
         score.score_video(out, "c", place)
     (one / "last.png").write_bytes(b"")
-    done = finish(out, record, [], str(tmp_path))
-    assert "not scored: c: PairError" in done["errors"][0]
+    done = finish_video(out, record, [], str(tmp_path))
+    assert "not scored: c: ImageError" in done["errors"][0]
     assert "called by the number of its frame" in done["errors"][0]
 
 
@@ -142,7 +142,7 @@ def test_exports_leave_nothing_of_earlier_masks(masked_run):
     for place in ("davis/c", "png/c/1", "png/c/9"):
         (out / "export" / place / "00099.png").write_bytes(b"old")
     (out / "export/davis/c/d/00099.png").write_bytes(b"of a video c/d")
-    assert finish(out, record, ["davis", "png"], None)["errors"] == []
+    assert finish_video(out, record, ["davis", "png"], None)["errors"] == []
     assert {e.name for e in (out / "export/davis/c").list()} == frames | {"d"}
     assert (out / "export/davis/c/d/00099.png").exists()
     for number in (1, 2, 3):
@@ -153,7 +153,7 @@ def test_exports_leave_nothing_of_earlier_masks(masked_run):
 def test_a_format_that_fails_costs_the_others_nothing(masked_run, monkeypatch):
     _, out, record = masked_run
     monkeypatch.setattr("jobs.masks.exports.davis_png", lambda labels: 1 / 0)
-    errors = finish(out, record, ["davis", "overlay"], None)["errors"]
+    errors = finish_video(out, record, ["davis", "overlay"], None)["errors"]
     assert ["c as davis: ZeroDivisionError" in error for error in errors] == [True]
     assert (out / "export/overlay/c.mp4").exists()
 
@@ -213,7 +213,7 @@ def test_what_is_not_sure_is_void_and_frames_are_spread():
     assert np.array_equal(labels > 0, here)
     assert np.array_equal(void > 0, ~here)
     many = {n: [{"state": "prompted" if n == 50 else "tracked"}] for n in range(100)}
-    found = sorted(masked.chosen(many))
+    found = sorted(masked.choose_frames(many))
     assert len(found) == masked.FRAMES
     assert 50 in found
     assert max(np.diff(found)) <= 4
@@ -226,8 +226,8 @@ def test_videos_that_are_gone_or_others_are_named(masked_run, tmp_path):
     rows = [record | {"video_id": "gone", "uri": str(folder / "gone.mp4")}]
     rows.append(record | {"content_sha256": "another"})
     rows.append(record | {"masks_sha256": "another"})
-    (copy / "videos.parquet").write_bytes(ledger.ledger(rows))
-    with pytest.raises(PairError) as caught:
+    (copy / "videos.parquet").write_bytes(ledger.ledger_bytes(rows))
+    with pytest.raises(ImageError) as caught:
         masked.as_pairs(copy, 0)
     assert "video gone" in str(caught.value)
     assert "video c " in str(caught.value)

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco
 from scipy.ndimage import distance_transform_edt
 
-from masking.images.decode import PairError
+from masking.images.decode import ImageError
 from masking.images.masks import (
     area,
     box,
@@ -63,7 +63,7 @@ def test_plain_runs():
 
 @pytest.mark.parametrize("counts", [[3, 2], "52", [-1, 7]])
 def test_rle_of_another_size(counts):
-    with pytest.raises(PairError, match="expected 3x2"):
+    with pytest.raises(ImageError, match="expected 3x2"):
         decode_rle(counts, (2, 3))
 
 

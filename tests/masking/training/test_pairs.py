@@ -17,7 +17,7 @@ from pycocotools import mask as coco_masks
 from masking.images.decode import read_image
 from masking.training import pairs as pairs_module
 from masking.training.pair import NothingToLearnError
-from masking.training.pairs import PairError, PairsConfig, faults, survey
+from masking.training.pairs import ImageError, PairsConfig, faults, survey
 
 ALL = PairsConfig(longest=0, smallest=0, largest=1)
 H, W = 30, 40
@@ -208,7 +208,7 @@ def test_survey_lists_every_fault_of_every_file(tmp_path):
     torn = tmp_path / "torn.parquet"
     torn.write_bytes(nulls.read_bytes()[:-100])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(PairError) as error:
+    with pytest.raises(ImageError) as error:
         survey([nulls, wrong, torn, tmp_path / "absent", tmp_path / "empty"], ALL)
     expected = [
         f"{nulls}, row 1: column masks is null",
@@ -229,13 +229,13 @@ def test_survey_lists_every_fault_of_every_file(tmp_path):
 
 def test_a_nested_column_in_front_hides_no_null(tmp_path):
     rows = [{"about": {"a": 1, "b": 2}} | row(), {"about": None} | row(masks=None)]
-    with pytest.raises(PairError, match="row 1: column masks is null"):
+    with pytest.raises(ImageError, match="row 1: column masks is null"):
         survey([write(tmp_path / "x.parquet", rows)], ALL)
 
 
 def test_a_long_list_of_faults_is_cut_in_the_message_only(tmp_path):
     path = write(tmp_path / "x.parquet", [row(masks=None)] * 30, masks=pa.binary())
-    with pytest.raises(PairError, match=r"and 10 more$") as error:
+    with pytest.raises(ImageError, match=r"and 10 more$") as error:
         survey([path], ALL)
     assert len(error.value.faults) == 30
 
@@ -358,7 +358,7 @@ def test_coco_faults(tmp_path):
         ],
     )
     (tmp_path / "no.json").write_text('{"images": 3}')
-    with pytest.raises(PairError) as error:
+    with pytest.raises(ImageError) as error:
         survey([path, tmp_path / "no.json", tmp_path], ALL)
     expected = [
         f"{path}: annotations of image 99, which is not listed",
@@ -396,7 +396,7 @@ def test_coco_that_is_odd_in_kind(tmp_path, wrong):
         {"image_id": "a", "segmentation": rectangle(4, 6, 20, 26)},
         {"image_id": 99, "segmentation": rectangle(4, 6, 20, 26)},
     ]
-    with pytest.raises(PairError, match="annotations of image a, which is not listed") as error:
+    with pytest.raises(ImageError, match="annotations of image a, which is not listed") as error:
         survey([coco(tmp_path, given)], ALL)
     assert "annotation 0" in error.value.faults[2]
 
@@ -419,7 +419,7 @@ def test_colours_shrink_alike_whatever_the_kind_of_image(tmp_path, mode):
 def test_coco_image_of_another_size(tmp_path):
     path = coco(tmp_path, [{"image_id": 7, "segmentation": rectangle(4, 6, 20, 26)}])
     Image.fromarray(image(50, 60)).save(tmp_path / "a.png")
-    with pytest.raises(PairError, match=r"image a.png: .*a.png has 60x50 pixels, .* says 40x30"):
+    with pytest.raises(ImageError, match=r"image a.png: .*a.png has 60x50 pixels, .* says 40x30"):
         survey([path], ALL)[0]
 
 
@@ -463,7 +463,7 @@ def test_davis_2016_has_255_for_its_object(tmp_path):
 def test_davis_faults(tmp_path):
     davis(tmp_path, "", {"a/00000": labels(), "a/00001": labels(), "b/00000": labels(0)})
     (tmp_path / "JPEGImages" / "a" / "00001.jpg").unlink()
-    with pytest.raises(PairError, match=r"^.*Annotations/a/00001.png: no image .*00001.jpg"):
+    with pytest.raises(ImageError, match=r"^.*Annotations/a/00001.png: no image .*00001.jpg"):
         survey([tmp_path], ALL)
     (tmp_path / "Annotations" / "a" / "00001.png").unlink()
     found = survey([tmp_path], ALL)
@@ -495,7 +495,7 @@ def test_settings_out_of_range(settings, message):
 
 @pytest.mark.parametrize("paths", [[], [Path("nowhere")]])
 def test_no_path(paths):
-    with pytest.raises(PairError, match="expected Parquet files"):
+    with pytest.raises(ImageError, match="expected Parquet files"):
         survey(paths, ALL)
 
 
