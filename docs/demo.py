@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 from sklearn.datasets import load_sample_image
 
-from jobs.run.config import ConfigError, parse
-from jobs.storage.location import Location, StorageError, check_writable
+from jobs.run.main import run_job
+from jobs.storage.location import Location, check_writable
 from masking.images.arrays import Bools, Pixels
 from masking.outputs.formats import davis_png
 from masking.training.staged import Actor, Pose, Stage, panned
@@ -98,13 +98,7 @@ def make(config: DemoConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        make(parse(DemoConfig, argv, "docs.demo", __doc__))
-    except (ConfigError, StorageError) as error:
-        sys.stderr.write(f"docs.demo: {error}\n")
-        return 2
-    return 0
+    return run_job(make, DemoConfig, argv, "docs.demo", __doc__)
 
 
 if __name__ == "__main__":

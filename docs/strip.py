@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from jobs.masks.folder import commits, table_of
-from jobs.run.config import ConfigError, parse
+from jobs.masks.folder import read_markers, table_of
+from jobs.run.config import ConfigError
+from jobs.run.main import run_job
 from jobs.storage.cache import localize
 from jobs.storage.location import Location, check_writable
 from masking.images.arrays import Pixels
@@ -69,7 +70,7 @@ def show(config: StripConfig) -> None:
     """Draw and write the picture."""
     run, out = Location.parse(config.run), Location.parse(config.out)
     check_writable(out.parent)
-    done = {name: one for name, one in commits(run).items() if one["status"] != "failed"}
+    done = {name: one for name, one in read_markers(run).items() if one["status"] != "failed"}
     names = config.videos or tuple(sorted(done))[:4]
     missing = sorted(set(names) - set(done))
     if missing or not names:
@@ -90,13 +91,7 @@ def show(config: StripConfig) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        show(parse(StripConfig, argv, "docs.strip", __doc__))
-    except (ConfigError, OSError, VideoError) as error:
-        sys.stderr.write(f"docs.strip: {error}\n")
-        return 2
-    return 0
+    return run_job(show, StripConfig, argv, "docs.strip", __doc__, (OSError, VideoError))
 
 
 if __name__ == "__main__":

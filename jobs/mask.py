@@ -30,19 +30,20 @@ from typing import Any
 from jobs.cluster import connect
 from jobs.masks import plan as mask_plan
 from jobs.masks import score
-from jobs.masks.batch import MaskError, explained, mask_all
+from jobs.masks.batch import mask_all, mask_errors
 from jobs.masks.config import MaskConfig
-from jobs.masks.exports import export_all, forget
+from jobs.masks.exports import delete_exports, export_all
 from jobs.masks.finish import finish_all, on_workers
-from jobs.masks.folder import commits, masked_videos
-from jobs.masks.ledger import ledger, review
-from jobs.masks.plan import Plan, Work
+from jobs.masks.folder import masked_videos, read_markers
+from jobs.masks.ledger import ledger_bytes, review_csv
+from jobs.masks.plan import BatchPlan, VideoWork
 from jobs.masks.video import RETRIED
-from jobs.run.config import ConfigError, parse
+from jobs.run.config import ConfigError
 from jobs.run.folder import check_same, describe, hardware, versions
+from jobs.run.main import run_job
 from jobs.run.signals import Stop
 from jobs.run.submitted import refuse_relative
-from jobs.storage.location import Location, StorageError, check_writable
+from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import NAMES, announce, locate
 from masking.outputs.formats import DAVIS_IDS
 from masking.segmenter.sam import CheckpointError
@@ -55,14 +56,14 @@ def run(config: MaskConfig) -> int:
     config = absolute(config)
     out = Location.parse(config.out)
     wanted = mask_plan.settings_of(locate(config.weights), config.precision, config.track)
-    plan = mask_plan.make(config.manifest, config.root, wanted)
+    plan = mask_plan.plan_batch(config.manifest, config.root, wanted)
     if plan.unreadable or (plan.faults and not config.skip_invalid):
         raise ConfigError(listed(plan.faults, bool(plan.unreadable)))
     if "davis" in config.export and (faults := beyond_davis(plan)):
         raise ConfigError("\n".join(faults))
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
-    done, there = commits(out), masked_videos(out)
+    done, there = read_markers(out), masked_videos(out)
     todo = [work for work in plan.work if not is_done(done.get(work.video_id), work, config, there)]
     print(planned(plan, len(plan.work) - len(todo)))
     if config.check:
@@ -74,7 +75,7 @@ def run(config: MaskConfig) -> int:
     with alone(out):
         describe(out, config)
         announce(config.weights)
-        forget(out, [work.video_id for work in todo if work.video_id in there])
+        delete_exports(out, [work.video_id for work in todo if work.video_id in there])
         return work_on(config, out, plan, todo, wanted)
 
 
@@ -98,7 +99,7 @@ def alone(out: Location) -> Iterator[None]:
 
 
 def work_on(
-    config: MaskConfig, out: Location, plan: Plan, todo: Sequence[Work], wanted: str
+    config: MaskConfig, out: Location, plan: BatchPlan, todo: Sequence[VideoWork], wanted: str
 ) -> int:
     """The stages that take time; the exit code."""
     started = time.monotonic()
@@ -110,7 +111,7 @@ def work_on(
         if len(records) < len(todo):
             return stopped(stop)
         # 3. What it leaves.
-        with explained():
+        with mask_errors():
             good, failed = conclude(config, out, plan, records, seconds)
             lost = finish(config, out, plan, good, len(failed), stop)
         if stop.requested.is_set():
@@ -124,7 +125,7 @@ def stopped(stop: Stop) -> int:
     return stop.exit_code
 
 
-def planned(plan: Plan, done: int) -> str:
+def planned(plan: BatchPlan, done: int) -> str:
     """What there is to do, in a line."""
     objects = sum(len({row.object_id for row in work.rows}) for work in plan.work)
     return (
@@ -158,7 +159,7 @@ def listed(faults: Sequence[str], unreadable: bool) -> str:
     )  # fmt: skip
 
 
-def beyond_davis(plan: Plan) -> list[str]:
+def beyond_davis(plan: BatchPlan) -> list[str]:
     """Of each video whose objects an indexed PNG cannot hold, why."""
     largest = {work.video_id: max(row.object_id for row in work.rows) for work in plan.work}
     return [
@@ -169,7 +170,7 @@ def beyond_davis(plan: Plan) -> list[str]:
     ]
 
 
-def names_of(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, str]]:
+def names_of(plan: BatchPlan, records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, str]]:
     """Of the videos of the records, what the manifest calls their objects."""
     wanted = {record["video_id"] for record in records}
     return {
@@ -180,7 +181,7 @@ def names_of(plan: Plan, records: Sequence[Mapping[str, Any]]) -> dict[str, dict
 
 
 def is_done(
-    marker: Mapping[str, Any] | None, work: Work, config: MaskConfig, there: Collection[str]
+    marker: Mapping[str, Any] | None, work: VideoWork, config: MaskConfig, there: Collection[str]
 ) -> bool:
     """Whether nothing is to be done for a video; `there`: those that have masks."""
     if marker is None or marker["key"] != work.key:
@@ -196,7 +197,7 @@ Records = list[Mapping[str, Any]]
 def conclude(
     config: MaskConfig,
     out: Location,
-    plan: Plan,
+    plan: BatchPlan,
     records: Sequence[Mapping[str, Any]],
     seconds: float,
 ) -> tuple[Records, Records]:
@@ -209,7 +210,7 @@ def conclude(
         records: of the videos that this start masked.
         seconds: that it took.
     """
-    markers = commits(out)
+    markers = read_markers(out)
     # Where the video is and what its columns say now: the marker has it from when it was masked.
     mine = [
         {**markers[work.video_id], "uri": work.uri, "extra": dict(work.extra)}
@@ -222,8 +223,8 @@ def conclude(
         {"video_id": video_id, "status": "failed", "code": "manifest", "error": "; ".join(faults)}
         for video_id, faults in plan.invalid.items()
     ]
-    (out / "videos.parquet").write_bytes(ledger([*good, *failed]))
-    (out / "review.csv").write_text(review(good, plan.accepted))
+    (out / "videos.parquet").write_bytes(ledger_bytes([*good, *failed]))
+    (out / "review.csv").write_text(review_csv(good, plan.accepted))
     frames = sum(record["frames"] for record in records)
     summary = {
         "videos": len(good) + len(failed),
@@ -257,7 +258,7 @@ def conclude(
 
 
 def finish(
-    config: MaskConfig, out: Location, plan: Plan, records: Records, failed: int, stop: Stop
+    config: MaskConfig, out: Location, plan: BatchPlan, records: Records, failed: int, stop: Stop
 ) -> int:
     """Exports and scores of the videos that have masks; returns of how many something failed."""
     if not config.export and config.score is None:
@@ -273,7 +274,7 @@ def finish(
         found = score.summarize(scores, failed)
         (out / "score.json").write_json(found)
         print(f"  score   {out / 'score.json'}")
-        score.show(found)
+        score.print_scores(found)
     if config.export:
         export_all(out, names_of(plan, records), config.export)
         print(f"  export  {out / 'export'}")
@@ -282,15 +283,7 @@ def finish(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        return run(parse(MaskConfig, argv, "jobs.mask", __doc__))
-    except (ConfigError, CheckpointError, StorageError, connect.ClusterError) as error:
-        sys.stderr.write(f"jobs.mask: {error}\n")
-        return 2
-    except MaskError as error:
-        sys.stderr.write(f"jobs.mask: {error}\n")
-        return 1
+    return run_job(run, MaskConfig, argv, "jobs.mask", __doc__, (CheckpointError,))
 
 
 if __name__ == "__main__":

@@ -39,10 +39,12 @@ from jobs.classifier.parts import PART, Part, find, images_of, plan
 from jobs.cluster import actors, connect
 from jobs.run.config import ConfigError, JobConfig, parse
 from jobs.run.folder import check_same, describe, hardware, versions
+from jobs.run.main import JobError
 from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.run.submitted import refuse_relative
-from jobs.storage.location import Location, StorageError, check_writable, explained
+from jobs.storage.errors import explained
+from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.classifier import load_weights
 from vit import classifier
 from vit.classifier import Classifier
@@ -71,7 +73,7 @@ class PredictConfig(JobConfig):
     """Of the predictions."""
 
 
-class PredictError(RuntimeError):
+class PredictError(JobError):
     """The workers failed for good; the message is what a person needs of it."""
 
 

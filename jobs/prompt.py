@@ -26,14 +26,15 @@ from typing import Any, Literal
 import pandas as pd
 
 from jobs.page import videos as prompt_videos
-from jobs.page.review import Run
+from jobs.page.review import MaskRun
 from jobs.page.server import Server
 from jobs.page.session import Session
 from jobs.page.store import Store
-from jobs.run.config import ConfigError, Positional, parse
+from jobs.run.config import ConfigError, Positional
 from jobs.run.device import choose_device
+from jobs.run.main import run_job
 from jobs.run.signals import Stop
-from jobs.storage.location import Location, StorageError
+from jobs.storage.location import Location
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.manifest.rows import ManifestError, object_faults, parse_rows, prompts
 from masking.segmenter.sam import CheckpointError
@@ -75,7 +76,7 @@ def begin(config: PromptConfig) -> Server:
     # 1. What there is to click on, and what was clicked.
     out = Path(config.out).expanduser().absolute()
     source = prompt_videos.find(config.videos, out, config.root)
-    run = None if source.run is None else Run(source.run)
+    run = None if source.run is None else MaskRun(source.run)
     # 2. What previews are made with.
     weights = config.weights or ("mini" if run is None else run.weights)
     announce(weights)
@@ -84,10 +85,10 @@ def begin(config: PromptConfig) -> Server:
     try:
         store = Store(out, source.rows)
     except ManifestError as error:
-        raise prompt_videos.faulty(out, error) from error
+        raise prompt_videos.manifest_error(out, error) from error
     try:
         base = Location.parse(out.parent if config.root is None else config.root)
-        clips = prompt_videos.joined(
+        clips = prompt_videos.join_clips(
             prompt_videos.clips_of(store.videos.values(), base), source.clips
         )
         # 4. The page.
@@ -160,21 +161,22 @@ def click(
     return server.session.store.table()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        config = parse(PromptConfig, argv, "jobs.prompt", __doc__)
-        with Stop() as stop:
-            server = begin(config)
-            stop.then(server.stop)
-            show(config, server)
-            server.wait()
-    except (ConfigError, CheckpointError, StorageError, ManifestError) as error:
-        sys.stderr.write(f"jobs.prompt: {error}\n")
-        return 2
+def run(config: PromptConfig) -> int:
+    """Serve the page until it is closed, or a signal comes; returns the exit code."""
+    with Stop() as stop:
+        server = begin(config)
+        stop.then(server.stop)
+        show(config, server)
+        server.wait()
     conclude(server, config)
     return stop.exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job; returns its exit code."""
+    return run_job(
+        run, PromptConfig, argv, "jobs.prompt", __doc__, (CheckpointError, ManifestError)
+    )
 
 
 def _open(address: str) -> None:

@@ -31,6 +31,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from jobs.cluster import nodes
 from jobs.cluster.capacity import Ask, amounts, refusal, room, waiting
+from jobs.run.main import InputError
 from jobs.run.signals import Stop
 from jobs.run.submitted import submitted
 
@@ -52,7 +53,7 @@ _REMIND_SECONDS = 60.0
 """Between two lines that say the same about a wait."""
 
 
-class ClusterError(Exception):
+class ClusterError(InputError):
     """Ray cannot be started or joined, or can never hold the workers. The message is for people."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from jobs.cluster import nodes
 from jobs.cluster.capacity import Ask, waiting
+from jobs.run.main import JobError
 
 DATA_SECONDS = 24 * 3600
 """How long ranks wait for one whose node brings its data anew; a dead one shows at once."""
@@ -32,7 +33,7 @@ class Resources:
         return "cpu:gloo,cuda:nccl" if self.cuda and self.gpus >= 1 else "gloo"
 
 
-class LaunchError(RuntimeError):
+class LaunchError(JobError):
     """The workers failed for good; the message is what a person needs of it."""
 
 

@@ -11,9 +11,10 @@ import torch
 
 from jobs.cluster import actors, connect
 from jobs.masks.config import MaskConfig
-from jobs.masks.folder import commit_place, masks_place, part_place
-from jobs.masks.plan import Work
+from jobs.masks.folder import marker_place, masks_place, part_place
+from jobs.masks.plan import VideoWork
 from jobs.masks.video import Masker
+from jobs.run.main import JobError
 from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
@@ -25,12 +26,12 @@ LOG_SECONDS = 10.0
 """Between two lines on how far it is."""
 
 
-class MaskError(RuntimeError):
+class MaskError(JobError):
     """The workers failed for good; the message is what a person needs of it."""
 
 
 def mask_all(
-    config: MaskConfig, out: Location, todo: Sequence[Work], wanted: str, stop: Stop
+    config: MaskConfig, out: Location, todo: Sequence[VideoWork], wanted: str, stop: Stop
 ) -> list[dict[str, Any]]:
     """Have workers mask the videos, and publish each as it comes; returns their records.
 
@@ -51,7 +52,7 @@ def mask_all(
         max(1, int(config.cpus_per_worker)), device, config.time_limit,
     )  # fmt: skip
     rows = {work.video_id: {"work": work.to_json()} for work in todo}
-    progress = Progress(len(todo))
+    progress = BatchProgress(len(todo))
     parts = out / ".parts" / token
 
     def take(row: dict[str, Any]) -> str:
@@ -60,7 +61,7 @@ def mask_all(
         progress.add(record)
         return str(record["video_id"])
 
-    with explained():
+    with mask_errors():
         if actors.run(rows, Masker, arguments, config, gpus or None, take, stop, progress.show):
             (out / ".parts").delete()  # of killed starts too
     return progress.records
@@ -72,7 +73,7 @@ def new_token() -> str:
 
 
 @contextmanager
-def explained() -> Iterator[None]:
+def mask_errors() -> Iterator[None]:
     """Turn what goes wrong once work is under way into MaskError."""
     try:
         yield
@@ -85,7 +86,7 @@ def explained() -> Iterator[None]:
         raise MaskError(f"a worker failed: {reason}; what is published stays") from error
 
 
-class Progress:
+class BatchProgress:
     """Says now and then how far the videos are."""
 
     def __init__(self, total: int) -> None:
@@ -127,7 +128,7 @@ def publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
 
 def _publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
     video_id = record["video_id"]
-    marker = commit_place(out, video_id)
+    marker = marker_place(out, video_id)
     if record["status"] != "failed":
         marker.delete()  # of other settings: between the two acts there is no video
         part, masks = part_place(parts, video_id), masks_place(out, video_id)
