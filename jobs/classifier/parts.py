@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.run.config import ConfigError
-from jobs.storage.location import Location, StorageError, explain
+from jobs.storage.errors import explain
+from jobs.storage.location import Location, StorageError
 from vit.data.decode import DataError
 from vit.data.formats import EXTENSIONS
 from vit.data.parquet import image_column

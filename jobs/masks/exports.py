@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from jobs.masks.folder import Rows, table_of
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
-from jobs.storage.location import Location, explained
+from jobs.storage.errors import explained
+from jobs.storage.location import Location
 from masking.images.arrays import Pixels
 from masking.outputs.formats import davis_png, mask_png, write_coco, write_youtube_vos
 from masking.outputs.overlay import draw_masks

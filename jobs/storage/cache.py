@@ -1,7 +1,6 @@
-"""A cache that is filled once a node, however many processes ask: downloads, mirrors of S3."""
+"""The cache of a node for downloads and mirrors of S3, filled once however many processes ask."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,17 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
-from jobs.storage.location import (
-    CHUNK,
-    TEMPORARY,
-    Entry,
-    Location,
-    StorageError,
-    copy_all,
-    explain,
-    explained,
-    sync_file,
-)
+from filelock import FileLock
+
+from jobs.storage.errors import StorageError, explain, explained
+from jobs.storage.location import CHUNK, Entry, Location, copy_all
+from jobs.storage.publish import TEMPORARY, sync_path
 
 RETRY_WAITS = (0.5, 2.0, 5.0)
 """Seconds to wait before each further attempt at an interrupted download."""
@@ -37,29 +30,31 @@ HTTP_TIMEOUT = 30.0
 
 
 def cache_folder() -> Path:
-    """Where this node keeps what it fetched: PATCHRAY_CACHE, else ~/.cache/patchray."""
+    """Folder of this node's cache: PATCHRAY_CACHE, else ~/.cache/patchray."""
     return Path(os.environ.get("PATCHRAY_CACHE") or "~/.cache/patchray").expanduser().absolute()
 
 
 def once(path: Path, make: Callable[[Path], None]) -> Path:
-    """Make `path`, a file or a folder, unless it is there: once, however many processes ask.
+    """Make `path`, a file or a folder, unless it exists: once, however many processes ask.
 
     Args:
-        path: on a local disk; when it is there it is complete.
-        make: is given a free name beside `path` and makes the file or folder there.
+        path: on a local disk; when it exists it is complete.
+        make: makes the file or folder at the path that it is given, a free name beside `path`.
 
     Returns:
-        `path`. What `make` raises is passed on; nothing is left behind then, and the next process
-        that waits tries in its turn.
+        `path`.
+
+    Raises:
+        StorageError: the folder above `path` cannot be written to.
+        Exception: whatever `make` raises. Nothing is left behind then, and the next process that
+            waits makes its own attempt.
     """
     if path.exists():
         return path
     with explained("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The lock file stays: to delete it would let two processes hold two locks.
-        lock = path.with_name(f"{TEMPORARY}{path.name}.lock").open("w")
+        lock = FileLock(path.with_name(f"{TEMPORARY}{path.name}.lock")).acquire()
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             _make(path, make)
     return path
@@ -71,12 +66,12 @@ def _make(path: Path, make: Callable[[Path], None]) -> None:
     try:
         make(part)
         for file in [part, *part.rglob("*")]:
-            sync_file(file)
+            sync_path(file)
         part.replace(path)
     except BaseException:
         _remove(part)
         raise
-    sync_file(path.parent)
+    sync_path(path.parent)
 
 
 def _remove(path: Path) -> None:
@@ -89,11 +84,11 @@ def _remove(path: Path) -> None:
 def localize(location: Location) -> Path:
     """A local path with the contents of `location`: itself, or a mirror of S3 in the node's cache.
 
-    The mirror is for one state of the URI: a changed name, size or time of any file gives a new
+    A mirror holds one state of the files: a changed name, size or time of any of them gives a new
     one. Old mirrors stay until somebody deletes them.
 
     Raises:
-        StorageError: nothing is there, or it changed while it was copied.
+        StorageError: `location` is absent, or changed while it was copied.
     """
     if (path := location.local_path) is not None:
         return path
@@ -104,11 +99,13 @@ def localize(location: Location) -> Path:
 
 
 def localize_in(folder: Path, location: Location) -> Path:
-    """As `localize`, but the mirror lies in a folder of the caller's, who deletes it: for what is
-    read once, of which a node's disk could not hold all.
+    """A local path with the contents of `location`: itself, or a mirror of S3 in `folder`.
+
+    The caller deletes `folder`: this is for files that are read once, of which a node's disk could
+    not hold all.
 
     Raises:
-        StorageError: as `localize`.
+        StorageError: `location` is absent, or changed while it was copied.
     """
     if (path := location.local_path) is not None:
         return path
@@ -127,19 +124,22 @@ def _mirror(location: Location, files: tuple[Entry, ...], target: Path) -> None:
     with _progress(str(location), sum(file.size for file in files)) as advance:
         copy_all(location, Location.parse(target), advance, sync=False)
     if location.walk() != files:
-        raise StorageError(f"{location} changed while it was copied; run again when it is still")
+        raise StorageError(
+            f"{location} changed while it was copied; run again when nobody writes to it"
+        )
 
 
 def fetch(url: str, *, sha256: str, cache: Path | None = None) -> Path:
-    """Download a file once a node, checked; one that was broken off goes on where it stopped.
+    """Download a file once a node and check it; an interrupted download resumes where it stopped.
 
     Args:
-        url: http, https, file or s3.
-        sha256: of the file, in hex. The cache goes by it: another URL of the same file is a hit.
-        cache: folder to keep it in; by default `cache_folder()`.
+        url: of scheme http, https, file or s3, or a local path.
+        sha256: SHA-256 of the file, in hex. It is the key of the cache: another URL of the same
+            file is a hit.
+        cache: folder to keep the file in; by default `cache_folder()`.
 
     Raises:
-        StorageError: cannot be had, or is another file than the checksum says.
+        StorageError: the file cannot be downloaded, or does not have the checksum.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name or "file"
     path = (cache or cache_folder()) / "files" / sha256.lower()[:16] / name
@@ -163,25 +163,25 @@ def _check(file: Path, sha256: str, url: str) -> None:
         file.unlink()
         raise StorageError(
             f"{url} is not the file that was expected: its SHA-256 is {found}, not"
-            f" {sha256.lower()}. What was downloaded is deleted; run again, and if this stays,"
+            f" {sha256.lower()}. The download is deleted; run again, and if this message stays,"
             " correct the checksum"
         )
 
 
-class _BrokenOffError(Exception):
-    """A transfer that broke off; to go on may help."""
+class _InterruptedError(Exception):
+    """A transfer that was interrupted; another attempt may succeed."""
 
 
 def _download(url: str, target: Path) -> None:
-    """Download over HTTP, going on where `target` ends, with a few attempts."""
+    """Download over HTTP in a few attempts, each of which resumes where `target` ends."""
     for wait in (*RETRY_WAITS, None):
         try:
             _transfer(url, target)
             return
-        except _BrokenOffError as error:
+        except _InterruptedError as error:
             if wait is None:
                 raise StorageError(
-                    f"cannot download {url}: {error}; run again to go on from what has arrived"
+                    f"cannot download {url}: {error}; run again to resume the download"
                 ) from error
             time.sleep(wait)
 
@@ -190,7 +190,7 @@ def _transfer(url: str, target: Path) -> None:
     start = target.stat().st_size if target.exists() else 0
     with _requested(url, start) as response, explained("write", target):
         if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            return  # all of it has arrived before; the checksum tells
+            return  # everything had arrived before; the checksum decides
         if response.status != HTTPStatus.PARTIAL_CONTENT:
             start = 0
         length = response.headers.get("Content-Length")
@@ -200,11 +200,11 @@ def _transfer(url: str, target: Path) -> None:
                 file.write(chunk)
                 advance(len(chunk))
     if total is not None and target.stat().st_size < total:
-        raise _BrokenOffError(f"{target.stat().st_size} of {total} bytes arrived")
+        raise _InterruptedError(f"{target.stat().st_size} of {total} bytes arrived")
 
 
 def _requested(url: str, start: int) -> HTTPResponse:
-    """The response to a GET from byte `start` on; 416 counts as a response, too."""
+    """The response to a GET of the bytes from `start` onwards; 416 counts as a response, too."""
     headers = {"User-Agent": "patchray"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -215,29 +215,30 @@ def _requested(url: str, start: int) -> HTTPResponse:
         if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             return cast(HTTPResponse, error)
         if error.code in {408, 429} or error.code >= 500:
-            raise _BrokenOffError(f"the server says {error.code} {error.reason}") from error
+            raise _InterruptedError(f"the server says {error.code} {error.reason}") from error
         raise StorageError(
             f"cannot download {url}: the server says {error.code} {error.reason}; check the URL"
         ) from error
     except (OSError, HTTPException) as error:
-        raise _BrokenOffError(str(getattr(error, "reason", error))) from error
+        raise _InterruptedError(str(getattr(error, "reason", error))) from error
 
 
 def _received(response: HTTPResponse) -> Iterator[bytes]:
     try:
-        # read1: what has arrived, so that no byte is lost when the next one does not.
+        # read1 returns what has arrived, so that no byte is lost when the connection ends.
         while chunk := response.read1(CHUNK):
             yield chunk
     except (OSError, HTTPException) as error:
-        raise _BrokenOffError(str(error)) from error
+        raise _InterruptedError(str(error)) from error
 
 
 @contextmanager
 def _progress(what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
-    """Gives a function to tell of bytes that arrived; says so on stderr.
+    """Print the progress of a transfer on stderr.
 
-    One line that is rewritten on a terminal, a line every ten seconds in a log; a transfer that is
-    done before says nothing.
+    Yields a function to call with the number of bytes that have just arrived.
+    A terminal has one line that is rewritten, a log a line every ten seconds; a transfer that ends
+    before the first of them prints nothing.
     """
     terminal = sys.stderr.isatty()
     interval = 0.2 if terminal else 10.0

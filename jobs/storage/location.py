@@ -4,12 +4,11 @@ A `Location` is a local path or `s3://bucket/prefix`. What is written to one is 
 single act (the rename of a file, the completion of an upload): it is there whole or not at all.
 
 S3 goes through pyarrow, which reads the usual settings itself: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and AWS_REGION (on AWS proper the region is
-asked of the bucket). They must be set in every process, Ray's workers included. The URI may carry
-pyarrow's options: `s3://bucket/prefix?endpoint_override=host:9000&scheme=http`.
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and AWS_REGION (on AWS proper, pyarrow finds
+the bucket's region itself). They must be set in every process, Ray's workers included. The URI may
+carry pyarrow's options: `s3://bucket/prefix?endpoint_override=host:9000&scheme=http`.
 """
 
-import ctypes
 import errno
 import json
 import os
@@ -18,105 +17,25 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
-import pyarrow
 from pyarrow import fs
 
-Buffer: TypeAlias = bytes | bytearray | memoryview
+from jobs.storage.errors import StorageError as StorageError
+from jobs.storage.errors import explain, explained, is_transient
+from jobs.storage.publish import TEMPORARY, Buffer, replace_file, upload
 
 CHUNK = 8 << 20
 """Bytes read or written at a time."""
-IN_FLIGHT = 64 << 20
-"""Bytes of one upload that may wait in memory; pyarrow itself sets no limit."""
 COPIES = 8
 """Files of a tree that are copied at a time: on S3 a small file is all latency."""
-TEMPORARY = ".patchray-"
-"""How names begin that nobody reads: files being written, or left by a process that was killed."""
-
-_SPACE = "free some space, or choose another disk (for the cache: PATCHRAY_CACHE)"
-_FOLDER = (
-    "check owner, permissions and mount, or choose another folder (for the cache: PATCHRAY_CACHE)"
-)
-_IN_THE_WAY = "a file is where a folder is needed: remove it, or choose another name"
-_BY_ERRNO = {
-    errno.ENOENT: "check the path (and the bucket)",
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EROFS: _FOLDER,
-    errno.EACCES: _FOLDER,
-    errno.EPERM: _FOLDER,
-    errno.EEXIST: _IN_THE_WAY,
-    errno.ENOTDIR: _IN_THE_WAY,
-    errno.EISDIR: "a folder is where a file is needed: remove it, or choose another name",
-}
-_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine an"
-    " instance profile; they need to list, read, write and delete there"
-)
-_BY_AWS_ERROR = {
-    "NO_SUCH_BUCKET": "create the bucket, or correct its name",
-    "ACCESS_DENIED": _CREDENTIALS,
-    "INVALID_ACCESS_KEY_ID": _CREDENTIALS,
-    "SIGNATURE_DOES_NOT_MATCH": _CREDENTIALS,
-    "NETWORK_CONNECTION": "check AWS_ENDPOINT_URL and the network",
-}
-
-
-_LASTING = ("NO_SUCH_BUCKET", "ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH")
 READ_WAITS = (0.2, 1.0, 3.0)
-"""Seconds before each further attempt at a read from S3 that broke off."""
-
-
-class StorageError(OSError):
-    """Storage refused; the message names the URI and the remedy.
-
-    `errno` is the system's own reason where there is one (ENOSPC: the disk is full; ENOENT: not
-    there), else None.
-    """
-
-    def __init__(self, message: str, code: int | None = None) -> None:
-        """`code` becomes `errno`."""
-        super().__init__(message)
-        self.errno = code
-
-    def __reduce__(self) -> tuple[type["StorageError"], tuple[str, int | None]]:
-        """Errors travel from Ray's workers to the driver: OSError's own pickling loses errno."""
-        return type(self), (str(self), self.errno)
-
-
-def _may_pass(error: OSError) -> bool:
-    """Whether S3 may answer the next time: pyarrow does not repeat an answer that broke off."""
-    reason = str(error).rpartition("AWS Error ")[2]
-    return error.errno is None and not any(reason.startswith(name) for name in _LASTING)
-
-
-def explain(action: str, what: object, error: Exception) -> StorageError:
-    """What storage refused, why, and what to do about it."""
-    code = getattr(error, "errno", None)
-    if code is not None:
-        reason, remedy = os.strerror(code), _BY_ERRNO.get(code)
-    else:
-        reason = re.sub(r" \(Request ID:.*", "", str(error).rpartition("AWS Error ")[2])
-        remedy = next((r for name, r in _BY_AWS_ERROR.items() if reason.startswith(name)), None)
-    message = f"cannot {action} {what}: {reason}"
-    return StorageError(f"{message}; {remedy}" if remedy else message, code)
-
-
-@contextmanager
-def explained(action: str, what: object) -> Iterator[None]:
-    """Turn what pyarrow and the system raise into StorageError."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except (OSError, pyarrow.ArrowException) as error:
-        raise explain(action, what, error) from error
+"""Seconds before each further attempt at a read from S3 that was cut off."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +43,11 @@ class Entry:
     """A file or folder, as listed."""
 
     path: str
-    """Relative to what was listed, with slashes; empty for a file that was itself walked."""
+    """Path relative to the listed folder, with slashes; empty for a file that was itself walked."""
     size: int
-    """Bytes; 0 for a folder."""
+    """Size in bytes; 0 for a folder."""
     mtime_ns: int
-    """Last change in ns since 1970; S3 counts in seconds, and knows none of folders (0)."""
+    """Last change in ns since 1970, to the second in S3; 0 for a folder in S3."""
     is_folder: bool = False
 
     @property
@@ -142,10 +61,10 @@ class Location:
     """A file or folder on a local disk or in S3. Small, immutable, and safe to send to a worker."""
 
     path: str
-    """As pyarrow's file systems want it: an absolute local path, or `bucket/prefix`."""
+    """The path for pyarrow's file systems: absolute and local, or `bucket/prefix`."""
     is_s3: bool = False
     query: str = ""
-    """pyarrow's options for S3, as in the URI."""
+    """pyarrow's options for S3, as the URI carries them after its `?`."""
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> "Location":
@@ -155,7 +74,7 @@ class Location:
         `s3://` is taken literally (no percent-encoding), up to a `?`.
 
         Raises:
-            StorageError: empty, of another scheme, without a bucket, or with a password in it.
+            StorageError: `text` is empty, of another scheme, without a bucket, or has credentials.
         """
         text = os.fspath(text)
         scheme, _, rest = text.partition("://")
@@ -165,7 +84,7 @@ class Location:
             return cls(str(Path(unquote(rest))))
         if not text or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:/", text):
             raise StorageError(
-                f"'{text}' is no place to keep files: give a path, or s3://bucket/..."
+                f"'{text}' is neither a path nor an s3:// URI: give a path, or s3://bucket/prefix"
             )
         home = text == "~" or text.startswith("~/")  # ~tmp.mp4 is a name
         return cls(str((Path(text).expanduser() if home else Path(text)).absolute()))
@@ -176,18 +95,20 @@ class Location:
         bucket, _, key = path.partition("/")
         if "@" in bucket:
             raise StorageError(
-                "an s3:// path must not hold keys, which would end in logs; set AWS_ACCESS_KEY_ID"
-                " and AWS_SECRET_ACCESS_KEY instead"
+                "an s3:// URI must not contain credentials, which would end in logs; set"
+                " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
             )
         if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
             raise StorageError(f"'{text}' names no bucket: write s3://bucket/prefix")
         return cls(bucket, is_s3=True, query=query) / key
 
     def __truediv__(self, name: str) -> "Location":
-        """What is called `name`, one part or several with slashes, in this folder."""
+        """The location `name`, one part or several with slashes, below this folder."""
         parts = [part for part in name.split("/") if part]
         if {".", ".."} & set(parts):
-            raise StorageError(f"'{name}' cannot be joined to {self}: it has '.' or '..' in it")
+            raise StorageError(
+                f"'{name}' cannot be joined to {self}: it contains '.' or '..'; give a plain name"
+            )
         return Location("/".join([self.path.rstrip("/"), *parts]) or "/", self.is_s3, self.query)
 
     def __str__(self) -> str:
@@ -203,7 +124,7 @@ class Location:
 
     @property
     def parent(self) -> "Location":
-        """The folder it lies in."""
+        """The folder that contains this file or folder."""
         return Location(self.path.rpartition("/")[0] or "/", self.is_s3, self.query)
 
     @property
@@ -234,35 +155,35 @@ class Location:
             return cast(BinaryIO, self.filesystem.open_input_file(self.path))
 
     def read_bytes(self) -> bytes:
-        """The whole file. Raises StorageError, with errno ENOENT when there is none."""
+        """The contents of the file. Raises StorageError, with errno ENOENT when it is absent."""
         return b"".join(self._chunks())
 
     def read_text(self) -> str:
-        """The whole file as UTF-8."""
+        """The text of the whole file, in UTF-8."""
         return self.read_bytes().decode()
 
     def read_json(self) -> Any:
-        """The value in a JSON file. Raises StorageError when it holds something else."""
+        """The value in a JSON file. Raises StorageError when the file is not JSON."""
         try:
             return json.loads(self.read_bytes())
         except ValueError as error:
             raise StorageError(f"{self} is not JSON: {error}") from error
 
     def write_bytes(self, data: Buffer) -> None:
-        """Publish a file at once, in place of one that was there; makes the folders above it.
+        """Publish a file whole, in place of an earlier one; makes the folders above it.
 
         Raises:
-            StorageError: nothing has changed then, and nothing is left behind.
+            StorageError: an earlier file is then as it was, and nothing is left behind.
         """
         view = memoryview(data).cast("B")
         self._write(view[start : start + CHUNK] for start in range(0, len(view), CHUNK))
 
     def write_text(self, text: str) -> None:
-        """Publish a file of UTF-8, as `write_bytes`."""
+        """Publish a text file in UTF-8, as `write_bytes` does."""
         self.write_bytes(text.encode())
 
     def write_json(self, value: object) -> None:
-        """Publish a JSON file, as `write_bytes`."""
+        """Publish a value as a JSON file, as `write_bytes` does."""
         self.write_text(json.dumps(value, indent=2) + "\n")
 
     def upload(self, source: Path) -> None:
@@ -278,18 +199,18 @@ class Location:
         return bool(self._info().type != fs.FileType.NotFound)
 
     def list(self) -> tuple[Entry, ...]:
-        """Files and folders directly in this folder, by name; none when it is absent."""
+        """Files and folders directly in this folder, sorted by name; none when it is absent."""
         return self._entries(recursive=False)
 
     def walk(self) -> tuple[Entry, ...]:
-        """All files below this folder, by path; a file gives itself, what is absent nothing."""
+        """All files below this folder, sorted by path: of a file itself, of an absent one none."""
         info = self._info()
         if info.type == fs.FileType.File:
             return (Entry("", info.size, info.mtime_ns),)
         return tuple(entry for entry in self._entries(recursive=True) if not entry.is_folder)
 
     def move(self, target: "Location") -> None:
-        """Give a file another name in the same storage, in place of one that has it.
+        """Rename a file within the same storage; a file at `target` is replaced.
 
         Atomic on a local disk; in S3 a copy on the server, then a deletion.
         """
@@ -299,7 +220,7 @@ class Location:
             self.filesystem.move(self.path, target.path)
 
     def delete(self) -> None:
-        """Delete a file, or a folder with all below it; it may be absent."""
+        """Delete a file, or a folder with everything below it; nothing happens if it is absent."""
         with explained("delete", self), suppress(FileNotFoundError):
             if self._info().type == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
@@ -307,7 +228,7 @@ class Location:
                 self.filesystem.delete_file(self.path)
 
     def _info(self) -> fs.FileInfo:
-        with explained("look at", self):
+        with explained("inspect", self):
             return self.filesystem.get_file_info(self.path)
 
     def _entries(self, recursive: bool) -> tuple[Entry, ...]:
@@ -333,7 +254,7 @@ class Location:
         return tuple(sorted(visible, key=lambda entry: entry.path))
 
     def _chunks(self) -> Iterator[bytes]:
-        """The file piece by piece; what breaks off in S3 goes on where it stopped."""
+        """The contents piece by piece; a read from S3 that is cut off resumes where it stopped."""
         position, failures = 0, 0
         with explained("read", self):
             while True:
@@ -346,39 +267,21 @@ class Location:
                     return
                 except OSError as error:
                     failures += 1
-                    if failures > len(READ_WAITS) or not (self.is_s3 and _may_pass(error)):
+                    if failures > len(READ_WAITS) or not (self.is_s3 and is_transient(error)):
                         raise
                     time.sleep(READ_WAITS[failures - 1])
 
     def _write(self, chunks: Iterable[Buffer], sync: bool = True) -> None:
         with explained("write", self):
             if self.is_s3:
-                self._put(chunks)
+                upload(self.filesystem, self.path, chunks)
             else:
-                _replace(Path(self.path), chunks, sync)
-
-    def _put(self, chunks: Iterable[Buffer]) -> None:
-        stream = self.filesystem.open_output_stream(self.path, compression=None)
-        try:
-            waiting = 0
-            for chunk in chunks:
-                stream.write(chunk)
-                waiting += len(chunk)
-                if waiting >= IN_FLIGHT:
-                    stream.flush()
-                    waiting = 0
-        except BaseException:
-            # pyarrow cannot abort an upload: to close the stream, or to let it be collected, would
-            # publish what has been written so far. One reference too many keeps it for ever, and
-            # with it at most a part's buffer; S3 shows an upload without an end to nobody.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
-            raise
-        stream.close()
+                replace_file(Path(self.path), chunks, sync)
 
 
 @lru_cache
 def _s3(bucket: str, query: str, _settings: object, _pid: int) -> fs.FileSystem:
-    """A connection, per process (a fork must not share sockets) and AWS settings.
+    """Connect to S3; one connection per process (a fork must not share sockets) and AWS settings.
 
     From a URI, because only so does pyarrow read AWS_ENDPOINT_URL and find the bucket's region.
     Delayed open makes a small file one request instead of three.
@@ -387,38 +290,11 @@ def _s3(bucket: str, query: str, _settings: object, _pid: int) -> fs.FileSystem:
     return fs.FileSystem.from_uri(f"s3://{bucket}?{query}")[0]
 
 
-def _replace(path: Path, chunks: Iterable[Buffer], sync: bool) -> None:
-    """Write a file under a temporary name beside `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(TEMPORARY + secrets.token_hex(8))
-    try:
-        with temporary.open("xb") as file:
-            file.writelines(chunks)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if sync:
-        sync_file(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Have a file or folder reach the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def check_writable(folder: Location) -> None:
-    """Write and delete a file in `folder`, made where absent: for the driver, before workers start.
+    """Check, before workers start, that `folder` can be written to: write and delete a file there.
 
     Raises:
-        StorageError: why it cannot be done, and the remedy.
+        StorageError: it cannot be written to; the message says why and names the remedy.
     """
     probe = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
     probe.write_bytes(b"may this be written?")
@@ -431,7 +307,17 @@ def copy_all(
     advance: Callable[[int], None] = lambda size: None,
     sync: bool = True,
 ) -> None:
-    """Copy a file or a tree; `advance` is told of bytes as they arrive, from several threads."""
+    """Copy a file or a tree, each file published whole.
+
+    Args:
+        source: a file, or a folder whose files are copied.
+        target: the file, or the folder for the files.
+        advance: called with the number of bytes that have just arrived, from several threads.
+        sync: whether local copies have reached the disk when this returns.
+
+    Raises:
+        StorageError: `source` is absent or cannot be read, or `target` cannot be written.
+    """
 
     def copy(path: str) -> None:
         (target / path)._write(_counted((source / path)._chunks(), advance), sync)

@@ -1,7 +1,5 @@
-"""Folders on a node's disk for the length of a piece of work, and an end to those left behind."""
+"""Temporary folders on a node's disk for a piece of work; those of killed processes are deleted."""
 
-import fcntl
-import os
 import shutil
 import tempfile
 import time
@@ -9,38 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 _PREFIX = "patchray-work-"
 _LOCK = ".lock"
-_YOUNG = 60.0  # seconds: a folder whose owner may not have locked it yet
+_YOUNG = 60.0
+"""Age in seconds below which a folder is kept: its owner may not have locked it yet."""
 
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A new folder, deleted at the end; first those that killed processes left here are.
+    """Make a new folder and delete it at the end; first delete those that killed processes left.
 
-    A process that is killed cannot clean up, and a copy of a video is large: its lock goes with it,
-    and whoever comes next sees that.
+    A process that is killed cannot clean up, and a copy of a video is large. Its lock is released
+    when it dies, which shows the next process that the folder is nobody's.
     """
     sweep()
     path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    lock = os.open(path / _LOCK, os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+    with FileLock(path / _LOCK):
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def sweep() -> None:
-    """Delete folders whose owners are gone."""
+    """Delete folders whose owners have died."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # another one's, or just deleted, or locked
+        with suppress(OSError):  # it belongs to another user, was just deleted, or is locked
             if time.time() - path.stat().st_mtime < _YOUNG:
                 continue
-            lock = os.open(path / _LOCK, os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with FileLock(path / _LOCK, blocking=False):
                 shutil.rmtree(path)
-            finally:
-                os.close(lock)
