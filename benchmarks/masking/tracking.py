@@ -51,7 +51,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "three points": {"points": 3},
     "no gate": {"gate": False},
     "no finding again": {"redetect": False},
-    "no points of rivals": {"rivals": False},
+    "no points of other objects": {"exclusive": False},
 }
 
 

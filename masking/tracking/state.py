@@ -4,8 +4,10 @@ Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: K 
 pixels of the frame, h x w of low-resolution logits.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+import warnings
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -15,6 +17,8 @@ from torch import Tensor
 from masking.images.arrays import Pixels, Points
 from masking.segmenter.sam import Embeddings
 from masking.tracking.recall import Memory
+
+T = TypeVar("T")
 
 State = Literal["prompted", "tracked", "uncertain", "lost", "recovered", "absent"]
 STATES: dict[State, str] = {
@@ -35,42 +39,65 @@ NOTHING = -8.0
 """Logit of every place of an empty mask."""
 
 
+def _accepts_former_names(cls: type[T]) -> type[T]:
+    """Let a dataclass be made with the former names of its fields, too, with a warning."""
+    init = cls.__init__
+
+    @wraps(init)
+    def accepting(self: T, **settings: Any) -> None:
+        for item in fields(cls):  # type: ignore[arg-type]
+            former = item.metadata.get("was")
+            if former in settings and item.name not in settings:
+                warnings.warn(
+                    f"{cls.__name__}: the setting {former} has been renamed; use {item.name}",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                settings[item.name] = settings.pop(former)
+        init(self, **settings)
+
+    cls.__init__ = accepting  # type: ignore[method-assign, assignment]
+    return cls
+
+
+@_accepts_former_names
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig:
-    """How objects are followed. The defaults were tuned on half of the sequences of DAVIS that
-    `benchmarks.masking.tracking` names; its `--ablate` measures what each is worth."""
+    """How objects are tracked. The defaults were tuned on half of the sequences of DAVIS that
+    `benchmarks.masking.tracking` names; its `--ablate` measures what each setting is worth."""
 
     points: int = 1
     """Carried points that a frame is prompted with."""
     corners: int = 60
-    """Corner points of a good mask that are carried beside the clicks; 0: clicks only."""
+    """Corner points of a trusted mask that are carried beside the clicks; 0: clicks only."""
     every: int = 5
-    """Frames after which corner points are taken anew from a good mask."""
+    """Frames after which corner points are taken again from a trusted mask."""
     recent: int = 5
-    """Frames whose looks are remembered, beside those with prompts; -1: nothing is remembered."""
+    """Recent frames whose features are remembered, beside those with prompts; -1: nothing is
+    remembered."""
     mask_prompt: bool = True
-    """Prompt with the mask that is expected, too; without it points are all."""
+    """Prompt with the expected mask, too; without it with points only."""
     gate: bool = True
-    """Learn from masks that can be trusted alone; without it from all."""
+    """Learn only from masks that can be trusted; without it from all."""
     predicted: float = 0.75
-    """Least IoU that the segmenter predicts of a mask that is trusted, as a share of what it
-    usually predicts for the object: some are hard all through, and are followed all the same."""
+    """Least IoU that the segmenter predicts for a trusted mask, as a share of what it usually
+    predicts for the object: hard objects have a low one on every frame, and are tracked too."""
     agreement: float = 0.6
-    """Least IoU with the expected mask, as a share of the usual one."""
+    """Least IoU with the expected mask, as a share of the object's usual one."""
     inside: float = 0.6
     """Least share of the carried points that lie in the mask."""
     growth: float = 3.0
-    """Most that the area changes, up or down, from one trusted mask to the next."""
+    """Largest ratio of the areas of one trusted mask and the next, up or down."""
     patience: int = 5
-    """Frames running that are not trusted, after which an object is lost."""
+    """Consecutive frames without a trusted mask after which an object is lost."""
     redetect: bool = True
-    """Look for lost objects."""
-    likeness: float = 0.5
-    """Least share of what was remembered that a mask must hold to be the object found again, as a
-    share of the usual one."""
-    rivals: bool = True
-    """Points of other objects are negatives: their clicks on the same frame, and of what is carried
-    the points that lie near."""
+    """Search for lost objects."""
+    similarity: float = field(default=0.5, metadata={"was": "likeness"})
+    """Least share of a mask that memory expects, for a lost object to be found again, as a share
+    of the object's usual one."""
+    exclusive: bool = field(default=True, metadata={"was": "rivals"})
+    """Use points of other objects as negative points: their clicks on the same frame, and their
+    carried points where this object is not expected."""
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class Step:
     def _add_negatives(self, query: Query, track: Track, tracks: Sequence[Track]) -> None:
         """Negative clicks, and other objects' points where this one is not expected."""
         negatives = [track.negatives]
-        if self.config.rivals and query.expected is not None:
+        if self.config.exclusive and query.expected is not None:
             for other in tracks:
                 if other is not track and len(other.points):
                     theirs = motion.spread(other.points, 1)
@@ -210,7 +210,7 @@ class Step:
             more = self.asking.middle(torch.sigmoid(mask))
             points = np.concatenate([points, more])
             labels = np.concatenate([labels, np.ones(len(more), np.int64)])
-        if self.config.rivals:
+        if self.config.exclusive:
             theirs = [w.points[w.labels == 1] for other, w in self.asked.items() if other != row]
             points = np.concatenate([points, *theirs])
             labels = np.pad(labels, (0, len(points) - len(labels)))  # 0: not of this one
@@ -348,7 +348,7 @@ class Step:
         mask = answer.logits > 0
         if (
             answer.predicted < self.config.predicted * track.usual[0]
-            or answer.likeness < self.config.likeness * track.usual[2]
+            or answer.likeness < self.config.similarity * track.usual[2]
             or not 1 / self.config.growth <= grown <= self.config.growth
         ):
             return self._missed(track, None), nothing, 0.0, 0.0

@@ -160,8 +160,16 @@ def test_clicks_on_other_objects_are_negatives_where_the_mask_holds_them():
     first = [([[x, y]], [1], False) for x, y in ((40, 40), (44, 44), (110, 60))]
     second = [([[40, 40], [44, 44]], [1, 0], True), ([[44, 44], [40, 40]], [1, 0], True)]
     assert told(asked)[:2] == [first, second]
-    alone = told(asked, TrackConfig(rivals=False))
+    alone = told(asked, TrackConfig(exclusive=False))
     assert all(labels == [1] for rounds in alone for _, labels, _ in rounds)
+
+
+def test_settings_are_accepted_under_their_former_names_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="rivals has been renamed; use exclusive"):
+        config = TrackConfig(rivals=False, points=2)
+    assert config == TrackConfig(exclusive=False, points=2)
+    with pytest.raises(TypeError, match="likeness"):
+        TrackConfig(likeness=0.4, similarity=0.4)
 
 
 def test_a_step_changes_nothing_that_it_was_given_and_goes_on_from_a_file(tmp_path):
