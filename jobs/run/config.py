@@ -1,6 +1,8 @@
 """Flags and YAML to one frozen dataclass, and back to the `config.yaml` of a run.
 
 The YAML is turned into flags ahead of the user's, so one parser checks both and flags win.
+A setting that was renamed names its old name in the metadata of its field:
+`field(default=0.5, metadata={"was": "old_name"})`. The old flag and the old key keep working.
 """
 
 import difflib
@@ -103,7 +105,8 @@ def parse(
         named, settings = _named(flag(argv, "--config"))
         preset = list(_as_flags(settings, cls, named))
         first = list(_as_flags(stored or {}, cls, source))
-        return tyro.cli(cls, args=[*first, *preset, *argv], prog=prog, description=description)
+        words = _renamed([*first, *preset, *argv], cls, prog)
+        return tyro.cli(cls, args=words, prog=prog, description=description)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         raise SystemExit(2) from None
@@ -152,13 +155,14 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") -> Iterator[str]:
     """Turn nested settings into the flags that mean the same."""
     known = {f.name: f for f in fields(cls)}
+    earlier = {f.metadata["was"]: f for f in fields(cls) if "was" in f.metadata}
     for name, value in settings.items():
-        if name not in known:
+        if name not in known and name not in earlier:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; perhaps you meant {prefix}{near[0]}" if near else ""
             raise ConfigError(f"{path}: {prefix}{name} is no setting{hint}")
         flag = f"--{prefix}{name}".replace("_", "-")
-        group = known[name].type
+        group = (known.get(name) or earlier[name]).type
         if is_dataclass(group) and not isinstance(value, dict):
             raise ConfigError(f"{path}: {prefix}{name} is a group of settings, not {value!r}")
         if is_dataclass(group):
@@ -171,6 +175,31 @@ def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") 
             yield from (flag, *(word for pair in value.items() for word in map(_as_word, pair)))
         else:
             yield f"{flag}={value}"
+
+
+def _renamed(words: Sequence[str], cls: type, prog: str) -> list[str]:
+    """Replace flags that had another name in earlier versions, with a warning for each."""
+    names = dict(_names_before(cls))
+    found, warned = [], set()
+    for word in words:
+        name, equals, value = word.partition("=")
+        now = names.get(name.replace("_", "-"))
+        if now is not None and name not in warned:
+            warned.add(name)
+            sys.stderr.write(f"{prog}: {name} is now called {now}; use the new name\n")
+        found.append(f"{now or name}{equals}{value}")
+    return found
+
+
+def _names_before(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the flags of `cls` that were renamed, as (old flag, new flag)."""
+    for item in fields(cls):
+        if is_dataclass(item.type):
+            yield from _names_before(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
+        elif "was" in item.metadata:
+            for no in ("", "no-"):
+                old, new = (f"--{prefix}{no}{name}" for name in (item.metadata["was"], item.name))
+                yield old.replace("_", "-"), new.replace("_", "-")
 
 
 def _as_word(value: Any) -> str:
@@ -213,7 +242,7 @@ def changed(old: dict[str, Any], config: object, prefix: str = "") -> list[str]:
         new = list(new) if isinstance(new, tuple) else new
         default = item.default if item.default is not MISSING else None
         default = list(default) if isinstance(default, tuple) else default
-        was = old.get(item.name, default)
+        was = old.get(item.name, old.get(item.metadata.get("was", item.name), default))
         if was != new:
             flag = f"--{prefix}{item.name}".replace("_", "-")
             lines.append(f"{flag} is {new}, but the run was started with {was}")

@@ -1,6 +1,7 @@
 """Flags and YAML to one config: what wins, what is refused, and in which words."""
 
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,35 @@ def test_settings_may_lie_in_s3(s3, capsys):
     Location.parse(f"{s3}/best.yaml").write_bytes(b"epochs: 7")
     assert read("--config", f"{s3}/best.yaml").epochs == 7
     assert f"--config {s3}/none.yaml: " in refused(capsys, "--config", f"{s3}/none.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedConfig:
+    share: float = field(default=0.5, metadata={"was": "old_share"})
+    exclusive: bool = field(default=True, metadata={"was": "rivals"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenamedConfig:
+    config: str | None = field(default=None, metadata={"may_change": True})
+    track: TrackedConfig = TrackedConfig()
+
+
+def test_a_setting_that_was_renamed_keeps_working_under_its_old_name(tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text("track: {old_share: 0.4, rivals: false}")
+    expected = TrackedConfig(share=0.4, exclusive=False)
+    for argv in (
+        ["--config", str(path)],
+        ["--track.old_share", "0.4", "--track.no-rivals"],
+        ["--track.old-share=0.4", "--track.old-share=0.4", "--track.no-exclusive"],
+    ):
+        config = parse(RenamedConfig, argv, "jobs.some", "")
+        assert config.track == expected
+        assert capsys.readouterr().err.count("is now called --track.share; use the new name") == 1
+        assert changed(parse_yaml(path.read_text(), ""), config) == []
+    lines = changed({"track": {"old_share": 0.3}}, config)
+    assert lines == [
+        "--track.share is 0.4, but the run was started with 0.3",
+        "--track.exclusive is False, but the run was started with True",
+    ]
