@@ -33,6 +33,7 @@ from jobs.training.checkpoints import CheckpointError, Checkpoints
 from jobs.training.loop import run
 from jobs.training.ranks import AgreedError, Ranks
 from jobs.training.stages import common, failed, finished, last_save, on_workers
+from jobs.training.steps import steps_per_epoch
 from jobs.training.task import Hooks
 from jobs.weights.classifier import load_weights
 from vit.data import sets
@@ -63,12 +64,12 @@ def check(config: TrainConfig) -> None:
     classes = None
     if all(Location.parse(path).local_path for path in config.data):
         summary = sets.check(config.dataset, local_paths(config))
-        sets.steps_per_epoch(summary.train, config.batch_size)
+        steps_per_epoch(summary.train, config.batch_size)
         classes = summary.classes
     check_weights(config, classes)
     if classes is not None and connect.starts_own():
         # The workers share this machine's cache: nothing is done twice.
-        sets.steps_per_epoch(len(load(config).train), config.batch_size)
+        steps_per_epoch(len(load(config).train), config.batch_size)
     if config.model.drop_rate or config.model.attn_drop_rate:
         print("dropout is above 0: the run is repeatable with this number of workers only")
 

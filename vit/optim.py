@@ -1,6 +1,5 @@
-"""AdamW, or Muon beside it; the schedule of the learning rate; an average of the weights."""
+"""AdamW, or Muon beside it, and the schedule of the learning rate."""
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -170,29 +169,3 @@ def rate(config: OptimConfig, step: int, total_steps: int, warmup_steps: int) ->
         case _:
             done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
             return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def start_average(model: nn.Module) -> nn.Module:
-    """A copy of a bare model, to hold the average of its weights; not trained, set to evaluate."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def update_average(
-    average: nn.Module, model: nn.Module, half_life: float, batch_size: int, step: int
-) -> None:
-    """Move the average of the weights towards the weights after optimizer step `step` (0-based).
-
-    A step's share halves every `half_life` samples, whatever the batch; in the beginning it is
-    never below 9 / (step + 10), so that the initial weights are soon forgotten (as in TensorFlow's
-    ExponentialMovingAverage).
-
-    Args:
-        average: made by `start_average`; float32.
-        model: the bare model; it has no buffers.
-        half_life: in samples.
-        batch_size: samples of a global batch.
-    """
-    kept = min(0.5 ** (batch_size / half_life), (step + 1) / (step + 10))
-    mine: list[Tensor] = list(average.parameters())
-    torch._foreach_lerp_(mine, list(model.parameters()), 1 - kept)

@@ -139,27 +139,6 @@ def _loss(
     return loss, _sums(loss.detach(), correct, labels)
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> Tensor:
-    """Clip the gradient's norm, take an optimizer step, clear the gradient.
-
-    Args:
-        rate: learning rate as a share of each group's `peak`.
-        clip: largest norm; 0: no clipping.
-
-    Returns:
-        () float32, the norm before clipping. It is not finite on every rank at once when the loss
-        of any rank was not, because gradients are averaged before.
-    """
-    with record_function("optimizer"):
-        limit = clip if clip > 0 else float("inf")
-        norm = nn.utils.clip_grad_norm_(model.parameters(), limit, foreach=True)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["peak"]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return norm.detach()
-
-
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,

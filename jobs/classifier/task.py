@@ -13,6 +13,7 @@ from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.run.submitted import why_not_here
 from jobs.storage.cache import cache_folder, fetch, localize
 from jobs.storage.location import Location
+from jobs.training import steps
 from jobs.training.ranks import Ranks
 from jobs.training.task import LoopConfig, TrainingConfig
 from jobs.weights.classifier import load_weights
@@ -23,8 +24,8 @@ from vit.data.decode import DataError
 from vit.data.feed import place
 from vit.model import VisionTransformer, build, evaluation_batch
 from vit.numerics import PROBED, Numerics, choose_numerics
-from vit.optim import Optimizer, rate, start_average, update_average
-from vit.steps import Batch, evaluate, gradients, update
+from vit.optim import Optimizer, rate
+from vit.steps import Batch, evaluate, gradients
 from vit.weights import fit
 
 
@@ -122,7 +123,7 @@ class VitTask:
         self.splits = place(
             {"train": dataset.train, "val": dataset.val, "test": dataset.test}, device
         )
-        self.steps_per_epoch = data.steps_per_epoch(len(dataset.train), config.batch_size)
+        self.steps_per_epoch = steps.steps_per_epoch(len(dataset.train), config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.warmup_steps = round(self.steps_per_epoch * config.optim.warmup_epochs)
         self.mixing_epochs = config.augment.mix_until * config.epochs if config.augment.mixes else 0
@@ -148,7 +149,7 @@ class VitTask:
     def average(self, model: nn.Module) -> nn.Module | None:
         """A place for the average of the weights, if there is a half-life."""
         if self.config.optim.ema_half_life > 0:
-            self.averaged = start_average(model)
+            self.averaged = steps.start_average(model)
         return self.averaged
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
@@ -214,9 +215,9 @@ class VitTask:
     def _samples(self, epoch: int, index: int) -> Tensor:
         """This rank's part of batch `index` of `epoch`, in whole pairs while they are mixed."""
         n, size = len(self.dataset.train), self.config.batch_size
-        samples = data.batch(n, size, self.config.seed, epoch, index)
+        samples = steps.batch(n, size, self.config.seed, epoch, index)
         unit = 2 if epoch < self.mixing_epochs else 1
-        return data.shard(samples, self.ranks.rank, self.ranks.world, unit)
+        return steps.shard(samples, self.ranks.rank, self.ranks.world, unit)
 
     def _after(self, epoch: int, index: int) -> Iterator[Tensor]:
         """This rank's parts of all batches after that one, to the end of the last epoch."""
@@ -233,9 +234,9 @@ class VitTask:
     ) -> Tensor:
         """A step at the schedule's learning rate, then the average of the weights."""
         optim = self.config.optim
-        norm = update(model, optimizer, self._rate(step), optim.clip_norm)
+        norm = steps.update(model, optimizer, self._rate(step), optim.clip_norm)
         if average is not None:
-            update_average(average, model, optim.ema_half_life, self.config.batch_size, step)
+            steps.update_average(average, model, optim.ema_half_life, self.config.batch_size, step)
         return norm
 
     def learning_rate(self, step: int) -> float:
@@ -250,7 +251,7 @@ class VitTask:
         if split not in self.splits:
             return None
         feed = self.splits[split]
-        rows = data.shard(torch.arange(len(feed)), self.ranks.rank, self.ranks.world)
+        rows = steps.shard(torch.arange(len(feed)), self.ranks.rank, self.ranks.world)
 
         def take(part: Tensor) -> tuple[Tensor, Tensor]:
             return feed.take(part, rows[rows > part[-1]].split(len(part)))

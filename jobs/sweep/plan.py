@@ -10,8 +10,9 @@ from jobs.run.config import ConfigError
 from jobs.storage.location import Location
 from jobs.sweep.config import BUDGETS, VARIED, TuneConfig
 from jobs.sweep.searchers import Searcher
+from jobs.training.steps import steps_per_epoch
 from vit.config import ModelConfig
-from vit.data.sets import Summary, steps_per_epoch
+from vit.data.sets import Summary
 from vit.model import outline
 from vit.search import Dimension, Sample, SearchError, assign, parameters, training_flops
 from vit.weights import Weights, WeightsError, fit

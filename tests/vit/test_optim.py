@@ -7,7 +7,7 @@ import torch
 
 from vit.config import ModelConfig, OptimConfig
 from vit.model import build
-from vit.optim import Optimizer, orthogonal, parameter_groups, rate, start_average, update_average
+from vit.optim import Optimizer, orthogonal, parameter_groups, rate
 
 SHAPE = ModelConfig(image_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, reg_tokens=1)
 MUON = OptimConfig(optimizer="muon", lr=2e-3, muon_lr=0.01, muon_weight_decay=0.3)
@@ -147,33 +147,3 @@ def test_a_cooldown_longer_than_what_the_warmup_leaves():
     assert rates[4] == 1.0
     assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
     assert min(rates[4:]) > 0
-
-
-@pytest.mark.parametrize("batch", [10, 50])
-def test_the_average_forgets_half_in_a_half_life(batch):
-    """Late in a run, from weights 1 to weights 0: whatever the batch, half is left after 500."""
-    net = model()
-    average = start_average(net)
-    with torch.no_grad():
-        for parameter in average.parameters():
-            parameter.fill_(1.0)
-        for parameter in net.parameters():
-            parameter.zero_()
-    for step in range(500 // batch):
-        update_average(average, net, 500, batch, step + 10**6)
-    left = torch.cat([p.flatten() for p in average.parameters()])
-    torch.testing.assert_close(left, torch.full_like(left, 0.5))
-
-
-def test_the_average_warms_up_and_leaves_the_model_alone():
-    net = model()
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    average = start_average(net)
-    with torch.no_grad():
-        for parameter in average.parameters():
-            parameter.zero_()
-    update_average(average, net, 1e9, 1, step=0)
-    for name, value in average.state_dict().items():
-        torch.testing.assert_close(value, before[name] * 0.9)
-        assert torch.equal(net.state_dict()[name], before[name])
-    assert not any(p.requires_grad for p in average.parameters())

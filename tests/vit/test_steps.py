@@ -8,9 +8,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import vit.steps
 from jobs.training.ranks import Ranks
+from jobs.training.steps import shard
 from tests.ranks import on_ranks
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
-from vit.data import sets
 from vit.model import build
 from vit.numerics import Numerics, choose_numerics
 from vit.steps import Batch, gradients
@@ -79,7 +79,7 @@ def accumulate_on_a_rank():
     ranks = Ranks.here()
     model = DistributedDataParallel(build(SHAPE, CLASSES, seed=1))
     whole = batch()
-    rows = sets.shard(torch.arange(12), ranks.rank, ranks.world, unit=2)
+    rows = shard(torch.arange(12), ranks.rank, ranks.world, unit=2)
     part = Batch(whole.images[rows], whole.labels[rows], whole.samples[rows], 12)
     step(model, part, optim=OptimConfig(accumulate=2), world=ranks.world)
     return grads(model.module)

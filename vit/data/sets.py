@@ -1,24 +1,19 @@
-"""Local files to labelled images, a validation split, and the samples of every global batch.
+"""Local files to labelled images and a validation split.
 
 A data set is decoded once a node, if it then fits in `dataset.cache_gb`: every process maps the
 same pages into memory. Otherwise it is packed there, and decoded ahead of the training
 (`vit.data.cache`, `vit.data.feed`). Training and validation set are two lists of rows of one array.
-Which samples make a global batch is a function of (seed, epoch, step), and a rank takes its part of
-it.
 
 Legend: N images of a decoded array, n of them in a set, S the side of a square image in pixels.
 Images are RGB, channels first, origin top left. Rows count from 0, in messages too.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
-from vit import rng
 from vit.config import DatasetConfig
 from vit.data import cache as caches
 from vit.data.decode import DataError, Pack, Pixels
@@ -108,48 +103,6 @@ def load(
     reader, size = find(config, paths), config.store_size or image_size
     folder = caches.keep(config.name, reader, size, cache, config.cache_gb)
     return _open(folder, config, size, hold_out)
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """How many whole global batches `n` samples make; the rest of an epoch's order is left out.
-
-    Raises:
-        DataError: `n` samples do not make one batch.
-    """
-    if not 0 < batch_size <= n:
-        raise DataError(
-            f"batch_size is {batch_size}, the training set has {n} images; "
-            "a batch must be at least 1 and at most as large as the set"
-        )
-    return n // batch_size
-
-
-def batch(n: int, batch_size: int, seed: int, epoch: int, step: int) -> Tensor:
-    """The samples of global batch `step` of `epoch`, whatever the number of workers.
-
-    Returns:
-        (batch_size,) int64 positions in 0..n-1 on the CPU: a slice of the epoch's permutation.
-    """
-    steps = steps_per_epoch(n, batch_size)
-    if not 0 <= step < steps:
-        raise IndexError(f"step {step} of an epoch of {steps} steps")
-    return _order(n, seed, epoch)[step * batch_size : (step + 1) * batch_size].clone()
-
-
-@functools.lru_cache(maxsize=2)  # decoding ahead is in the next epoch before this one is over
-def _order(n: int, seed: int, epoch: int) -> Tensor:
-    return rng.permutation(n, seed, "order", epoch)
-
-
-def shard(indices: Tensor, rank: int, world: int, unit: int = 1) -> Tensor:
-    """Rank `rank`'s part of `indices` (n,): contiguous, sizes differ by at most one, no padding.
-
-    With `unit` 2 neighbours stay together: it divides n, and sizes differ by at most 2.
-
-    The parts of ranks 0..world-1 put together are `indices`, for every `world`; a part is empty
-    where there are more ranks than indices. Evaluation shards torch.arange(n).
-    """
-    return indices.view(-1, unit).tensor_split(world)[rank].flatten()
 
 
 def _open(folder: Path, config: DatasetConfig, size: int, hold_out: bool) -> Dataset:

@@ -15,12 +15,12 @@ from jobs.training.checkpoints import (
     restore,
     snapshot,
 )
+from jobs.training.steps import update
 from tests.tasks import small_config, train_small
 from vit.config import ModelConfig, OptimConfig
 from vit.model import build
 from vit.numerics import Numerics
 from vit.optim import Optimizer
-from vit.steps import update
 
 
 def snapshot_at(step):

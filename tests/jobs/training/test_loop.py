@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from jobs.storage.location import Location, StorageError
 from jobs.training.ranks import Ranks
+from jobs.training.steps import shard
 from tests.ranks import on_ranks
 from tests.tasks import RecordingTask, small_config, train_small
 
@@ -114,7 +115,6 @@ def evaluated(n):
     """Count right answers over n samples on this rank's shard, summed over ranks."""
     from vit import rng
     from vit.config import DatasetConfig
-    from vit.data import sets as data
     from vit.model import build
     from vit.steps import evaluate
 
@@ -122,7 +122,7 @@ def evaluated(n):
     images = (rng.uniform(torch.arange(n), 3 * 64, "images") * 255).byte().view(n, 3, 8, 8)
     labels = (rng.uniform(torch.arange(n), 1, "labels")[:, 0] * 10).long()
     ranks = Ranks.here()
-    rows = data.shard(torch.arange(n), ranks.rank, ranks.world)
+    rows = shard(torch.arange(n), ranks.rank, ranks.world)
     sums = evaluate(
         build(config, 10, 0),
         lambda samples: (images[samples], labels[samples]),

@@ -25,7 +25,6 @@ from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from vit import rng
 from vit.config import DatasetConfig
 from vit.data import cache as caches
 from vit.data import formats
@@ -407,51 +406,6 @@ def test_every_sample_is_held_out_by_some_seed():
     drawn = [tuple(data.split(labels, 0.1, seed)[1]) for seed in range(100)]
     assert len(set(drawn)) == 100
     assert set().union(*drawn) == set(range(60))
-
-
-# --- Order ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (12, 4), (7, 7), (5, 1), (1001, 64)])
-def test_an_epoch_is_a_permutation(n, batch_size):
-    steps = data.steps_per_epoch(n, batch_size)
-    assert steps == n // batch_size
-    for epoch in (0, 1):
-        order = torch.cat([data.batch(n, batch_size, 7, epoch, step) for step in range(steps)])
-        assert order.dtype == torch.int64
-        assert len(order.unique()) == steps * batch_size
-        assert order.min() >= 0
-        assert order.max() < n
-        assert torch.equal(order, rng.permutation(n, 7, "order", epoch)[: steps * batch_size])
-
-
-def test_order_depends_on_seed_epoch_and_step_alone():
-    first = data.batch(1000, 50, 0, 3, 5)
-    assert not torch.equal(first, data.batch(1000, 50, 1, 3, 5))
-    assert not torch.equal(first, data.batch(1000, 50, 0, 4, 5))
-    again = data.batch(1000, 50, 0, 3, 5)
-    assert torch.equal(first, again)
-    again.zero_()
-    assert torch.equal(first, data.batch(1000, 50, 0, 3, 5))
-
-
-def test_an_order_out_of_range():
-    with pytest.raises(DataError, match="batch_size is 11, the training set has 10 images"):
-        data.steps_per_epoch(10, 11)
-    with pytest.raises(DataError, match="batch_size is 0"):
-        data.batch(10, 0, 0, 0, 0)
-    with pytest.raises(IndexError, match="step 3 of an epoch of 3 steps"):
-        data.batch(10, 3, 0, 0, 3)
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 31, 64, 10_007])
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
-def test_shards_make_the_global_batch(n, world):
-    indices = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    parts = [data.shard(indices, rank, world) for rank in range(world)]
-    assert torch.equal(torch.cat(parts), indices)
-    sizes = [len(part) for part in parts]
-    assert max(sizes) - min(sizes) <= 1
 
 
 # --- The cache -----------------------------------------------------------------------------------

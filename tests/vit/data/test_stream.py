@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 
 from jobs.classifier.task import VitTask, load
 from jobs.training.ranks import Ranks
+from jobs.training.steps import batch, shard, steps_per_epoch
 from tests.conftest import ROOT
 from tests.tasks import RecordingTask, small_config, train_small
 from tests.vit.data.test_sets import FOLDER, encoded, folder_with_sets, pixels
@@ -68,9 +69,9 @@ def placed(root, cache, gigabytes, name="parquet", size=32):
 
 
 def plan(n, world=1, rank=0, size=16, epochs=2):
-    steps = data.steps_per_epoch(n, size)
+    steps = steps_per_epoch(n, size)
     for step in range(epochs * steps):
-        yield data.shard(data.batch(n, size, 0, *divmod(step, steps)), rank, world)
+        yield shard(batch(n, size, 0, *divmod(step, steps)), rank, world)
 
 
 def taken(source, batches):
@@ -130,8 +131,8 @@ def test_the_same_batches_on_any_number_of_ranks(shards, kept, world):
     for rank in range(world):
         streamed = placed(shards, kept, 0.0)[1]["train"]
         parts.append(taken(streamed, plan(n, world, rank)))
-    for pieces, batch in zip(zip(*parts, strict=True), whole, strict=True):
-        same([tuple(map(torch.cat, zip(*pieces, strict=True)))], [batch])
+    for pieces, found in zip(zip(*parts, strict=True), whole, strict=True):
+        same([tuple(map(torch.cat, zip(*pieces, strict=True)))], [found])
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -221,7 +222,7 @@ def test_a_resume_reads_nothing_that_was_read(tmp_path, shards, reads):
     taken_up.clear()
     train_small(config, task=Counting)
     train = load(config).train.rows
-    rest = torch.cat([data.batch(n, 32, config.seed, 1, index) for index in (2, 3, 4)])
+    rest = torch.cat([batch(n, 32, config.seed, 1, index) for index in (2, 3, 4)])
     assert sorted(taken_up[0]) == sorted(train[rest].tolist())
 
 
