@@ -2,6 +2,7 @@
 
 import copy
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -206,3 +207,14 @@ def test_node_types_in_the_yaml_are_what_the_job_reads():
         NodeType("gpu", 4, 1, 8),
         NodeType("gpu4", 48, 4, 2),
     }
+
+
+def test_all_code_is_sent_with_a_submitted_job():
+    """`.rayignore` names folders beside the code, not rooms that are called the same."""
+    asked = ["git", "ls-files", "--ignored", "--cached", "--exclude-from", ".rayignore"]
+    listed = subprocess.run(
+        [*asked, "jobs", "masking", "vit"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert listed.stdout == ""
