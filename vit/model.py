@@ -7,8 +7,9 @@ Shapes:
     T = prefix + N: tokens; the prefix is the class token (if any), then the registers
     D: width of a token, H: attention heads, L: blocks, C: classes
 
-After Dosovitskiy et al. 2021 (arXiv 2010.11929), pre-norm, exact GELU, LayerNorm eps 1e-6; options
-as in timm. `VisionTransformer(config, C).state_dict()` loads with `strict=True`, and back, into
+The model is that of Dosovitskiy et al. 2021 (arXiv 2010.11929): pre-norm, exact GELU, LayerNorm
+eps 1e-6, timm's options. A `state_dict` loads with `strict=True`, both ways, between
+`VisionTransformer(config, C)` and
 
     timm.models.vision_transformer.VisionTransformer(
         img_size=S, patch_size=P, embed_dim=D, depth=L, num_heads=H, num_classes=C,
@@ -17,10 +18,10 @@ as in timm. `VisionTransformer(config, C).state_dict()` loads with `strict=True`
         global_pool=global_pool, class_token=global_pool == "token",
     )
 
-where all else is timm's default: `no_embed_class=False`, so that `pos_embed` has a row for each
-prefix token too; its `drop_rate`, dropout before the head, stays 0. Fixed sine-cosine positions
-are what timm's learned `pos_embed` then holds. A convolutional stem is not timm's: under
-`patch_embed.` it has other weights.
+with timm's default for everything else: `no_embed_class=False` gives `pos_embed` a row for each
+prefix token too, and `drop_rate`, dropout before the head, stays 0. Fixed sine-cosine positions go
+into timm's learned `pos_embed`. timm has no convolutional stem: its weights under `patch_embed.`
+are our own.
 """
 
 import itertools
@@ -35,77 +36,32 @@ __all__ = [
     "VisionTransformer",
     "build",
     "drop_path_factors",
-    "evaluation_batch",
-    "flops",
     "mlp_width",
     "num_patches",
     "num_prefix_tokens",
     "outline",
     "sincos_2d",
+    "stem_widths",
 ]
 
-_CHANNELS = 3  # RGB
+CHANNELS = 3
+"""Channels of an image: red, green, blue."""
 _NORM_EPS = 1e-6
 
 
 def num_patches(config: ModelConfig) -> int:
-    """N: patches of an image."""
+    """The number of patches of an image, N."""
     return (config.image_size // config.patch_size) ** 2
 
 
-def evaluation_batch(config: ModelConfig) -> int:
-    """Images that go through the model at a time where nothing is learnt: up to 512, of up to
-    32,768 patches, which keep a device busy; more would only take more memory."""
-    return max(1, min(512, 2**15 // num_patches(config)))
-
-
 def num_prefix_tokens(config: ModelConfig) -> int:
-    """Tokens before the patches: class token, registers."""
+    """The number of tokens before the patches: class token and registers."""
     return int(config.global_pool == "token") + config.reg_tokens
 
 
 def mlp_width(config: ModelConfig) -> int:
-    """Width of the hidden layer of a block's MLP, rounded down."""
+    """The width of the hidden layer of a block's MLP, rounded down."""
     return int(config.embed_dim * config.mlp_ratio)
-
-
-def sincos_2d(side: int, dim: int) -> Tensor:
-    """Fixed sine-cosine positions of a square grid, as in big_vision (after MoCo v3).
-
-    A quarter of the features each: sin x, cos x, sin y, cos y, where x is a patch's column and y
-    its row, at frequencies that fall geometrically from 1 to 1/10,000.
-
-    Args:
-        side: patches along a side of the grid.
-        dim: features, a multiple of 4.
-
-    Returns:
-        (side * side, dim) float32, row by row.
-    """
-    y, x = torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 2, indexing="ij")
-    exponent = torch.arange(dim // 4, dtype=torch.float64) / max(1, dim // 4 - 1)
-    angles = [axis.reshape(-1, 1) * 10_000.0**-exponent for axis in (x, y)]
-    return torch.cat([wave(a) for a in angles for wave in (torch.sin, torch.cos)], dim=1).float()
-
-
-def drop_path_factors(draws: Tensor, rate: float) -> Tensor:
-    """What each sample's residual branches are multiplied by: 0, or 1 / (probability to keep).
-
-    Stochastic depth (Huang et al. 2016, arXiv 1603.09382), per sample, at rates rising linearly
-    from 0 at the first block to `rate` at the last.
-
-    Args:
-        draws: (2L, B) float in [0, 1): attention of block 0, MLP of block 0, attention of block 1,
-            ... A branch is dropped where its draw lies below the block's rate.
-        rate: rate of the last block, in [0, 1).
-
-    Returns:
-        (L, 2, B, 1, 1), of the draws' dtype and device.
-    """
-    depth = draws.shape[0] // 2
-    rates = torch.linspace(0, rate, depth, dtype=draws.dtype, device=draws.device)[:, None, None]
-    kept = draws.unflatten(0, (depth, 2)) >= rates
-    return (kept / (1 - rates))[..., None, None]
 
 
 class PatchEmbed(nn.Module):
@@ -114,43 +70,64 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         patch = config.patch_size
-        self.proj = nn.Conv2d(_CHANNELS, config.embed_dim, kernel_size=patch, stride=patch)
+        self.proj = nn.Conv2d(CHANNELS, config.embed_dim, kernel_size=patch, stride=patch)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+        x = self.proj(images)  # (B, D, S / P, S / P)
+        return x.flatten(2).transpose(1, 2)  # (B, N, D)
 
 
-def _stem_widths(config: ModelConfig) -> list[int]:
-    """Channels before, between and after the convolutions of a stem."""
+def stem_widths(config: ModelConfig) -> list[int]:
+    """Channels of the image, then after each convolution of a stem; the last is D."""
     steps = config.patch_size.bit_length() - 1
-    return [_CHANNELS, *(config.embed_dim >> (steps - 1 - i) for i in range(steps))]
+    return [CHANNELS, *(config.embed_dim >> (steps - 1 - i) for i in range(steps))]
 
 
 class ConvStem(nn.Module):
     """Stacked 3x3 convolutions of stride 2, then a projection: (B, 3, S, S) to (B, N, D).
 
-    After Xiao et al. 2021 (arXiv 2106.14881), without batch norm, whose statistics would hang on
+    After Xiao et al. 2021 (arXiv 2106.14881), without batch norm, whose statistics would depend on
     the number of workers. The width doubles up to D as the side halves down to S / P.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(_stem_widths(config)):
+        for before, after in itertools.pairwise(stem_widths(config)):
             layers += [nn.Conv2d(before, after, kernel_size=3, stride=2, padding=1), nn.GELU()]
         self.convs = nn.Sequential(*layers)
         self.proj = nn.Conv2d(config.embed_dim, config.embed_dim, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.proj(self.convs(images)).flatten(2).transpose(1, 2)
+        x = self.proj(self.convs(images))  # (B, D, S / P, S / P)
+        return x.flatten(2).transpose(1, 2)  # (B, N, D)
+
+
+def sincos_2d(side: int, dim: int) -> Tensor:
+    """Fixed sine-cosine positions of a square grid, as in big_vision (after MoCo v3).
+
+    Four quarters of the features hold sin x, cos x, sin y and cos y, where x is a patch's column
+    and y its row, at frequencies that fall geometrically from 1 to 1/10,000.
+
+    Args:
+        side: patches along a side of the grid.
+        dim: features, a multiple of 4.
+
+    Returns:
+        (side * side, dim) float32, row by row from the top left.
+    """
+    y, x = torch.meshgrid(*[torch.arange(side, dtype=torch.float64)] * 2, indexing="ij")
+    exponent = torch.arange(dim // 4, dtype=torch.float64) / max(1, dim // 4 - 1)
+    angles = [axis.reshape(-1, 1) * 10_000.0**-exponent for axis in (x, y)]
+    return torch.cat([wave(a) for a in angles for wave in (torch.sin, torch.cos)], dim=1).float()
 
 
 class Attention(nn.Module):
     """Multi-head self-attention: (B, T, D) to (B, T, D)."""
 
     fused = True
-    """Through torch's fused kernel, which never holds the (B, H, T, T) weights. In bfloat16 on
-    CPUs its backward is slow: with few tokens the plain products are then faster."""
+    """Whether torch's fused kernel is used, which never holds the (B, H, T, T) weights. On CPUs
+    its backward pass in bfloat16 is slow: with few tokens plain products are faster there."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -172,12 +149,13 @@ class Attention(nn.Module):
             x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         else:
             weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)).softmax(dim=3)
-            x = F.dropout(weights.to(v.dtype), dropout) @ v
-        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+            x = F.dropout(weights.to(v.dtype), dropout) @ v  # (B, H, T, D/H)
+        x = x.transpose(1, 2).flatten(2)  # (B, T, D)
+        return self.proj_drop(self.proj(x))
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between them, on each token alone: (B, T, D) to (B, T, D)."""
+    """Two layers with a GELU between them, for each token by itself: (B, T, D) to (B, T, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -201,8 +179,14 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+def _layer_scale(config: ModelConfig) -> nn.Module:
+    if config.init_values is None:
+        return nn.Identity()
+    return LayerScale(config.embed_dim, config.init_values)
+
+
 class Block(nn.Module):
-    """Attention, then MLP, each normed first, scaled and added: (B, T, D) to (B, T, D)."""
+    """Attention and MLP, each after a norm and added to its input: (B, T, D) to (B, T, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -221,11 +205,31 @@ class Block(nn.Module):
         return x + (branch if factors is None else branch * factors[1])
 
 
+def drop_path_factors(draws: Tensor, rate: float) -> Tensor:
+    """Factors for each sample's residual branches: 0, or 1 / (probability to keep).
+
+    This is stochastic depth (Huang et al. 2016, arXiv 1603.09382), per sample, at rates that rise
+    linearly from 0 at the first block to `rate` at the last.
+
+    Args:
+        draws: (2L, B) float in [0, 1): for the attention of block 0, the MLP of block 0, the
+            attention of block 1, ... A draw below the block's rate drops the branch.
+        rate: rate of the last block, in [0, 1).
+
+    Returns:
+        (L, 2, B, 1, 1) of the dtype and on the device of `draws`.
+    """
+    depth = draws.shape[0] // 2
+    rates = torch.linspace(0, rate, depth, dtype=draws.dtype, device=draws.device)[:, None, None]
+    kept = draws.unflatten(0, (depth, 2)) >= rates
+    return (kept / (1 - rates))[..., None, None]
+
+
 class VisionTransformer(nn.Module):
     """Classifier of square RGB images: (B, 3, S, S) float to logits (B, C)."""
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
-        """Build with initial weights from torch's default generator; see `build` for a seed."""
+        """Draw initial weights from torch's default generator; `build` takes a seed."""
         super().__init__()
         self.config = config
         dim = config.embed_dim
@@ -271,9 +275,9 @@ class VisionTransformer(nn.Module):
         return {name for name, p in self.named_parameters() if p.ndim <= 1 or name in tokens}
 
     def forward_features(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
-        """Tokens after the last block, (B, T, D), normed unless they are averaged first.
+        """Tokens after the last block, (B, T, D), normed unless the head averages them.
 
-        Arguments and errors as of `forward`.
+        Takes the arguments of `forward` and raises its errors.
         """
         self._check(images, drop_path)
         x = self.patch_embed(images)  # (B, N, D)
@@ -289,34 +293,34 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def forward_head(self, x: Tensor) -> Tensor:
-        """Logits (B, C) of tokens (B, T, D): of the class token, or of the patches' average."""
+        """Logits (B, C) from tokens (B, T, D): the class token, or the average of the patches."""
         averages = self.config.global_pool == "avg"
         pooled = x[:, num_prefix_tokens(self.config) :].mean(dim=1) if averages else x[:, 0]
         return self.head(self.fc_norm(pooled))
 
     def forward(self, images: Tensor, drop_path: Tensor | None = None) -> Tensor:
-        """Logits of images.
+        """Compute the logits of images.
 
         Args:
             images: (B, 3, S, S) float, normalised, on the model's device.
-            drop_path: (2L, B) float32 uniform in [0, 1), there too: the draws of
-                `drop_path_factors`, made by the caller so that they hang on the sample and the
-                step, not on what was drawn before. None, or evaluation: nothing is dropped.
+            drop_path: (2L, B) float32 uniform in [0, 1), on the same device: the draws of
+                `drop_path_factors`. The caller makes them, so that they depend on the sample and
+                the step, not on earlier draws. None, or evaluation: nothing is dropped.
 
         Returns:
             (B, C) float: the logits.
 
         Raises:
-            ValueError: images or draws are of another shape.
+            ValueError: images or draws have another shape.
         """
         return self.forward_head(self.forward_features(images, drop_path))
 
     def _check(self, images: Tensor, drop_path: Tensor | None) -> None:
         side, draws = self.config.image_size, 2 * self.config.depth
-        if images.ndim != 4 or images.shape[1:] != (_CHANNELS, side, side):
+        if images.ndim != 4 or images.shape[1:] != (CHANNELS, side, side):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; model.image_size {side} needs "
-                f"(batch, {_CHANNELS}, {side}, {side})"
+                f"(batch, {CHANNELS}, {side}, {side})"
             )
         if drop_path is not None and drop_path.shape != (draws, len(images)):
             raise ValueError(
@@ -326,9 +330,9 @@ class VisionTransformer(nn.Module):
 
 
 def build(config: ModelConfig, num_classes: int, seed: int) -> VisionTransformer:
-    """A model on the CPU whose initial weights are a function of `seed` and its shape alone.
+    """Build a model on the CPU whose initial weights depend on `seed` and its shape only.
 
-    Leaves every global generator as it was: torch.manual_seed would seed the GPUs' too.
+    Every global generator stays as it was; torch.manual_seed would also seed those of the GPUs.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
@@ -336,31 +340,6 @@ def build(config: ModelConfig, num_classes: int, seed: int) -> VisionTransformer
 
 
 def outline(config: ModelConfig, num_classes: int) -> VisionTransformer:
-    """A model without numbers, on torch's meta device: its shapes."""
+    """Build a model on torch's meta device, which has shapes but no numbers."""
     with torch.device("meta"):
         return VisionTransformer(config, num_classes)
-
-
-def flops(config: ModelConfig, num_classes: int) -> int:
-    """Floating-point operations of a forward pass, per image.
-
-    A multiply-add counts as two; norms, GELU, softmax and other elementwise work as none. A
-    training step takes about three times as many.
-    """
-    dim, patches = config.embed_dim, num_patches(config)
-    tokens = num_prefix_tokens(config) + patches
-    projections = tokens * (4 * dim * dim + 2 * dim * mlp_width(config))
-    attention = 2 * tokens * tokens * dim
-    stem = patches * _CHANNELS * config.patch_size**2 * dim
-    if config.stem == "conv":
-        widths = _stem_widths(config)
-        pixels = [config.image_size**2 >> (2 * i) for i in range(1, len(widths))]
-        convs = zip(pixels, itertools.pairwise(widths), strict=True)
-        stem = patches * dim * dim + sum(n * 9 * before * after for n, (before, after) in convs)
-    return 2 * (stem + config.depth * (projections + attention) + dim * num_classes)
-
-
-def _layer_scale(config: ModelConfig) -> nn.Module:
-    if config.init_values is None:
-        return nn.Identity()
-    return LayerScale(config.embed_dim, config.init_values)

@@ -17,11 +17,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
-from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
-
-from vit.config import ModelConfig
-from vit.model import flops, outline
 
 T = TypeVar("T")
 
@@ -265,14 +261,3 @@ def assign(config: T, sample: Sample) -> T:
         for name, value in groups.items()
     }
     return replace(config, **changes)  # type: ignore[type-var]
-
-
-@lru_cache(maxsize=256)
-def parameters(config: ModelConfig, num_classes: int) -> int:
-    """How many parameters the model has."""
-    return sum(each.numel() for each in outline(config, num_classes).parameters())
-
-
-def training_flops(config: ModelConfig, num_classes: int) -> int:
-    """Floating-point operations of a training step, per image: forward, and twice that back."""
-    return 3 * flops(config, num_classes)

@@ -25,10 +25,10 @@ from jobs.weights.classifier import load_weights
 from vit import classifier
 from vit.classifier import Classifier
 from vit.config import DatasetConfig, ModelConfig
+from vit.cost import evaluation_batch
 from vit.data.decode import DataError
 from vit.data.feed import Feed, each, place
 from vit.data.formats import find
-from vit.model import evaluation_batch
 from vit.numerics import Numerics
 from vit.weights import Weights, WeightsError
 

@@ -19,10 +19,11 @@ from jobs.training.task import LoopConfig, TrainingConfig
 from jobs.weights.classifier import load_weights
 from vit import rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
+from vit.cost import evaluation_batch
 from vit.data import sets as data
 from vit.data.decode import DataError
 from vit.data.feed import place
-from vit.model import VisionTransformer, build, evaluation_batch
+from vit.model import VisionTransformer, build
 from vit.numerics import PROBED, Numerics, choose_numerics
 from vit.optim import Optimizer, rate
 from vit.steps import Batch, evaluate, gradients

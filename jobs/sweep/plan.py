@@ -12,9 +12,10 @@ from jobs.sweep.config import BUDGETS, VARIED, TuneConfig
 from jobs.sweep.searchers import Searcher
 from jobs.training.steps import steps_per_epoch
 from vit.config import ModelConfig
+from vit.cost import parameters, training_flops
 from vit.data.sets import Summary
 from vit.model import outline
-from vit.search import Dimension, Sample, SearchError, assign, parameters, training_flops
+from vit.search import Dimension, Sample, SearchError, assign
 from vit.weights import Weights, WeightsError, fit
 
 

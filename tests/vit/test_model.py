@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vit import rng
 from vit.config import ModelConfig
-from vit.model import VisionTransformer, build, drop_path_factors, flops, sincos_2d
+from vit.cost import flops
+from vit.model import VisionTransformer, build, drop_path_factors, sincos_2d
 
 BASE = ModelConfig(image_size=16, patch_size=4, embed_dim=48, depth=3, num_heads=3, mlp_ratio=2)
 CLASSES = 7

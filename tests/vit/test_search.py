@@ -5,18 +5,17 @@ import torch
 
 from jobs.classifier.task import TrainConfig
 from vit.config import ModelConfig
-from vit.model import VisionTransformer, flops
+from vit.cost import flops, parameters, training_flops
+from vit.model import VisionTransformer
 from vit.search import (
     Interval,
     SearchError,
     Values,
     assign,
     grid,
-    parameters,
     parse,
     size,
     space,
-    training_flops,
 )
 
 CONFIG = TrainConfig(out="x")
