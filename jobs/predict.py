@@ -267,7 +267,7 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
     done = actors.dataset(rows, Predictor, arguments, config, workers, gpus if cuda else None)
     progress = Progress(sum(map(len, todo)))
     try:
-        actors.follow(lambda: progress.follow(done.iter_rows()), stop, progress.show)
+        actors.wait_for(lambda: progress.follow(done.iter_rows()), stop, progress.show)
     except Exception as error:  # Ray's, whatever kind, with the worker's own inside
         reason = actors.reason(error)
         raise PredictError(f"a worker failed: {reason}; what is published stays") from error

@@ -135,7 +135,7 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
     with connect.connect():
         cuda, gpus = connect.choose_device(config.device, workers, cpus, gpus)
         connect.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
-        fitting = config.concurrent or max(1, connect.holds(cpus, gpus) // workers)
+        fitting = config.concurrent or max(1, connect.max_processes(cpus, gpus) // workers)
         slots = min(fitting, config.trials)
         print(f"trials at once: {slots}, {workers} x ({cpus:g} CPU, {gpus:g} GPU) each")
         link = Link.open()
@@ -149,7 +149,7 @@ def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
             while not running.done():
                 progress.show(link.drain())
                 if not stop.requested.is_set():
-                    lost.look(progress.say)
+                    lost.check(progress.say)
                 sweep.forget_checkpoints()
                 sweep.note_clock()
                 time.sleep(SHOW_SECONDS)

@@ -1,6 +1,6 @@
-"""Ray from a job's side: start or join it, and see that the workers fit.
+"""Start or join Ray, and wait until the workers of a job fit on its nodes.
 
-A driver's order:
+A driver calls these in this order:
 
     with Stop() as stop, cluster.connect():
         cluster.require(workers, cpus, gpus, stop)
@@ -30,7 +30,7 @@ from ray._private.utils import read_ray_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from jobs.cluster import nodes
-from jobs.cluster.capacity import Ask, amounts, refusal, room, waiting
+from jobs.cluster.capacity import Demand, amounts, fit, refusal_message, waiting_message
 from jobs.run.main import InputError
 from jobs.run.signals import Stop
 from jobs.run.submitted import submitted
@@ -39,22 +39,24 @@ _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative path means the same on a worker as on the driver
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else what a worker prints appears twice
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # at Ray's 2 s, every report takes up to 2 s
-    "RAY_AIR_NEW_OUTPUT": "0",  # of Tune, which prints even when told not to
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",  # with Ray's 2 s, every report takes up to 2 s
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new output cannot be silenced
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a sweep keeps its own record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-"""Set unless the user did. Train hands its own on to its controller and workers."""
+"""Environment variables that are set unless the user set them. Train passes its own to workers."""
 
 _OBJECT_STORE_BYTES = 256 * 2**20
-"""Of a local Ray: only rows and metrics go through it. Ray's default is 30 % of the memory."""
+"""Size of the object store of a Ray that a job starts: only rows and metrics go through it.
+
+Ray's default is 30 % of the memory."""
 
 _REMIND_SECONDS = 60.0
-"""Between two lines that say the same about a wait."""
+"""Time after which a message about a wait is repeated."""
 
 
 class ClusterError(InputError):
-    """Ray cannot be started or joined, or can never hold the workers. The message is for people."""
+    """Ray cannot be started or joined, or the workers do not fit; the message says why."""
 
 
 def _print(line: str) -> None:
@@ -64,14 +66,18 @@ def _print(line: str) -> None:
 
 @contextlib.contextmanager
 def connect(say: Callable[[str], None] = _print) -> Iterator[None]:
-    """Join the cluster there is, else start a Ray of this job's own; either ends with the block.
+    """Join a running Ray cluster, or start a Ray for this job; disconnect when the block ends.
 
-    In this order: what this process is connected to already, which then stays so; `RAY_ADDRESS`,
-    which `ray job submit` sets, and of which `local` starts our own; the cluster of `ray start` on
-    this machine. Another driver's private Ray is never joined: only `ray start` leaves its address.
+    The first of these that exists is used: the cluster that this process is connected to, which
+    stays connected after the block; the one at `RAY_ADDRESS`, which `ray job submit` sets; the one
+    of `ray start` on this machine. Otherwise, or if `RAY_ADDRESS` is `local`, a Ray is started that
+    ends with the block. The Ray of another driver is never joined.
+
+    Args:
+        say: called with a line about which Ray it is.
 
     Raises:
-        ClusterError: Ray did not start, or the cluster does not answer or does not let us in.
+        ClusterError: Ray did not start, or the cluster does not answer or refuses the connection.
     """
     if ray.is_initialized():
         yield
@@ -89,15 +95,15 @@ def connect(say: Callable[[str], None] = _print) -> Iterator[None]:
 
 
 def starts_own() -> bool:
-    """Whether `connect` will start a Ray of this job's own, on this machine alone."""
+    """Whether `connect` will start a Ray for this job on this machine."""
     return not ray.is_initialized() and _address() == "local"
 
 
 def _address() -> str | None:
-    """What to give `ray.init`: "local" starts a Ray, None joins this machine's latest cluster.
+    """Return the address for `ray.init`: "local" starts a Ray, None joins this machine's cluster.
 
-    The file that names the latest outlives a killed cluster; `ray.init` would try it for long and
-    fail.
+    Ray's file with the address of the latest cluster outlives a cluster that was killed, which
+    `ray.init` would try to join for a long time; so it is checked here that something answers.
     """
     if address := os.environ.get("RAY_ADDRESS"):
         return address
@@ -115,10 +121,10 @@ def _answers(address: str, seconds: float) -> bool:
 
 
 def _start() -> str:
-    """Start a Ray that ends with this process; returns a line that says so."""
+    """Start a Ray that ends with this process; return a line that says so."""
     chosen = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     if not chosen and not (Path.home() / ".ray" / "auth_token").exists():
-        # Else ray.init writes that file, and from then on `ray start` here demands tokens.
+        # Otherwise ray.init writes that file, and `ray start` on this machine then demands tokens.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         # The dashboard stays on (150 MB): without it Ray Train logs a warning every second.
@@ -126,40 +132,41 @@ def _start() -> str:
     except Exception as error:
         raise ClusterError(
             f"Ray did not start on this machine: {error}\n"
-            "It needs a temporary folder with a short path and free space (RAY_TMPDIR names one; "
-            "else TMPDIR or /tmp), and shared memory (/dev/shm; in Docker --shm-size=1g)."
+            "It needs a temporary folder with a short path and free space (set RAY_TMPDIR; the"
+            " default is TMPDIR or /tmp), and shared memory (/dev/shm; in Docker --shm-size=1g)."
         ) from error
     has = ray.cluster_resources()
     return f"started Ray on this machine: {amounts(has.get('CPU', 0), has.get('GPU', 0))}"
 
 
 def _join(address: str | None) -> str:
-    """Join the cluster at `address`, None: the latest of this machine; returns a line."""
+    """Join the cluster at `address`, None for this machine's; return a line that says so."""
     if address and "://" in address:
         raise ClusterError(
-            f"RAY_ADDRESS is {address}; a job joins from a node of the cluster, by host:port. From "
-            "elsewhere: ray job submit --address http://HEAD:8265 --working-dir . -- python -m ..."
+            f"RAY_ADDRESS is {address}; expected host:port, on a node of the cluster. From another"
+            " machine, submit the job:"
+            " ray job submit --address http://HEAD:8265 --working-dir . -- python -m ..."
         )
     name = address or read_ray_address()
     if address not in (None, "auto") and not _answers(str(address), seconds=10):
         raise ClusterError(
-            f"nothing answers at RAY_ADDRESS {name}: start that cluster, or unset RAY_ADDRESS and "
-            "the job starts a Ray of its own"
+            f"nothing answers at RAY_ADDRESS {name}: start that cluster, or unset RAY_ADDRESS so"
+            " that the job starts a Ray of its own"
         )
     try:
         _init(address=address)
     except Exception as error:
         raise ClusterError(
             f"could not join the Ray cluster at {name}: {error}\n"
-            "If it is up, its authentication may differ from ours: set RAY_AUTH_MODE=token (with "
-            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH) or RAY_AUTH_MODE=disabled, as it was for "
-            "`ray start`. RAY_ADDRESS=local starts a Ray of the job's own."
+            "If it is running, its authentication may be another one: set RAY_AUTH_MODE=token (with"
+            " RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH) or RAY_AUTH_MODE=disabled, as for `ray start`."
+            " With RAY_ADDRESS=local the job starts a Ray of its own."
         ) from error
     return f"joined the Ray cluster at {name}"
 
 
 def _init(**options: Any) -> None:
-    """`ray.init`, quiet, with workers that can import this package wherever they run."""
+    """Call `ray.init` without its log, with workers that can import this package anywhere."""
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if not submitted():  # a submitted job's workers have its working_dir
         paths = (str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH"))
@@ -167,7 +174,7 @@ def _init(**options: Any) -> None:
         options["runtime_env"] = {"env_vars": variables}
     previous = signal.getsignal(signal.SIGTERM)
     try:
-        # What Train and its workers log would bury the progress; it stays in Ray's own logs.
+        # The log of Train and its workers would bury the progress; Ray's own log files have it.
         ray.init(logging_level=logging.WARNING, log_to_driver=False, **options)
     except SystemExit as exit_:  # Ray's handler of SIGTERM exits with 15
         raise SystemExit(128 + signal.SIGTERM) from exit_
@@ -183,96 +190,105 @@ def require(
     stop: Stop | None = None,
     say: Callable[[str], None] = _print,
     wait: float | None = None,
-    least: int | None = None,
+    at_least: int | None = None,
     trial: bool = False,
 ) -> None:
-    """Return once `workers` times (`cpus`, `gpus`) are free; wait for what may still come.
+    """Wait until the CPUs and GPUs of all workers are free at the same time.
 
-    What other jobs hold is waited for without a deadline. Nodes that are not there yet: `wait`
-    seconds, whether an autoscaler is to bring them or a person; if None without a deadline those
-    that an autoscaler can add, and no others. A placement group of the workers' shape is the demand
-    that makes an autoscaler add nodes, and the proof that they fit; it is given back at the end,
-    for Ray Train makes its own.
+    Resources that other jobs hold are waited for without a deadline. A placement group of the
+    workers' shape makes an autoscaler add nodes, and shows that the workers fit; it is removed at
+    the end, as Ray Train makes its own.
 
     Args:
-        workers: how many.
-        cpus: of each.
-        gpus: of each.
+        workers: number of workers.
+        cpus: CPUs of each.
+        gpus: GPUs of each.
         stop: ends the wait.
-        say: told what is missing.
-        wait: seconds that nodes may be missing.
-        least: so many workers will do once nodes were waited for; None: all are needed.
-        trial: they are the processes of one trial of a sweep; for messages.
+        say: called with a line about what is missing.
+        wait: seconds that nodes may be missing. None: nodes that an autoscaler can add are waited
+            for without a deadline, and no others.
+        at_least: number of workers that is enough after the wait; None for all.
+        trial: whether they are the processes of one trial of a sweep; messages then name its flags.
 
     Raises:
-        ClusterError: not enough nodes, now or after the wait.
-        SystemExit: `stop` was asked for meanwhile; has its exit code.
+        ClusterError: there are not enough nodes, now or after the wait.
+        SystemExit: a stop was requested meanwhile; with the exit code of `stop`.
     """
-    ask = Ask(workers, cpus, gpus, trial)
+    demand = Demand(workers, cpus, gpus, trial)
     if gpus > 1 and gpus != int(gpus):
         times = workers if trial else 1
         raise ClusterError(
-            f"{ask.flag_of_gpus} is {gpus * times:g}; above 1 a process, Ray gives out whole GPUs"
-            f" only: use {math.floor(gpus) * times} or {math.ceil(gpus) * times}"
+            f"{demand.gpus_flag} is {gpus * times:g}; above 1 for each process, Ray gives out whole"
+            f" GPUs: use {math.floor(gpus) * times} or {math.ceil(gpus) * times}"
         )
-    found = nodes.there()
-    if wait is None and room(ask, found).ever < (least or workers):
-        raise ClusterError(refusal(ask, found))
+    found = nodes.current_nodes()
+    if wait is None and fit(demand, found).ever < (at_least or workers):
+        raise ClusterError(refusal_message(demand, found))
     bundle = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}
     group = placement_group([bundle] * workers)
     try:
-        _wait(group, ask, stop or Stop(), say, wait, least or workers)
+        _wait(group, demand, stop or Stop(), say, wait, at_least or workers)
     finally:
         remove_placement_group(group)
 
 
 def _wait(
     group: PlacementGroup,
-    ask: Ask,
+    demand: Demand,
     stop: Stop,
     say: Callable[[str], None],
     wait: float | None,
-    least: int,
+    at_least: int,
 ) -> None:
-    """Wait for the group; says what is missing when that changes, and now and then again."""
-    said, again = "", 0.0
-    missing = nodes.Missing(ask, wait)
-    ready = group.wait(2)  # before the first word: what a job before us held comes back
+    """Wait for the group; say what is missing when that changes, and again every minute."""
+    last, repeat_at = "", 0.0
+    missing = nodes.MissingNodes(demand, wait)
+    ready = group.wait(2)  # before the first message: an earlier job's resources become free
     while not ready and not stop.requested.is_set():
-        found = nodes.there()
+        found = nodes.current_nodes()
         if missing.too_long(found):
-            if room(ask, found).now < least:
-                raise ClusterError(missing.late(found))
-            say(f"going on with the workers that fit; {waiting(ask, found)}")
+            if fit(demand, found).now < at_least:
+                raise ClusterError(missing.message(found))
+            say(f"continuing with the workers that fit; {waiting_message(demand, found)}")
             return
-        line = waiting(ask, found)
-        if line != said or time.monotonic() >= again:
-            said, again = line, time.monotonic() + _REMIND_SECONDS
+        line = waiting_message(demand, found)
+        if line != last or time.monotonic() >= repeat_at:
+            last, repeat_at = line, time.monotonic() + _REMIND_SECONDS
             say(line)
         ready = group.wait(1)
     if stop.requested.is_set():
         raise SystemExit(stop.exit_code)
 
 
-def holds(cpus: float, gpus: float) -> int:
-    """How many processes of so many CPUs and GPUs the nodes hold when idle: those that are there,
-    and those that an autoscaler may add, if it says how many."""
-    found = room(Ask(sys.maxsize, cpus, gpus), nodes.there())
+def max_processes(cpus: float, gpus: float) -> int:
+    """Return how many processes with so many CPUs and GPUs the cluster can hold when idle.
+
+    Nodes that an autoscaler may add count if their number can be read.
+    """
+    found = fit(Demand(sys.maxsize, cpus, gpus), nodes.current_nodes())
     return found.now if math.isinf(found.ever) else int(found.ever)
 
 
 def choose_device(
     device: str, workers: int, cpus: float, gpus: float | None, say: Callable[[str], None] = _print
 ) -> tuple[bool, float]:
-    """Whether the workers compute on GPUs, and how many each takes.
+    """Decide whether the workers compute on GPUs.
 
-    `auto` is GPUs where nodes that are there, or that may be added, hold all workers with theirs;
-    what an autoscaler out of sight may add does not count.
+    Args:
+        device: `cuda`, `cpu`, or `auto`: GPUs if every worker can get one, on present nodes or on
+            those that an autoscaler may add; an autoscaler that cannot be read counts as none.
+        workers: number of workers.
+        cpus: CPUs of each.
+        gpus: GPUs of each; None for 1 on cuda and 0 on cpu.
+        say: called with a line about the choice that `auto` made.
+
+    Returns:
+        Whether they compute on GPUs, and the GPUs of each worker.
     """
     if device == "auto":
-        ask, found = Ask(workers, cpus, 1.0 if gpus is None else gpus), nodes.there()
-        seen = found if found.types is not None else replace(found, types=())
-        device = "cuda" if ask.gpus and room(ask, seen).ever >= workers else "cpu"
+        demand, found = Demand(workers, cpus, 1.0 if gpus is None else gpus), nodes.current_nodes()
+        known = found if found.types is not None else replace(found, types=())
+        device = "cuda" if demand.gpus and fit(demand, known).ever >= workers else "cpu"
         why = "every worker gets its GPU" if device == "cuda" else "not a GPU for every worker"
         say(f"device: {device}, {why}; --device chooses")
     if gpus is None:

@@ -1,4 +1,4 @@
-"""The way between a driver and its workers: progress up, the request to stop down."""
+"""Messages between a driver and its workers: progress to the driver, stop requests to workers."""
 
 import contextlib
 import threading
@@ -11,17 +11,18 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _KEPT_MESSAGES = 10_000
-"""The newest of those that the driver did not fetch yet: if it hangs, memory must not fill up."""
+"""Number of messages that wait for the driver; older ones are dropped, so that memory stays small
+if the driver hangs."""
 
 _WATCH_SECONDS = 0.2
-"""Between a worker's looks for the request to stop, of the 3 s that `ray job stop` gives."""
+"""Time between a worker's checks for a stop request; `ray job stop` gives 3 s."""
 
 
 class _Mailbox:
     """The actor behind a Link.
 
-    It runs one call at a time, each worker's in its order. An asynchronous actor, in which workers
-    could await the stop, runs calls in any order: a progress line would jump back.
+    It runs one call at a time, and the calls of a worker in their order. An asynchronous actor, in
+    which workers could await the stop, runs calls in any order: progress would jump back.
     """
 
     def __init__(self) -> None:
@@ -45,29 +46,30 @@ class _Mailbox:
 
 @dataclass(frozen=True)
 class Link:
-    """The way between a driver and its workers: progress up, the request to stop down.
+    """Carries progress from workers to their driver, and stop requests from driver to workers.
 
-    It can be sent to workers, e.g. in Ray Train's `train_loop_config`. Nothing in it raises, and
-    `push` does not wait: no training fails for a line of progress.
+    It can be sent to workers, e.g. in Ray Train's `train_loop_config`. No method raises, and `push`
+    does not wait: no training fails because of a line of progress.
     """
 
     actor: Any
+    """Handle of the actor that holds the messages."""
 
     @classmethod
     def open(cls) -> "Link":
-        """Make one; it lives on the driver's node, takes no CPU, and dies with the driver."""
+        """Start the actor on the driver's node; it takes no CPU and ends with the driver."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor: Any = ray.remote(_Mailbox)
         options = {"num_cpus": 0, "max_restarts": -1, "max_pending_calls": _KEPT_MESSAGES}
         return cls(actor.options(scheduling_strategy=here, **options).remote())
 
     def push(self, message: dict[str, Any]) -> None:
-        """From a worker: send a small message; lost if the driver cannot be reached."""
+        """Send a small message from a worker; it is lost if the driver cannot be reached."""
         with contextlib.suppress(RayError):
             self.actor.push.remote(message)
 
     def drain(self) -> list[dict[str, Any]]:
-        """On the driver: what was pushed since the last call, each worker's in its order."""
+        """Return, on the driver, the messages since the last call, each worker's in its order."""
         try:
             messages: list[dict[str, Any]] = ray.get(self.actor.drain.remote(), timeout=5)
         except RayError:
@@ -75,14 +77,14 @@ class Link:
         return messages
 
     def stop(self) -> None:
-        """On the driver: ask the workers to save and end."""
+        """Request, on the driver, that the workers save and end."""
         with contextlib.suppress(RayError):
             self.actor.stop.remote()
 
     def watch(self) -> threading.Event:
-        """On a worker: set when the driver asks to stop, or is gone.
+        """Return, on a worker, an event that is set when a stop is requested or the driver is gone.
 
-        When it is gone, Ray ends its workers within seconds, which may do for a save.
+        When the driver is gone, Ray ends its workers within seconds; a save may still succeed.
         """
         requested = threading.Event()
 

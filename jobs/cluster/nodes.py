@@ -1,4 +1,4 @@
-"""The nodes of the cluster that this process is in, and for how long some have been missing."""
+"""The nodes of the cluster that this process is connected to, and how long some are missing."""
 
 import time
 from pathlib import Path
@@ -11,45 +11,45 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.cluster.capacity import Ask, Node, Nodes, NodeType, late, room
+from jobs.cluster.capacity import Demand, Node, Nodes, NodeType, fit, timeout_message
 
 SETTLE_SECONDS = 5.0
-"""A node that is out of sight for less is not lost."""
+"""A node that does not show for less time than this is not lost."""
 
 
-class Missing:
-    """For how long nodes for all workers have not been there, and whether that is too long."""
+class MissingNodes:
+    """Measures for how long the workers do not fit on the present nodes."""
 
-    def __init__(self, ask: Ask, wait: float | None) -> None:
-        """`wait`: seconds, as of `require`."""
-        self.ask, self._wait = ask, wait
+    def __init__(self, demand: Demand, wait: float | None) -> None:
+        """Measure for the workers of `demand`; `wait` is that of `jobs.cluster.connect.require`."""
+        self.demand, self._wait = demand, wait
         self._since: float | None = None
 
     @property
     def seconds(self) -> float:
-        """Since they went missing, in whole ones; 0 while they are there."""
+        """Whole seconds since nodes are missing; 0 while none is."""
         return 0.0 if self._since is None else float(int(time.monotonic() - self._since))
 
     def too_long(self, nodes: Nodes) -> bool:
-        """Take a look at the nodes there are."""
-        found = room(self.ask, nodes)
-        if found.now >= self.ask.workers:
+        """Take note of the present nodes; return whether nodes are missing for too long."""
+        found = fit(self.demand, nodes)
+        if found.now >= self.demand.workers:
             self._since = None
             return False
         if self._since is None:
             self._since = time.monotonic()
         gone = time.monotonic() - self._since
         if self._wait is None:
-            return found.ever < self.ask.workers and gone >= SETTLE_SECONDS
+            return found.ever < self.demand.workers and gone >= SETTLE_SECONDS
         return gone >= self._wait
 
-    def late(self, nodes: Nodes) -> str:
-        """Why it must not be waited any longer."""
-        return late(self.ask, nodes, self.seconds)
+    def message(self, nodes: Nodes) -> str:
+        """Say why the job ends, once it was too long."""
+        return timeout_message(self.demand, nodes, self.seconds)
 
 
-def there() -> Nodes:
-    """The cluster as it is: nodes from its control store, node types from its autoscaler."""
+def current_nodes() -> Nodes:
+    """Read the present nodes from Ray's control store, and node types from its autoscaler."""
     gcs_address = ray.get_runtime_context().gcs_address
     status = get_cluster_status(gcs_address)
     found, head_id = [], ""
@@ -70,14 +70,15 @@ def there() -> Nodes:
 
 
 def autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
-    """On the head node: the yaml that the cluster's autoscaler runs by.
+    """Read the YAML file of the cluster's autoscaler; call it on the head node.
 
-    {} if nothing scales this cluster, None if what does is out of sight: KubeRay's autoscaler has
-    a container of its own.
+    Open-source Ray 2.60 has no call for the node types: `get_cluster_config` of its global state
+    stays empty, and the autoscaler's status only counts nodes. But the autoscaler's process,
+    `monitor.py`, names its YAML file on its command line and reads it again at each step.
 
-    Open-source Ray 2.60 tells its node types to nobody: `get_cluster_config` of its global state
-    stays empty, and the autoscaler's status counts nodes only. But its process, `monitor.py`,
-    names the yaml on its command line and reads it anew at each step, as this does.
+    Returns:
+        The parsed file; {} if nothing scales this cluster; None if the autoscaler's process cannot
+        be seen, as with KubeRay, where it has a container of its own.
     """
     for process in psutil.process_iter(["cmdline"]):
         flags = dict(part.partition("=")[::2] for part in process.info["cmdline"] or ())
@@ -89,7 +90,10 @@ def autoscaler_config(gcs_address: str) -> dict[str, Any] | None:
 
 
 def node_types(config: dict[str, Any] | None) -> tuple[tuple[NodeType, ...] | None, int]:
-    """Node types of a cluster yaml, and most nodes beside the head, with Ray's defaults."""
+    """Return the node types of a cluster YAML and its maximum number of nodes beside the head.
+
+    What the YAML leaves out has Ray's defaults. `config` is the result of `autoscaler_config`.
+    """
     if config is None:
         return None, 0
     limit, types = config.get("max_workers", 2), []

@@ -1,4 +1,4 @@
-"""What jobs that train on Ray workers share: their resources, lost nodes, memory of a process."""
+"""The resources of training workers, the end of a job whose nodes are lost, and memory settings."""
 
 import contextlib
 import ctypes
@@ -7,20 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from jobs.cluster import nodes
-from jobs.cluster.capacity import Ask, waiting
+from jobs.cluster.capacity import Demand, waiting_message
 from jobs.run.main import JobError
 
 DATA_SECONDS = 24 * 3600
-"""How long ranks wait for one whose node brings its data anew; a dead one shows at once."""
+"""How long ranks wait for one whose node loads its data again; a dead rank is noticed at once."""
 
-
-LOOK_SECONDS = 5.0
-"""Between two looks at the nodes of the cluster."""
+CHECK_SECONDS = 5.0
+"""Time between two checks of the cluster's nodes."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each of `workers` processes gets."""
+    """The number of worker processes, and what each of them gets."""
 
     workers: int
     cpus: float
@@ -29,19 +28,22 @@ class Resources:
 
     @property
     def backend(self) -> str:
-        """NCCL between GPUs, unless ranks share one, which it refuses; gloo for all on the host."""
+        """The backend of torch.distributed: gloo on the host, NCCL between GPUs.
+
+        NCCL refuses ranks that share a GPU, so those use gloo for everything.
+        """
         return "cpu:gloo,cuda:nccl" if self.cuda and self.gpus >= 1 else "gloo"
 
 
 class LaunchError(JobError):
-    """The workers failed for good; the message is what a person needs of it."""
+    """The workers failed for good; the message says why."""
 
 
 def keep_memory() -> None:
-    """Let glibc keep what a step frees for the next one, instead of giving it back to the kernel.
+    """Let glibc keep the memory that a step frees for the next step.
 
     Fresh pages for every large tensor of every step cost 15 to 30 % of a step on virtual machines.
-    Not for forever: the peak stays what it was. Other C libraries do as they like.
+    The peak stays the same. Other C libraries are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -50,27 +52,35 @@ def keep_memory() -> None:
 
 
 class LostNodes:
-    """Ends a job whose nodes do not come back: Ray Train and Tune alone would wait without end."""
+    """Ends a job whose nodes do not return: Ray Train and Ray Tune would wait forever."""
 
     def __init__(self, resources: Resources, wait: float | None, trial: bool = False) -> None:
-        """Of all workers, or one `trial` of a sweep, on nodes that may be missing for `wait`
-        seconds."""
-        ask = Ask(resources.workers, resources.cpus, resources.gpus, trial)
-        self._missing = nodes.Missing(ask, wait)
-        self._next, self._said = 0.0, False
+        """Guard the workers of a training, or of one `trial` of a sweep.
 
-    def look(self, say: Callable[[str], None]) -> None:
-        """Look now and then; raises LaunchError when it is too late."""
+        Args:
+            resources: of the workers.
+            wait: seconds that nodes may be missing; see `jobs.cluster.connect.require`.
+            trial: whether the workers are those of one trial.
+        """
+        demand = Demand(resources.workers, resources.cpus, resources.gpus, trial)
+        self._missing = nodes.MissingNodes(demand, wait)
+        self._next, self._reported = 0.0, False
+
+    def check(self, say: Callable[[str], None]) -> None:
+        """Check the nodes if the last check is old enough; report with `say` that some are missing.
+
+        Raises:
+            LaunchError: they are missing for too long.
+        """
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + LOOK_SECONDS
-        found = nodes.there()
+        self._next = time.monotonic() + CHECK_SECONDS
+        found = nodes.current_nodes()
         if self._missing.too_long(found):
-            late = self._missing.late(found)
             raise LaunchError(
-                f"a node is lost: {late}; the same command, on nodes that fit, goes on from the"
-                " last checkpoints"
+                f"a node is lost: {self._missing.message(found)}; the same command resumes from"
+                " the last checkpoints"
             )
-        if self._missing.seconds and not self._said:
-            say(f"a node is lost; {waiting(self._missing.ask, found)}")
-        self._said = bool(self._missing.seconds)
+        if self._missing.seconds and not self._reported:
+            say(f"a node is lost; {waiting_message(self._missing.demand, found)}")
+        self._reported = bool(self._missing.seconds)

@@ -204,7 +204,7 @@ def launch(
             progress.show(messages)
             faults.look(messages)
             if not stop.requested.is_set():
-                lost.look(progress.say)
+                lost.check(progress.say)
             time.sleep(SHOW_SECONDS)
         progress.show(link.drain())
     try:

@@ -22,18 +22,18 @@ import pytest
 
 from jobs.classifier.task import check_present
 from jobs.cluster import capacity, connect, nodes
-from jobs.cluster.capacity import Ask, Node, Nodes, NodeType, Room
+from jobs.cluster.capacity import Demand, Fit, Node, Nodes, NodeType
 from jobs.cluster.connect import ClusterError
 from jobs.run.config import ConfigError
 from jobs.run.signals import Stop, background
 from jobs.run.submitted import refuse_relative
 from jobs.weights.segmenter import locate
-from masking.segmenter.sam import CheckpointError
+from masking.segmenter.sam import SegmenterWeightsError
 from tests.conftest import ROOT
 
 
 def packed(ask, cpus, gpus):
-    """How many workers fit on a node, placed one by one: the plain way to `slots`."""
+    """How many workers fit on a node, placed one by one: the plain way to `workers_per_node`."""
     cpu, gpu = Fraction(str(ask.cpus)), Fraction(str(ask.gpus))
     left, cards, placed = Fraction(str(cpus)), [Fraction(1)] * int(gpus), 0
     while placed < ask.workers and left >= cpu:
@@ -59,14 +59,17 @@ def test_slots_equal_placing_one_by_one(cpus, gpus):
     if not cpus and not gpus:
         return
     for has_cpus, has_gpus in itertools.product((0, 1, 2, 3.5, 8), (0, 1, 2, 4, 8)):
-        expected = packed(Ask(50, cpus, gpus), has_cpus, has_gpus)
-        assert min(50, capacity.slots(Ask(50, cpus, gpus), has_cpus, has_gpus)) == expected
+        expected = packed(Demand(50, cpus, gpus), has_cpus, has_gpus)
+        assert (
+            min(50, capacity.workers_per_node(Demand(50, cpus, gpus), has_cpus, has_gpus))
+            == expected
+        )
 
 
 def grown(ask, nodes):
-    """Most workers over all ways to add nodes within the limits: the plain way to `room`."""
-    now = sum(packed(ask, node.cpus, node.gpus) for node in nodes.there)
-    workers = [node for node in nodes.there if not node.head]
+    """Most workers over all ways to add nodes within the limits: the plain way to `fit`."""
+    now = sum(packed(ask, node.cpus, node.gpus) for node in nodes.present)
+    workers = [node for node in nodes.present if not node.head]
     best = now
     for adds in itertools.product(*(range(kind.limit + 1) for kind in nodes.types)):
         counts = zip(adds, nodes.types, strict=True)
@@ -80,7 +83,7 @@ def grown(ask, nodes):
             best = max(
                 best, now + sum(add * packed(ask, kind.cpus, kind.gpus) for add, kind in more)
             )
-    return Room(now, best)
+    return Fit(now, best)
 
 
 HEAD = Node(0, head=True)
@@ -88,74 +91,76 @@ SMALL, LARGE = Node(4, 1, "small"), Node(8, 4, "large")
 TYPES = (NodeType("head", 0, 0, 0), NodeType("small", 4, 1, 3), NodeType("large", 8, 4, 2))
 
 
-@pytest.mark.parametrize("ask", [Ask(50, 1), Ask(50, 1, 1), Ask(50, 5), Ask(50, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    "ask", [Demand(50, 1), Demand(50, 1, 1), Demand(50, 5), Demand(50, 0.5, 0.5)]
+)
 @pytest.mark.parametrize("limit", [0, 1, 3, 9])
 def test_room_equals_trying_all_ways_to_grow(ask, limit):
     for small, large in itertools.product(range(4), range(3)):
         nodes = Nodes((HEAD, *[SMALL] * small, *[LARGE] * large), TYPES, limit)
-        assert capacity.room(ask, nodes) == grown(ask, nodes)
+        assert capacity.fit(ask, nodes) == grown(ask, nodes)
 
 
 def test_a_bundle_must_fit_on_one_node_whatever_the_totals():
     four_small = Nodes((SMALL,) * 4)
-    assert capacity.room(Ask(1, 5), four_small) == Room(0, 0)
-    assert capacity.room(Ask(2, 3), four_small) == Room(4, 4)
+    assert capacity.fit(Demand(1, 5), four_small) == Fit(0, 0)
+    assert capacity.fit(Demand(2, 3), four_small) == Fit(4, 4)
 
 
 def test_node_types_out_of_sight_are_waited_for():
-    assert capacity.room(Ask(3, 4), Nodes((HEAD,), None)) == Room(0, math.inf)
+    assert capacity.fit(Demand(3, 4), Nodes((HEAD,), None)) == Fit(0, math.inf)
 
 
 @pytest.mark.parametrize(
     ("ask", "nodes", "said"),
     [
         (
-            Ask(3, 1),
+            Demand(3, 1),
             Nodes((Node(2, head=True),)),
-            "3 workers ask for 1 CPU each; this machine has 2 CPUs: "
+            "3 workers need 1 CPU each; this machine has 2 CPUs: "
             "use --workers 2, or --cpus-per-worker 0.66",
         ),
         (
-            Ask(2, 1, 1),
+            Demand(2, 1, 1),
             Nodes((Node(2, head=True),)),
-            "2 workers ask for 1 CPU and 1 GPU each; this machine has 2 CPUs and no GPU: "
+            "2 workers need 1 CPU and 1 GPU each; this machine has 2 CPUs and no GPU: "
             "use --gpus-per-worker 0",
         ),
         (
-            Ask(1, 4),
+            Demand(1, 4),
             Nodes((Node(2, head=True),)),
-            "1 worker asks for 4 CPUs; this machine has 2 CPUs: use --cpus-per-worker 2",
+            "1 worker needs 4 CPUs; this machine has 2 CPUs: use --cpus-per-worker 2",
         ),
         (
-            Ask(4, 8, 1),
+            Demand(4, 8, 1),
             Nodes((HEAD, SMALL), TYPES, 4),
-            "4 workers ask for 8 CPUs and 1 GPU each; the cluster has 1 head (0 CPUs and no GPU), "
+            "4 workers need 8 CPUs and 1 GPU each; the cluster has 1 head (0 CPUs and no GPU), "
             "1 small (4 CPUs and 1 GPU) and may grow to 3 small (4 CPUs and 1 GPU), "
-            "2 large (8 CPUs and 4 GPUs), 4 in all beside the head: "
+            "2 large (8 CPUs and 4 GPUs), at most 4 beside the head: "
             "use --workers 2, or --cpus-per-worker 4",
         ),
     ],
 )
 def test_a_refusal_names_both_values_and_flags_that_would_fit(ask, nodes, said):
-    assert capacity.room(ask, nodes).ever < ask.workers
-    assert capacity.refusal(ask, nodes) == said
+    assert capacity.fit(ask, nodes).ever < ask.workers
+    assert capacity.refusal_message(ask, nodes) == said
 
 
 def test_advised_flags_fit_and_a_hundredth_more_does_not():
     for workers, cpus, size in itertools.product((2, 3, 5, 7), (1, 2.5, 4), (1, 2, 3, 6)):
-        ask, nodes = Ask(workers, cpus), Nodes((Node(size), Node(size + 1)))
-        if capacity.room(ask, nodes).ever < workers:
-            advice = capacity._smaller_cpus(ask, nodes)
-            assert capacity.room(Ask(workers, advice), nodes).ever >= workers
-            assert capacity.room(Ask(workers, advice + 0.01), nodes).ever < workers
+        ask, nodes = Demand(workers, cpus), Nodes((Node(size), Node(size + 1)))
+        if capacity.fit(ask, nodes).ever < workers:
+            advice = capacity._fewer_cpus(ask, nodes)
+            assert capacity.fit(Demand(workers, advice), nodes).ever >= workers
+            assert capacity.fit(Demand(workers, advice + 0.01), nodes).ever < workers
 
 
 def test_what_is_waited_for_is_said_by_node_and_type():
     nodes = Nodes((HEAD, SMALL), TYPES, 9)
-    grow = capacity.waiting(Ask(3, 2, 1), nodes)
-    assert grow.startswith("waiting for nodes, 1 of 3 fit: 3 workers ask for 2 CPUs and 1 GPU each")
+    grow = capacity.waiting_message(Demand(3, 2, 1), nodes)
+    assert grow.startswith("waiting for nodes, 1 of 3 fit: 3 workers need 2 CPUs and 1 GPU each")
     assert "1 small (4 CPUs and 1 GPU) and may grow to 3 small" in grow
-    assert "other jobs" in capacity.waiting(Ask(1, 2, 1), nodes)
+    assert "other jobs" in capacity.waiting_message(Demand(1, 2, 1), nodes)
 
 
 def test_node_types_have_rays_defaults():
@@ -224,7 +229,7 @@ def test_what_a_submitted_job_does_not_find_is_explained(outside, tmp_path):
     outside.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match=r"neither git nor \.rayignore ignores"):
         check_present(task)
-    with pytest.raises(CheckpointError, match=r"neither git nor \.rayignore ignores"):
+    with pytest.raises(SegmenterWeightsError, match=r"neither git nor \.rayignore ignores"):
         locate(str(tmp_path / "gone.pth"))
 
 
@@ -275,7 +280,7 @@ def python(code, folder, **environment):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=200,
+        timeout=500,
     )
     return done.returncode, done.stdout
 
@@ -480,7 +485,7 @@ def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
         refused = len(said)
         cluster.require(2, 2, 0.5, say=said.append)
         facts["said"] = said[refused:]
-        facts["after"] = sorted(node.type for node in nodes.there().there)
+        facts["after"] = sorted(node.type for node in nodes.current_nodes().present)
     print(json.dumps(facts))
     """
     host, port = autoscaling.split(":")
@@ -495,5 +500,5 @@ def test_what_the_autoscaler_can_add_is_waited_for(autoscaling, tmp_path):
     assert "use --cpus-per-worker 4" in facts["node"]
     assert "may grow to 2 fake (4 CPUs and 1 GPU)" in facts["node"]
     assert "use --workers 2" in facts["count"]
-    assert facts["said"][0].startswith("waiting for nodes, 0 of 2 fit: 2 workers ask for 2 CPUs")
+    assert facts["said"][0].startswith("waiting for nodes, 0 of 2 fit: 2 workers need 2 CPUs")
     assert facts["after"] == ["", "fake"]

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from jobs.cluster import actors, nodes, workers
-from jobs.cluster.capacity import Ask, Node, Nodes, NodeType
-from jobs.cluster.workers import LOOK_SECONDS, LaunchError, LostNodes, Resources
+from jobs.cluster.capacity import Demand, Node, Nodes, NodeType
+from jobs.cluster.workers import CHECK_SECONDS, LaunchError, LostNodes, Resources
 from jobs.run.config import ConfigError, JobConfig
 from jobs.storage.location import Location
 from jobs.training import launch
@@ -62,7 +62,7 @@ def clock(monkeypatch):
 
 
 def test_missing_nodes_are_waited_for_as_long_as_was_said(clock):
-    missing = nodes.Missing(Ask(2, 2), wait=60)
+    missing = nodes.MissingNodes(Demand(2, 2), wait=60)
     assert not missing.too_long(ONE)
     clock.now += 59
     assert not missing.too_long(ONE)
@@ -72,14 +72,14 @@ def test_missing_nodes_are_waited_for_as_long_as_was_said(clock):
     assert not missing.too_long(ONE)
     clock.now += 60
     assert missing.too_long(GROWING)
-    assert missing.late(ONE) == (
-        "2 workers ask for 2 CPUs each; this machine has 2 CPUs, after 60 s of waiting for nodes:"
-        " --workers 1 would fit; --wait-for-nodes waits longer"
+    assert missing.message(ONE) == (
+        "2 workers need 2 CPUs each; this machine has 2 CPUs, after 60 s of waiting for nodes:"
+        " use --workers 1, or a longer --wait-for-nodes"
     )
 
 
 def test_without_the_flag_only_an_autoscaler_is_waited_for(clock):
-    missing = nodes.Missing(Ask(2, 2), wait=None)
+    missing = nodes.MissingNodes(Demand(2, 2), wait=None)
     assert not missing.too_long(ONE)  # it may only be out of sight
     clock.now += nodes.SETTLE_SECONDS
     assert missing.too_long(ONE)
@@ -90,39 +90,39 @@ def test_without_the_flag_only_an_autoscaler_is_waited_for(clock):
 
 def test_a_training_whose_nodes_stay_away_ends(clock, monkeypatch):
     there = [TWO]
-    monkeypatch.setattr(nodes, "there", lambda: there[0])
+    monkeypatch.setattr(nodes, "current_nodes", lambda: there[0])
     lost, said = LostNodes(Resources(2, 2, 0, cuda=False), wait=30), []
-    lost.look(said.append)
+    lost.check(said.append)
     there[0] = ONE
     for _ in range(6):
-        clock.now += LOOK_SECONDS
-        lost.look(said.append)
+        clock.now += CHECK_SECONDS
+        lost.check(said.append)
     assert len(said) == 1
     assert said[0].startswith("a node is lost; waiting for nodes, 1 of 2 fit")
-    clock.now += LOOK_SECONDS
-    with pytest.raises(LaunchError, match=r"--workers 1 would fit.*goes on from the last"):
-        lost.look(said.append)
+    clock.now += CHECK_SECONDS
+    with pytest.raises(LaunchError, match=r"use --workers 1, or.*resumes from the last"):
+        lost.check(said.append)
 
 
 def test_rows_are_stuck_when_nobody_works_and_nodes_are_missing(clock, monkeypatch):
-    monkeypatch.setattr(nodes, "there", lambda: ONE)
+    monkeypatch.setattr(nodes, "current_nodes", lambda: ONE)
     shown = []
-    actors.Watch.begin()
-    stuck = actors._Stuck(Ask(2, 2), 60, lambda: shown.append(1))
+    actors.Activity.reset()
+    stuck = actors._StuckRows(Demand(2, 2), 60, lambda: shown.append(1))
     for _ in range(14):
-        stuck.look()
-        clock.now += actors.LOOK_SECONDS
-        actors.Watch.worked = clock.now  # the other one still works
-    stuck.look()
-    assert not actors.Watch.was_cut()
+        stuck.check()
+        clock.now += actors.CHECK_SECONDS
+        actors.Activity.last_busy = clock.now  # the other one still works
+    stuck.check()
+    assert not actors.Activity.was_aborted()
     clock.now += actors.IDLE_SECONDS + 1
-    stuck.look()
-    assert actors.Watch.was_cut()
-    with pytest.raises(actors.CutError):
-        actors.Watch().on_execution_step(None)
+    stuck.check()
+    assert actors.Activity.was_aborted()
+    with pytest.raises(actors.AbortedError):
+        actors.Activity().on_execution_step(None)
     assert len(shown) == 16
-    actors.Watch.begin()
-    assert not actors.Watch.was_cut()
+    actors.Activity.reset()
+    assert not actors.Activity.was_aborted()
 
 
 def test_the_flag_is_checked():
