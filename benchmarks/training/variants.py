@@ -1,8 +1,8 @@
 """What a choice brings: variants of a recipe, each trained for the same time of one core.
 
     python -m benchmarks.training.variants --minutes 10 --at-once 2 --data PATH
-    python -m benchmarks.training.variants --job finetune --config mini.yaml --data sam_train/ \\
-        --variants benchmarks/training/starts.yaml
+    python -m benchmarks.training.variants --job finetune --data sam_train/ \\
+        --config masking/weights/recipes/mini.yaml --variants benchmarks/training/starts.yaml
 
 Every variant is the job with some flags more. Its epochs follow from its pace, measured as CPU time
 over some steps, so that other work on the machine takes nothing off its budget; the schedule spans
