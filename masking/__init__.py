@@ -1,17 +1,18 @@
-"""Clicks to masks: promptable segmenters, their training, and what masks are made into."""
+"""Masks from clicks: promptable segmenters, their training, tracking in videos, output formats."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from masking.segmenter.sam import Prompts, load
-    from masking.tracking.masking import MaskingState, mask_video
+    from masking.tracking.masking import mask_video
+    from masking.tracking.snapshot import MaskingState
     from masking.tracking.state import TrackConfig
 
 __all__ = ["MaskingState", "Prompts", "TrackConfig", "load", "mask_video"]
 
 _PLACES = {
-    "MaskingState": "masking.tracking.masking",
+    "MaskingState": "masking.tracking.snapshot",
     "Prompts": "masking.segmenter.sam",
     "TrackConfig": "masking.tracking.state",
     "load": "masking.segmenter.sam",
@@ -20,7 +21,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what `__all__` names when it is first asked for: it loads torch and PyAV."""
+    """Import a name of `__all__` on its first use, as that loads torch and PyAV."""
     if name not in _PLACES:
         raise AttributeError(f"module 'masking' has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

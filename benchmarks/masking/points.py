@@ -24,12 +24,13 @@ from torch import Tensor
 
 from benchmarks.masking.tracking import Clip, clicks, sequences
 from jobs.cluster.workers import keep_memory
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.weights.segmenter import load_segmenter
-from masking.manifest.asked import Asked
+from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
+from masking.tracking.expectation import carry_tracks
 from masking.tracking.state import Scene, TrackConfig, begin, shrunk_grey
-from masking.tracking.step import Step
+from masking.tracking.step import advance
 from masking.video.reader import Video
 
 
@@ -76,13 +77,13 @@ def purity(segmenter: Right, clip: Clip, config: TrackConfig) -> dict[str, Any]:
             truth = segmenter.truth = clip.truth[frame.index]
             embeddings = segmenter.encode(frame.image[None])
             here = Scene(embeddings, segmenter.keys(embeddings)[0], shrunk_grey(frame.image))
-            asked = {}
+            prompts = {}
             if frame.index == 0:
                 for row, number in enumerate(clip.objects):
                     points = clicks(truth == number, 1)
-                    asked[row] = Asked(points, np.ones(len(points), np.int64))
-            step = Step(segmenter, config, tracker, here, asked)
-            for row, track in enumerate(step.carried() if frame.index else ()):
+                    prompts[row] = FramePrompt(points, np.ones(len(points), np.int64))
+            scale = segmenter.mask_scale(embeddings.frame_size)
+            for row, track in enumerate(carry_tracks(tracker, here, scale) if frame.index else ()):
                 number = clip.objects[row]
                 if not (truth == number).any():
                     continue
@@ -92,7 +93,7 @@ def purity(segmenter: Right, clip: Clip, config: TrackConfig) -> dict[str, Any]:
                 x, y = track.points.round().astype(int).T
                 x, y = x.clip(0, truth.shape[1] - 1), y.clip(0, truth.shape[0] - 1)
                 shares[row].append(float((truth[y, x] == number).mean()))
-            tracker, _ = step.run()
+            tracker, _ = advance(segmenter, config, tracker, here, prompts)
     return {
         "on_object": [float(np.mean(each)) for each in shares],
         "visible_frames_without_points": without,

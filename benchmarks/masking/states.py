@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.masking.tracking import Once
 from jobs.cluster.workers import keep_memory
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Pixels
 from masking.images.geometry import deepest
-from masking.manifest.asked import Asked
+from masking.manifest.prompt import FramePrompt
 from masking.tracking.state import Scene, TrackConfig, begin, shrunk_grey
 from masking.tracking.step import advance
 from masking.training.pair import Pair
@@ -112,12 +112,12 @@ def judge(segmenter: Once, stage: Stage, config: TrackConfig) -> Counter[str]:
     for index, (image, labels) in enumerate(clip):
         embeddings = segmenter.encode(image[None])
         here = Scene(embeddings, segmenter.keys(embeddings)[0], shrunk_grey(image))
-        asked = {}
+        prompts = {}
         if index == 0:
             for row, number in enumerate(numbers):
                 place = deepest(labels == number) or (0, 0, 1)
-                asked[row] = Asked(np.array([place[:2]], np.float32), np.ones(1, np.int64))
-        tracker, found = advance(segmenter, config, tracker, here, asked)
+                prompts[row] = FramePrompt(np.array([place[:2]], np.float32), np.ones(1, np.int64))
+        tracker, found = advance(segmenter, config, tracker, here, prompts)
         masks = (segmenter.upsample(found.logits, SIZE) > 0).numpy()
         for row, number in enumerate(numbers):
             truth, mask, state = labels == number, masks[row], found.states[row]

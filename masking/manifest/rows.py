@@ -17,7 +17,7 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 import pandas as pd
 
-from masking.manifest.asked import Asked, AskedRole
+from masking.manifest.prompt import FramePrompt, PromptRole
 
 Coords = Literal["pixel", "normalized"]
 
@@ -44,7 +44,7 @@ COLUMNS = {
 }
 """Columns of a manifest that have a meaning, and what they hold."""
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
-Role = AskedRole | Literal["accept"]
+Role = PromptRole | Literal["accept"]
 ROLES: dict[Role, str] = {
     "init": "the object is here: its mask starts from these prompts alone",
     "correct": "the prompts correct the tracked mask; negative points alone always do",
@@ -125,8 +125,8 @@ class ObjectPlan:
     """First frame on which it is asked for."""
     end: int | None
     """Last one; None: the video's last."""
-    asked: Mapping[int, Asked]
-    """By frame."""
+    prompts: Mapping[int, FramePrompt]
+    """Its prompts by frame, in order."""
 
 
 def given(value: Any) -> bool:
@@ -339,12 +339,12 @@ def resolve(
                 faults.append(fault)
             elif frame is not None:
                 by_frame.setdefault(frame, []).append(row)
-        asked, there = dict[int, Asked](), False
+        asked, there = dict[int, FramePrompt](), False
         for frame, found in sorted(by_frame.items()):
             asked[frame] = here = _asked(found, size, faults)
             if here.role in ("end", "absent"):
                 there = False
-            elif here.placed:
+            elif here.is_located:
                 there = True
             elif there:  # what is not the object: said of the mask that is there
                 asked[frame] = replace(here, role="correct")
@@ -397,7 +397,7 @@ def frame_of(
     return stamped[max(0, int(np.searchsorted(known, wanted + 1e-6, side="right")) - 1)][1]
 
 
-def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> Asked:
+def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> FramePrompt:
     """The rows of an object on one frame, in pixels."""
     points, labels, box = [], [], None
     for row in rows:
@@ -427,11 +427,11 @@ def _asked(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> A
         faults.append(
             Fault(rows[0].number, "role", ", ".join(sorted(roles)), "one role an object and frame")
         )
-    return Asked(
+    return FramePrompt(
         np.array(points, np.float32).reshape(-1, 2),
         np.array(labels, np.int64),
         box,
-        cast(AskedRole, rows[0].role),
+        cast(PromptRole, rows[0].role),
     )
 
 

@@ -44,17 +44,18 @@ def davis_png(labels: NDArray[np.uint16]) -> bytes:
         raise ValueError(f"object {labels.max()}: an indexed PNG holds ids up to {DAVIS_IDS}")
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(palette())
-    return _png(picture)
+    return png_bytes(picture)
 
 
 def mask_png(mask: Bools) -> bytes:
     """A mask as a grey PNG, 255 where the object is."""
-    return _png(Image.fromarray(mask.astype(np.uint8) * 255))
+    return png_bytes(Image.fromarray(mask.astype(np.uint8) * 255))
 
 
-def _png(picture: Image.Image) -> bytes:
+def png_bytes(picture: Image.Image, optimize: bool = False) -> bytes:
+    """Return a picture as PNG; `optimize` takes longer and makes it smaller."""
     content = io.BytesIO()
-    picture.save(content, "png")
+    picture.save(content, "png", optimize=optimize)
     return content.getvalue()
 
 

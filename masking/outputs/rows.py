@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from masking.images.arrays import Bools
 from masking.images.masks import area, box, decode_rle, encode_rle
-from masking.tracking.masking import FrameMasks
+from masking.tracking.masks import FrameMasks
 
 FORMAT = 1
 """Version of the columns; raise it when they, or what they mean, change."""

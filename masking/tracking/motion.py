@@ -1,4 +1,4 @@
-"""Points through time: pyramidal Lucas-Kanade, checked backward, and the motion that they agree on.
+"""Points from frame to frame by optical flow, and the motion that they agree on.
 
 Points are (P, 2) float32 (x, y) in pixels, origin top left. Frames are (H, W) uint8 grey. The
 recipe is that of `cv2.calcOpticalFlowPyrLK` (Bouguet 2000) with the forward-backward check of
@@ -19,23 +19,23 @@ Matrix = NDArray[np.float64]
 
 WINDOW, LEVELS = 21, 4
 THERE_AND_BACK = 1.0
-"""Pixels by which a point may miss its start when it is followed back."""
+"""Pixels by which a point may miss its start when it is followed backward again."""
 AGREE = 3.0
-"""Pixels within which a point moves as the others do."""
+"""Pixels by which a point may deviate from the common motion."""
 FEWEST = 4
-"""Points below which nothing is said of a common motion."""
+"""Points that a common motion needs at least."""
 
 
 def follow(before: Pixels, after: Pixels, points: Points) -> tuple[Points, Bools]:
-    """Where points went from one frame to the next.
+    """Follow points from one frame to the next.
 
     Returns:
-        (P, 2) points in the next frame, and (P,) which of them are to be believed: followed back
-        they arrive where they started, and they are still in the frame.
+        (P, 2) points in the next frame, and (P,) which of them to believe: those inside the frame
+        that arrive where they started when they are followed backward again.
     """
     if not len(points):
         return points.copy(), np.zeros(0, dtype=np.bool_)
-    # OpenCV's stubs know nothing of None, which they say themselves is the default.
+    # OpenCV's stubs do not accept None, although it is the default there.
     flow = partial(
         cast(Any, cv2.calcOpticalFlowPyrLK),
         winSize=(WINDOW, WINDOW),
@@ -52,7 +52,7 @@ def follow(before: Pixels, after: Pixels, points: Points) -> tuple[Points, Bools
 
 
 def common_motion(before: Points, after: Points) -> tuple[Matrix | None, Bools]:
-    """The similarity (turn, scale, shift) that most points follow.
+    """Find the motion (rotation, scale, shift) that most points follow.
 
     Returns:
         A (2, 3) matrix from pixels before to pixels after, None if there are too few points or
@@ -69,7 +69,8 @@ def common_motion(before: Points, after: Points) -> tuple[Matrix | None, Bools]:
 
 
 def corners(grey: Pixels, mask: Bools, most: int) -> Points:
-    """Points of a mask that can be followed well (Shi and Tomasi 1994), not at its edge."""
+    """Return up to `most` points (P, 2) of a mask (H, W) that can be followed well (Shi and Tomasi
+    1994), none at its edge."""
     area = np.count_nonzero(mask)
     radius = max(3, round(0.05 * area**0.5))
     inner = cv2.erode(mask.view(np.uint8), np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))
@@ -79,25 +80,27 @@ def corners(grey: Pixels, mask: Bools, most: int) -> Points:
 
 
 def spread(points: Points, most: int) -> Points:
-    """The first point and those that lie farthest from the ones taken before (Gonzalez 1985)."""
+    """Choose up to `most` points: the first one, then always the one farthest from those chosen
+    (Gonzalez 1985)."""
     if len(points) <= most:
         return points
-    taken, distance = [0], np.linalg.norm(points - points[0], axis=1)
-    while len(taken) < most:
-        taken.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[taken[-1]], axis=1))
-    return points[taken]
+    chosen, distance = [0], np.linalg.norm(points - points[0], axis=1)
+    while len(chosen) < most:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    return points[chosen]
 
 
 def warped(
     logits: NDArray[np.float32], matrix: Matrix, scale: float, outside: float
 ) -> NDArray[np.float32]:
-    """Low-resolution logits (h, w) moved along.
+    """Move low-resolution logits (h, w) as a frame moves.
 
     Args:
+        logits: (h, w) float32.
         matrix: (2, 3), in pixels of the frame.
         scale: pixels of the logits per pixel of the frame.
-        outside: the logit of what comes into the frame.
+        outside: the logit of cells that come into the frame.
     """
     moved = matrix.copy()
     moved[:, 2] *= scale

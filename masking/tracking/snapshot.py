@@ -1,21 +1,84 @@
-"""Dataclasses as plain containers and back: what `torch.load(weights_only=True)` reads."""
+"""The state of a video that is being masked, as a value that can be saved and resumed.
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+A file holds plain containers, tensors and the names of dataclasses: what
+`torch.load(weights_only=True)` reads, which runs no code.
+"""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from masking.tracking.recall import Memory, Remembered
-from masking.tracking.state import Track, Tracker
+from masking.tracking.memory import Memory, Remembered
+from masking.tracking.state import State, Track, Tracker
 
-OF_TRACKING: tuple[type, ...] = (Tracker, Track, Memory, Remembered)
 _CLASS, _ARRAY = "class", "array"
 
 
+@dataclass(frozen=True)
+class KeptMask:
+    """A mask of the backward pass, which waits for the forward pass."""
+
+    state: State
+    """State of the object."""
+    counts: bytes
+    """COCO's packed run lengths."""
+    size: tuple[int, int]
+    """(H, W) in pixels."""
+    score: float
+    """IoU that the segmenter predicts."""
+    quality: float
+    """Agreement with the expected mask, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class MaskingState:
+    """Everything that is needed to resume a video after a frame."""
+
+    made_of: str
+    """SHA-256, in hex, of the prompts, the frames' size and the segmenter's kind."""
+    next_frame: int
+    """Index of the frame to resume with."""
+    tracker: Tracker
+    """The tracker of the forward pass."""
+    backward: Mapping[int, tuple[KeptMask | None, ...]]
+    """Masks of the backward pass on frames to come, by frame; one for each object."""
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file, which `load` reads."""
+        torch.save(plain(self), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a state from a file.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: the file holds something else, or the state of another version.
+        """
+        content = Path(path).read_bytes()
+        try:
+            state = restored(torch.load(io.BytesIO(content), weights_only=True))
+        except Exception as error:  # torch.load and pickle raise all kinds
+            raise ValueError(f"{path}: not the state of a masked video") from error
+        if not isinstance(state, cls):
+            raise ValueError(f"{path}: not the state of a masked video")
+        return state
+
+
+_CLASSES: dict[str, type] = {
+    **{cls.__name__: cls for cls in (MaskingState, KeptMask, Tracker, Track, Memory, Remembered)},
+    "_Kept": KeptMask,  # its name in the files of earlier versions
+}
+
+
 def plain(value: Any) -> Any:
-    """A dataclass as a dict that names it, an array as a tensor; numbers and text as they are."""
+    """Turn dataclasses into dicts that name them, arrays into tensors, and mappings into lists of
+    pairs; numbers and text stay as they are."""
     if is_dataclass(value) and not isinstance(value, type):
         named = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
         return {_CLASS: type(value).__name__, **named}
@@ -28,8 +91,27 @@ def plain(value: Any) -> Any:
     return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
+def restored(value: Any) -> Any:
+    """Undo `plain`.
+
+    Raises:
+        ValueError: a class that is not part of a state, or fields that it does not have.
+    """
+    if isinstance(value, dict) and _ARRAY in value:
+        return value[_ARRAY].numpy()
+    if isinstance(value, dict) and _CLASS in value:
+        rest = {name: restored(item) for name, item in value.items() if name != _CLASS}
+        try:
+            return _CLASSES[value[_CLASS]](**rest)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a state of this version: {error}") from error
+    if isinstance(value, list):
+        return {restored(key): restored(item) for key, item in value}
+    return tuple(restored(item) for item in value) if isinstance(value, tuple) else value
+
+
 def moved(value: Any, device: torch.device) -> Any:
-    """A value with its tensors on a device."""
+    """Return a value with its tensors on a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if is_dataclass(value) and not isinstance(value, type):
@@ -40,27 +122,3 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, dict):
         return {key: moved(item, device) for key, item in value.items()}
     return value
-
-
-def restored(value: Any, classes: Iterable[type]) -> Any:
-    """Undo `plain`.
-
-    Raises:
-        ValueError: a class that is not among those allowed, or fields that it does not have.
-    """
-    known = {cls.__name__: cls for cls in classes}
-
-    def back(part: Any) -> Any:
-        if isinstance(part, dict) and _ARRAY in part:
-            return part[_ARRAY].numpy()
-        if isinstance(part, dict) and _CLASS in part:
-            rest = {name: back(item) for name, item in part.items() if name != _CLASS}
-            try:
-                return known[part[_CLASS]](**rest)
-            except (KeyError, TypeError) as error:
-                raise ValueError(f"not a state of this version: {error}") from error
-        if isinstance(part, list):
-            return {back(key): back(item) for key, item in part}
-        return tuple(back(item) for item in part) if isinstance(part, tuple) else part
-
-    return back(value)

@@ -1,4 +1,4 @@
-"""What a tracker knows, is asked and answers; `masking.tracking.step` goes on from frame to frame.
+"""The settings, the state and the results of tracking; `masking.tracking.step` does a frame.
 
 Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: K objects, H x W
 pixels of the frame, h x w of low-resolution logits.
@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeVar
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from masking.images.arrays import Pixels, Points
 from masking.segmenter.sam import Embeddings
-from masking.tracking.recall import Memory
+from masking.tracking.memory import Memory
 
 T = TypeVar("T")
 
@@ -34,9 +35,9 @@ VISIBLE: tuple[State, ...] = ("prompted", "tracked", "uncertain", "recovered")
 """States of an object that has a mask."""
 
 FLOW_WIDTH = 640
-"""Pixels of the longer side that optical flow works on; frames are shrunk to it."""
+"""Pixels of the longer side of the frames that optical flow works on."""
 NOTHING = -8.0
-"""Logit of every place of an empty mask."""
+"""Logit of every cell of an empty mask."""
 
 
 def _accepts_former_names(cls: type[T]) -> type[T]:
@@ -102,69 +103,81 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class Track:
-    """What is known of one object."""
+    """The tracker's state of one object."""
 
     state: State | None = None
-    """None: not asked for yet, or not any more."""
+    """State on the last frame; None: not tracked yet, or not any more."""
     points: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
-    """(P, 2) on the object, the clicks first."""
+    """(P, 2) float32 points on the object, the clicks first."""
     negatives: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
-    """(P, 2) clicks on what is not the object."""
+    """(P, 2) float32 clicks beside the object."""
     logits: Tensor = field(default_factory=lambda: torch.empty(0))
-    """(h, w) float32 of the last mask that was trusted, moved along with the object."""
+    """(h, w) float32 of the last mask that was trusted, moved with the object."""
     area: float = 0.0
     """Cells of that mask."""
     misses: int = 0
-    """Frames since then."""
+    """Frames since that mask."""
     usual: tuple[float, float, float] = (0.0, 0.5, 0.5)
-    """Running means over trusted masks: the IoU that is predicted, the agreement with what was
-    expected, and the share of the mask that was expected."""
+    """Running means over trusted masks: the predicted IoU, the agreement with the expected mask,
+    and the share of the mask that was expected."""
     sighting: Tensor | None = None
     """(h, w) logits of where a lost object was seen on the frame before."""
 
 
 @dataclass(frozen=True)
 class Tracker:
-    """All that is needed to go on with the next frame."""
+    """Everything that is needed to track the objects on the next frame."""
 
     tracks: tuple[Track, ...]
-    """Of each object."""
+    """One track for each object."""
     grey: Pixels | None = None
-    """The last frame, as flow sees it."""
+    """The last frame as `shrunk_grey` returns it."""
     memory: Memory | None = None
-    """Its looks and those of frames before."""
+    """Features of that frame and of earlier ones."""
     age: int = 0
-    """Frames so far."""
+    """Number of frames so far."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A frame, as a step needs it."""
+    """A frame in the form that a step needs."""
 
     embeddings: Embeddings
-    """Of this frame alone."""
+    """Embeddings of this one frame."""
     keys: Tensor
-    """(h, w, C) unit vectors: `Segmenter.keys`."""
+    """(h, w, C) unit vectors from `Segmenter.keys`."""
     grey: Pixels
-    """Of `shrunk_grey`."""
+    """The frame as `shrunk_grey` returns it."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the keys."""
+        return self.keys.shape[0], self.keys.shape[1]
+
+    @property
+    def grey_scale(self) -> NDArray[np.float32]:
+        """(2,) pixels of `grey` per pixel of the frame, along x and along y: sizes are rounded."""
+        ratio = np.array(self.grey.shape[::-1]) / self.embeddings.frame_size[::-1]
+        return ratio.astype(np.float32)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a step says of each object."""
+class TrackedMasks:
+    """Masks of all objects on a frame, at low resolution."""
 
     states: tuple[State | None, ...]
-    """None: not asked for here."""
+    """State of each object; None: it is not tracked on this frame."""
     logits: Tensor
-    """(K, h, w) float32, low-resolution; all `NOTHING` of an empty mask."""
+    """(K, h, w) float32; all `NOTHING` for an empty mask."""
     scores: tuple[float, ...]
-    """IoU that the segmenter predicts of each mask; 0 of an empty one."""
+    """IoU that the segmenter predicts for each mask; 0 for an empty one."""
     quality: tuple[float, ...]
-    """Agreement with the expected mask, 0 to 1; of a prompted one 1."""
+    """Agreement of each mask with the expected one, from 0 to 1; 1 for a prompted one."""
 
 
 def shrunk_grey(image: Pixels) -> Pixels:
-    """(H, W, 3) uint8 RGB as optical flow sees it: grey, at most `FLOW_WIDTH` pixels long."""
+    """Return an image (H, W, 3) uint8 RGB as optical flow takes it: (h, w) uint8 grey, the longer
+    side at most `FLOW_WIDTH` pixels."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = FLOW_WIDTH / max(grey.shape)
     if scale >= 1:
@@ -173,5 +186,5 @@ def shrunk_grey(image: Pixels) -> Pixels:
 
 
 def begin(objects: int) -> Tracker:
-    """Before the first frame."""
+    """Return the tracker before the first frame, for a number of objects."""
     return Tracker((Track(),) * objects)

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 
 from masking.outputs.formats import davis_png, mask_png, write_coco, write_youtube_vos
 from masking.outputs.rows import SCHEMA, MaskFile, frames_of, label_map, mask_of, rows_of, spans
-from masking.tracking.masking import FrameMasks, Mask
+from masking.tracking.masks import FrameMasks, Mask
 
 SIZE = (24, 32)
 

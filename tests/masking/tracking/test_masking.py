@@ -13,8 +13,8 @@ import pytest
 
 import masking
 from masking.manifest.rows import ManifestError
-from masking.tracking.ahead import ahead
-from masking.tracking.masking import MaskingState
+from masking.tracking.prefetch import prefetch
+from masking.tracking.snapshot import MaskingState
 from masking.video.reader import VideoError
 from tests.moving import SIZE, picture, segmenter
 
@@ -140,8 +140,8 @@ def test_what_runs_ahead_keeps_order_and_hands_on_what_fails():
     closed = []
     found = []
     with pytest.raises(KeyError, match="at the end"):
-        found.extend(ahead(numbers(closed), "inner"))
-    nested = ahead(doubled(ahead(numbers(closed), "inner")), "outer")
+        found.extend(prefetch(numbers(closed), "inner"))
+    nested = prefetch(doubled(prefetch(numbers(closed), "inner")), "outer")
     assert [next(nested) for _ in range(3)] == [0, 2, 4]
     nested.close()
     assert closed == ["inner", "inner"]
@@ -176,7 +176,7 @@ def test_the_garbage_collector_may_close_it_in_its_own_thread():
         with closing(inner):
             yield from inner
 
-    outer = ahead(through(ahead(items(), "inner")), "outer")
+    outer = prefetch(through(prefetch(items(), "inner")), "outer")
     holder.append(outer)
     assert next(outer) == 1
     del outer

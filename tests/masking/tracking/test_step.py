@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from masking.manifest.asked import Asked
-from masking.tracking import motion, recall, snapshot, step
+from masking.manifest.prompt import FramePrompt
+from masking.tracking import memory as memories
+from masking.tracking import motion, snapshot, step
 from masking.tracking import state as track
 from masking.tracking.state import Scene, TrackConfig
 from tests.moving import SIZE, picture, segmenter
@@ -31,7 +32,7 @@ def follow(clip, asked, config=None, tracker=None, start=0):
 
 
 def click(x, y, label=1):
-    return Asked(np.array([[x, y]], np.float32), np.array([label]))
+    return FramePrompt(np.array([[x, y]], np.float32), np.array([label]))
 
 
 def agreement(clip, masks, number, row=0):
@@ -77,8 +78,8 @@ def test_without_redetection_it_stays_lost():
 
 def test_absent_and_end_are_a_persons_word():
     clip = [picture({1: (40, 40, 12)})] * 9
-    words = {0: {0: click(40, 40)}, 3: {0: Asked(role="absent")}, 5: {0: click(40, 40)}}
-    words[7] = {0: Asked(role="end")}
+    words = {0: {0: click(40, 40)}, 3: {0: FramePrompt(role="absent")}, 5: {0: click(40, 40)}}
+    words[7] = {0: FramePrompt(role="end")}
     states, masks, _ = follow(clip, words)
     flat = [state for (state,) in states]
     assert flat[3:5] == ["absent", "absent"]
@@ -91,7 +92,7 @@ def test_a_correction_takes_hold():
     """The first click is on the wrong thing; from the correction on the right one is followed."""
     clip = [picture({1: (30 + t, 40, 12), 2: (110 - t, 60, 12)}) for t in range(12)]
     wrong = {0: {0: click(110, 60)}}
-    right = Asked(np.array([[36, 40]], np.float32), np.array([1]), role="correct")
+    right = FramePrompt(np.array([[36, 40]], np.float32), np.array([1]), role="correct")
     states, masks, _ = follow(clip, wrong | {6: {0: right}})
     assert agreement(clip, masks, 2)[:6].min() > 0.8
     assert agreement(clip, masks, 1)[6:].min() > 0.8
@@ -140,7 +141,7 @@ def told(asked, config=None):
 
 def test_of_a_persons_clicks_those_are_told_that_correct_the_mask():
     places = np.array([[60, 20], [40, 40], [44, 44], [110, 60], [36, 36]], np.float32)
-    rounds = told({0: Asked(places, np.array([0, 1, 1, 1, 0]))})
+    rounds = told({0: FramePrompt(places, np.array([0, 1, 1, 1, 0]))})
     assert rounds[:-1] == [
         [([[40, 40]], [1], False)],
         [([[40, 40], [110, 60]], [1, 1], True)],
@@ -151,7 +152,9 @@ def test_of_a_persons_clicks_those_are_told_that_correct_the_mask():
 
 def test_a_box_is_told_before_the_clicks():
     box = np.array([26, 26, 55, 55], np.float32)
-    rounds = told({0: Asked(np.array([[42, 42], [110, 60]], np.float32), np.ones(2, int), box)})
+    rounds = told(
+        {0: FramePrompt(np.array([[42, 42], [110, 60]], np.float32), np.ones(2, int), box)}
+    )
     assert rounds[:2] == [[([], [], False)], [([[110, 60]], [1], True)]]
 
 
@@ -179,7 +182,7 @@ def test_a_step_changes_nothing_that_it_was_given_and_goes_on_from_a_file(tmp_pa
     _, _, half = follow(clip[:7], asked)
     torch.save(snapshot.plain(half), tmp_path / "state")
     loaded = torch.load(tmp_path / "state", weights_only=True)
-    restored = snapshot.restored(loaded, snapshot.OF_TRACKING)
+    restored = snapshot.restored(loaded)
     for tracker in (half, half, restored):
         _, rest, _ = follow(clip, asked, tracker=tracker, start=7)
         assert np.array_equal(rest, whole[7:])
@@ -187,7 +190,7 @@ def test_a_step_changes_nothing_that_it_was_given_and_goes_on_from_a_file(tmp_pa
 
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="not a state of this version"):
-        snapshot.restored({"class": "Tracker", "wheels": 4}, snapshot.OF_TRACKING)
+        snapshot.restored({"class": "Tracker", "wheels": 4})
 
 
 def test_points_are_followed_and_strays_are_not_believed():
@@ -220,8 +223,8 @@ def test_warped_logits_move_as_the_frame_does():
 def test_memory_knows_again_and_says_nothing_of_what_it_does_not_know():
     keys = torch.eye(4)[torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])]
     shares = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0], [0] * 8])
-    frame = recall.Remembered(keys, shares, torch.tensor([1.0, 0]), (True, False))
-    memory = recall.Memory((2, 4)).keep(frame)
+    frame = memories.Remembered(keys, shares, torch.tensor([1.0, 0]), (True, False))
+    memory = memories.Memory((2, 4)).keep(frame)
     read = memory.read(keys.flip(0), anywhere=True)
     assert read[0] == pytest.approx([0, 0, 0, 0, 0, 0, 1, 1], abs=1e-5)
     assert not read[1].any()
@@ -232,47 +235,47 @@ def test_memory_in_tiles_reads_what_all_pairs_of_cells_give(grid):
     """Against every cell beside every other of every frame, in float64."""
     random = torch.Generator().manual_seed(0)
     h, w = grid
-    memory, objects, every = recall.Memory(grid), 3, []
+    memory, objects, every = memories.Memory(grid), 3, []
     for index in range(4):
         keys = F.normalize(torch.randn(h * w, 8, generator=random), dim=1)
         shares = torch.zeros(objects, h, w)
         shares[0, h // 3 : h // 2, : w // 4] = torch.rand((), generator=random)
         shares[1, :, w // 2] = 1
         known = torch.tensor([1.0, float(index != 2), 0.0])
-        frame = recall.Remembered(keys, shares.flatten(1), known, (True,) * objects)
+        frame = memories.Remembered(keys, shares.flatten(1), known, (True,) * objects)
         memory = memory.keep(frame) if index == 0 else memory.add(frame, 3)
         every.append(frame)
     keys = F.normalize(torch.randn(h * w, 8, generator=random), dim=1)
     y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w)))
-    near = torch.hypot(y[:, None] - y.double(), x[:, None] - x.double()) <= recall.RADIUS * max(
+    near = torch.hypot(y[:, None] - y.double(), x[:, None] - x.double()) <= memories.RADIUS * max(
         h, w
     )
     total, weight = torch.zeros(2, objects, h * w, dtype=torch.float64)
     for frame in every:
-        alike = (frame.keys.double() @ keys.double().T / recall.TEMPERATURE).exp() * near
+        alike = (frame.keys.double() @ keys.double().T / memories.TEMPERATURE).exp() * near
         total += (frame.shares * frame.known[:, None]).double() @ alike
         weight += frame.known[:, None].double() * alike.sum(0)
     expected = torch.where(weight > 0, total / weight.clamp(min=1e-9), 0)
     read = memory.read(keys)
-    assert (read - expected).abs().max() < recall.FAINT
-    clear = expected > recall.FAINT
+    assert (read - expected).abs().max() < memories.FAINT
+    clear = expected > memories.FAINT
     assert clear.any()
     assert read[clear] == pytest.approx(expected[clear], abs=1e-5)
 
 
 def test_of_frames_with_prompts_each_objects_first_and_last_stay():
-    memory = recall.Memory((1, 1))
+    memory = memories.Memory((1, 1))
     for index in range(40):
         told = (index % 2 == 0, index == 3)
         known = torch.tensor(told, dtype=torch.float32)
         keys, shares = torch.full((1, 1), float(index)), torch.zeros(2, 1)
-        memory = memory.keep(recall.Remembered(keys, shares, known, told))
+        memory = memory.keep(memories.Remembered(keys, shares, known, told))
     assert [int(frame.keys) for frame in memory.prompted] == [0, 3, *range(26, 40, 2)]
 
 
 def test_memory_keeps_the_last_frames_only():
-    frame = recall.Remembered(torch.eye(4), torch.zeros(1, 4), torch.ones(1), (True,))
-    memory = recall.Memory((2, 2))
+    frame = memories.Remembered(torch.eye(4), torch.zeros(1, 4), torch.ones(1), (True,))
+    memory = memories.Memory((2, 2))
     for _ in range(5):
         memory = memory.add(frame, 3)
     assert len(memory.recent) == 3

@@ -1,9 +1,9 @@
-"""Where objects are by what they look like: their shares of earlier frames, carried by similarity.
+"""Memory of earlier frames: where objects are expected on a new one, by similar features.
 
 Label propagation as in "Space-Time Correspondence as a Contrastive Random Walk" (Jabri et al.,
 2006.14613) and DINO's video evaluation (Caron et al., 2104.14294), on the keys of the segmenter's
-own encoder: no other network, no training. A cell takes the shares of the cells in earlier frames
-that look like it. It drifts less than flow, and finds what was hidden.
+own encoder, without another network or training. A cell takes the shares of the cells in earlier
+frames that resemble it. This drifts less than optical flow, and finds objects that were hidden.
 
 Shapes: S remembered frames, M = h x w cells of a key map, C channels, K objects.
 """
@@ -20,56 +20,58 @@ TEMPERATURE = 0.07
 RADIUS = 0.25
 """How far an object may move from a remembered frame, as a share of the map's longer side."""
 TILE = 6
-"""Cells along the side of a tile: of larger ones more pairs are compared in vain, smaller ones cost
-more in calls."""
+"""Cells along the side of a tile: in larger tiles more pairs are compared for nothing, smaller ones
+cost more calls."""
 PROMPTED = 8
-"""Frames with prompts that are remembered of an object: every one costs time on every frame."""
+"""Frames with prompts that are remembered for an object: each costs time on every frame."""
 FAINT = 0.01
-"""Share below which a cell counts as of no object."""
+"""Share below which a cell counts as belonging to no object."""
 _FAR = -60.0
-"""Exponent of cells that are too far apart: as good as nothing. CPUs take eight times as long over
-the exponential of what has none in float32."""
+"""Exponent for cells that are too far apart, nearly 0 after exp(). Of a lower one float32 has no
+normal exp(), for which CPUs take eight times as long."""
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """A frame that was masked."""
+    """A frame whose masks are remembered."""
 
     keys: Tensor
     """(M, C) unit vectors."""
     shares: Tensor
-    """(K, M) float32 in [0, 1]: how much of a cell is of an object."""
+    """(K, M) float32 from 0 to 1: how much of a cell belongs to an object."""
     known: Tensor
-    """(K,) float32: 1 for objects of which this frame says where they are."""
+    """(K,) float32: 1 for objects whose place on this frame is known, else 0."""
     trusted: tuple[bool, ...]
-    """Of each object, whether that was seen, not only expected."""
+    """For each object, whether its mask was seen, not only expected."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Some frames with prompts, the first for good, and some of the last."""
+    """Remembered frames: some with prompts, always the first, and some recent ones."""
 
     grid: tuple[int, int]
     """(h, w) of the key maps."""
     prompted: tuple[Remembered, ...] = ()
+    """Frames with prompts, in order."""
     recent: tuple[Remembered, ...] = ()
+    """The most recent frames, in order."""
     last_seen: dict[int, Remembered] = field(default_factory=dict)
-    """Of objects that were lost, by their number, the last frame that showed them well."""
+    """For objects that were lost, by number, the last frame with a trusted mask."""
 
     def add(self, frame: Remembered, recent: int) -> "Memory":
-        """Remember a frame as one of the `recent` last."""
+        """Add a frame to the recent ones, of which the last `recent` stay."""
         return replace(self, recent=(*self.recent, frame)[-recent:] if recent else ())
 
     def keep(self, frame: Remembered) -> "Memory":
-        """Remember a frame with prompts; of an object the first and the last of them stay."""
+        """Add a frame with prompts; for each object the first and the last of them stay."""
         frames, stay = (*self.prompted, frame), set[int]()
-        for told in zip(*(one.trusted for one in frames), strict=True):
-            mine = [number for number, known in enumerate(told) if known]
+        for prompted in zip(*(one.trusted for one in frames), strict=True):
+            mine = [number for number, is_prompted in enumerate(prompted) if is_prompted]
             stay |= {*mine[:1], *mine[1:][1 - PROMPTED :]}
         return replace(self, prompted=tuple(frames[number] for number in sorted(stay)))
 
     def forget(self, number: int) -> "Memory":
-        """Of an object, all but the frames with prompts: they were of something else."""
+        """Forget an object except on frames with prompts: the others showed something else."""
         frames = []
         for frame in self.recent:
             known = frame.known.clone()
@@ -79,7 +81,7 @@ class Memory:
         return replace(self, recent=tuple(frames), last_seen=seen)
 
     def lose(self, number: int) -> "Memory":
-        """Keep the last frame that knows an object, until it is lost again."""
+        """Keep the last frame with a trusted mask of an object, until it is lost again."""
         for frame in reversed(self.recent):
             if frame.trusted[number]:
                 only = torch.zeros_like(frame.known)
@@ -89,59 +91,59 @@ class Memory:
         return self
 
     def read(self, keys: Tensor, anywhere: bool = False) -> Tensor:
-        """Shares of the objects in a new frame.
+        """Return the expected shares of the objects in a new frame.
 
         Args:
-            keys: (M, C) of that frame.
-            anywhere: look at the prompted frames and those that lost objects were last seen in,
-                and everywhere in them; not at the recent ones.
+            keys: (M, C) unit vectors of that frame.
+            anywhere: compare all cells, however far apart, with the frames with prompts and the
+                last ones of lost objects; otherwise near cells, also with the recent frames.
 
         Returns:
-            (K, M) float32; 0 for objects that no remembered frame knows.
+            (K, M) float32; 0 for objects that are known on no remembered frame.
         """
         more = self.last_seen.values() if anywhere else self.recent
         frames = (*self.prompted, *more)
         known = torch.stack([frame.known for frame in frames])[:, None]
         shares = torch.stack([frame.shares.T for frame in frames]) * known
-        told = torch.cat([shares, known.expand_as(shares)], dim=2)  # (S, M, 2K)
-        seen = torch.stack([frame.keys for frame in frames])
-        total = torch.zeros(told.shape[2], len(keys), device=keys.device)
+        known_shares = torch.cat([shares, known.expand_as(shares)], dim=2)  # (S, M, 2K)
+        old_keys = torch.stack([frame.keys for frame in frames])
+        total = torch.zeros(known_shares.shape[2], len(keys), device=keys.device)
         for tile in _tiles(self.grid, keys.device, anywhere):
-            weights = told.index_select(1, tile.near)
+            weights = known_shares.index_select(1, tile.near)
             if keys.device.type == "cpu" and float(weights[..., : shares.shape[2]].max()) < FAINT:
-                continue  # a share is a mean of these
-            # Of all frames at once: many small products cost more in calls than in arithmetic.
-            wanted = keys.index_select(0, tile.cells).T.expand(len(seen), -1, -1)
-            likeness = torch.baddbmm(
-                tile.bias, seen.index_select(1, tile.near), wanted, alpha=1 / TEMPERATURE
+                continue  # a share is a mean of these, and so faint too
+            # All frames at once: many small products cost more in calls than in arithmetic.
+            new_keys = keys.index_select(0, tile.cells).T.expand(len(old_keys), -1, -1)
+            similarity = torch.baddbmm(
+                tile.bias, old_keys.index_select(1, tile.near), new_keys, alpha=1 / TEMPERATURE
             ).exp_()
-            total[:, tile.cells] = weights.flatten(0, 1).T @ likeness.flatten(0, 1)
-        found, weight = total.chunk(2)
-        return found / weight.clamp(min=1e-20)
+            total[:, tile.cells] = weights.flatten(0, 1).T @ similarity.flatten(0, 1)
+        weighted, weight = total.chunk(2)
+        return weighted / weight.clamp(min=1e-20)
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Cells of a map, and those of remembered frames that they are compared with."""
+    """Cells of a key map, and the cells of remembered frames that they are compared with."""
 
     cells: Tensor
-    """Indices (n,), of M."""
+    """(n,) indices into the M cells."""
     near: Tensor
-    """Indices (m,), of M: all that lie within `RADIUS` of any of them, and others."""
+    """(m,) indices into the M cells: at least all within `RADIUS` of one of `cells`."""
     bias: Tensor
-    """(m, n): what is added to the exponent of two cells; much less where they are far apart."""
+    """(m, n): added to the exponent of a pair of cells; very low where they are far apart."""
 
 
 @lru_cache(maxsize=8)
 def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple[_Tile, ...]:
-    """A map in tiles, for processors: most pairs of cells lie too far apart to be looked at.
+    """Divide a key map into tiles: most pairs of cells are too far apart to be compared.
 
-    A GPU has the whole map in one piece: it waits for small products, not for large ones.
+    On a GPU the whole map is one tile: there small products cost as much as large ones.
     """
     radius = math.inf if anywhere else RADIUS * max(grid)
     y, x = (axis.flatten() for axis in _places(grid, device))
     far = torch.hypot(y[:, None] - y, x[:, None] - x) > radius
-    bias = torch.where(far, _FAR, -1 / TEMPERATURE)  # of vectors alike: exp(0)
+    bias = torch.where(far, _FAR, -1 / TEMPERATURE)  # equal unit vectors then have exp(0)
     if device.type != "cpu":
         everything = torch.arange(len(y), device=device)
         return (_Tile(everything, everything, bias),)
@@ -155,12 +157,12 @@ def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple
 
 
 def _places(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
-    """Rows and columns of the cells, each (h, w) float32."""
+    """Return the rows and the columns of the cells, each (h, w) float32."""
     axes = (torch.arange(n, device=device).float() for n in grid)
     return list(torch.meshgrid(*axes, indexing="ij"))
 
 
 def shares(logits: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(K, h, w) low-resolution logits to (K, M): the probability that a cell is of an object."""
+    """Turn low-resolution logits (K, h, w) into shares (K, M): probabilities of the cells."""
     cells = F.adaptive_avg_pool2d(torch.sigmoid(logits)[:, None], grid)
     return cells[:, 0].flatten(1)

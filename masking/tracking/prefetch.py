@@ -1,4 +1,4 @@
-"""Frames with their embeddings, a little before they are needed."""
+"""Frames with their embeddings, made by threads a little before they are needed."""
 
 import threading
 from collections import deque
@@ -11,35 +11,42 @@ import numpy as np
 
 from masking.images.arrays import Pixels
 from masking.segmenter.sam import Prepared, Segmenter
-from masking.tracking import state
-from masking.tracking.state import Scene
+from masking.tracking.state import Scene, shrunk_grey
 from masking.video.reader import Frame
 
 T = TypeVar("T")
-_AHEAD = 3  # micro-batches that wait
-Wanted = Callable[[int], bool]
+_AHEAD = 3  # micro-batches that wait in a queue
 
 
-def scenes(
-    segmenter: Segmenter, frames: Iterator[Frame], size: tuple[int, int], wanted: Wanted
+def prefetch_scenes(
+    segmenter: Segmenter,
+    frames: Iterator[Frame],
+    size: tuple[int, int],
+    needed: Callable[[int], bool],
 ) -> Generator[tuple[Frame, Scene | None], None, None]:
-    """Frames with their embeddings, made in micro-batches by threads that run ahead.
+    """Yield frames with their scenes, prefetched in micro-batches.
 
-    One decodes and resizes, one encodes, while the caller tracks, draws or writes: so neither a GPU
-    nor its network waits for a decoder.
+    One thread decodes and resizes, one encodes, while the caller tracks, draws or writes: so a GPU
+    does not wait for a decoder.
+
+    Args:
+        segmenter: makes the embeddings.
+        frames: the frames, in the order in which they are wanted.
+        size: (H, W) that frames are scaled to.
+        needed: whether the frame with an index needs a scene; others come with None.
     """
-    prepared = ahead(_prepared(segmenter, frames, size, wanted), "decode")
-    with closing(ahead(_encoded(segmenter, prepared), "encode")) as encoded:
-        for some in encoded:
-            yield from some
+    prepared = prefetch(_prepared(segmenter, frames, size, needed), "decode")
+    with closing(prefetch(_encoded(segmenter, prepared), "encode")) as encoded:
+        for batch in encoded:
+            yield from batch
 
 
-def ahead(items: Generator[T, None, None], name: str) -> Generator[T, None, None]:
-    """What a generator gives, made by a thread that runs ahead of the caller.
+def prefetch(items: Generator[T, None, None], name: str) -> Generator[T, None, None]:
+    """Yield what a generator yields, from a thread that runs ahead of the caller.
 
-    Closed, it closes the other one, in that thread, and waits for its end.
+    When this generator is closed, it closes the other one in that thread, and waits for its end.
     """
-    results, reader = _Line(_AHEAD), threading.current_thread()
+    results, reader = _Queue(_AHEAD), threading.current_thread()
 
     def work() -> None:
         try:
@@ -48,7 +55,7 @@ def ahead(items: Generator[T, None, None], name: str) -> Generator[T, None, None
                     if not results.put((item, None)):
                         return
             results.put((None, StopIteration()))
-        except BaseException as error:  # the caller's to see
+        except BaseException as error:  # raised again for the caller
             results.put((None, error))
 
     worker = _Worker(target=work, name=name, daemon=True)
@@ -63,33 +70,32 @@ def ahead(items: Generator[T, None, None], name: str) -> Generator[T, None, None
             yield item
     finally:
         results.close()
-        # The garbage collector may close this in any thread: in one that runs ahead of the reader,
-        # and so maybe this very one, it would wait for itself.
+        # The garbage collector may close this generator in any thread. In a worker, which may be
+        # this generator's own, the thread would wait for itself.
         here = threading.current_thread()
         if here is reader or not isinstance(here, _Worker):
             worker.join()
 
 
 class _Worker(threading.Thread):
-    """A thread that runs ahead."""
+    """A thread that prefetches."""
 
 
-class _Line:
-    """Things that wait for their turn.
+class _Queue:
+    """A bounded queue. Once full, it takes no more until it is half empty.
 
-    A line that was full takes no more until half of it is gone. Else an encoder that is the faster
-    one would start over whenever a frame is taken, and the decoder of that very frame would find
-    the device busy.
+    Otherwise an encoder that is faster than the caller would start again whenever an item is taken,
+    and the mask decoder that works on that item would find the device busy.
     """
 
     def __init__(self, most: int) -> None:
-        """Of at most so many."""
+        """Make a queue of at most `most` items."""
         self._most, self._closed = most, False
         self._items: deque[tuple[Any, BaseException | None]] = deque()
         self._changed = threading.Condition()
 
     def put(self, item: tuple[Any, BaseException | None]) -> bool:
-        """Add one, as soon as there is room; or say that nobody wants it any more."""
+        """Add an item as soon as there is room; return whether anybody still wants items."""
         with self._changed:
             if len(self._items) >= self._most:
                 self._changed.wait_for(lambda: self._closed or len(self._items) <= self._most // 2)
@@ -98,31 +104,34 @@ class _Line:
             return not self._closed
 
     def get(self) -> tuple[Any, BaseException | None]:
-        """Take the next one, as soon as it is there."""
+        """Take the next item as soon as there is one."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._items) > 0)
             self._changed.notify_all()
             return self._items.popleft()
 
     def close(self) -> None:
-        """Take no more."""
+        """Refuse further items."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 _Batch = tuple[list[Frame], dict[int, Pixels], Prepared | None]
-"""Frames that are encoded together; of those that are wanted the grey picture by index, and what
-`Segmenter.encode` takes."""
+"""Frames that are encoded together; by index, the grey images of those that need a scene; and the
+input of `Segmenter.encode` for these."""
 
 
 def _prepared(
-    segmenter: Segmenter, frames: Iterator[Frame], size: tuple[int, int], wanted: Wanted
+    segmenter: Segmenter,
+    frames: Iterator[Frame],
+    size: tuple[int, int],
+    needed: Callable[[int], bool],
 ) -> Generator[_Batch, None, None]:
-    for some in _batches(frames, segmenter.frames_at_once):
-        images = {frame.index: _scaled(frame.image, size) for frame in some if wanted(frame.index)}
-        greys = {index: state.shrunk_grey(image) for index, image in images.items()}
-        yield some, greys, segmenter.prepare(np.stack([*images.values()])) if images else None
+    for batch in _batches(frames, segmenter.frames_at_once):
+        images = {frame.index: _scaled(frame.image, size) for frame in batch if needed(frame.index)}
+        greys = {index: shrunk_grey(image) for index, image in images.items()}
+        yield batch, greys, segmenter.prepare(np.stack([*images.values()])) if images else None
 
 
 def _encoded(
@@ -140,15 +149,15 @@ def _encoded(
 
 
 def _batches(frames: Iterator[Frame], most: int) -> Iterator[list[Frame]]:
-    """Up to `most` frames of the same size."""
-    some: list[Frame] = []
+    """Yield batches of up to `most` frames of the same size."""
+    batch: list[Frame] = []
     for frame in frames:
-        if some and (len(some) == most or some[0].image.shape != frame.image.shape):
-            yield some
-            some = []
-        some.append(frame)
-    if some:
-        yield some
+        if batch and (len(batch) == most or batch[0].image.shape != frame.image.shape):
+            yield batch
+            batch = []
+        batch.append(frame)
+    if batch:
+        yield batch
 
 
 def _scaled(image: Pixels, size: tuple[int, int]) -> Pixels:

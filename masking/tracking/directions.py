@@ -1,0 +1,81 @@
+"""Directions in which an object is tracked on a frame: forward, backward or both."""
+
+from bisect import bisect_right
+
+from masking.manifest.rows import ObjectPlan
+
+_POSITIVE = ("init", "correct")
+
+
+class Directions:
+    """On which frames an object is tracked forward, and on which backward."""
+
+    def __init__(self, plan: ObjectPlan) -> None:
+        """Take an object with all its prompts."""
+        self.plan = plan
+        self._prompted = sorted(plan.prompts)
+
+    def is_wanted(self, index: int) -> bool:
+        """Return whether a mask is wanted on a frame at all."""
+        before = self._before(index)
+        ended = before is not None and self.plan.prompts[before].role == "end"
+        return not ended and self._in_span(index)
+
+    def is_absent(self, index: int) -> bool:
+        """Return whether a person said that the object is not to be seen on a frame."""
+        before = self._before(index)
+        return before is not None and self.plan.prompts[before].role == "absent"
+
+    def is_forward(self, index: int) -> bool:
+        """Return whether the object is tracked from an earlier prompt, or prompted on the frame."""
+        before = self._before(index)
+        return before is not None and self._is_positive(before) and self._in_span(index)
+
+    def has_just_ended(self, index: int) -> bool:
+        """Return whether this is the first frame after the last one on which a mask is wanted."""
+        return self.plan.end is not None and index == self.plan.end + 1
+
+    def is_backward(self, index: int) -> bool:
+        """Return whether the object is tracked on a frame from a later prompt."""
+        before = self._before(index)
+        is_open = before is None or (self._is_positive(before) and before != index)
+        return is_open and self._in_span(index) and self._start_after(index) is not None
+
+    def starts_backward(self, index: int) -> bool:
+        """Return whether a prompt on the frame can start tracking backward."""
+        return index in self.plan.prompts and self._is_located(index)
+
+    def backward_range(self) -> tuple[int, int] | None:
+        """Return the first frame to track backward to, and the last prompt to start from; None:
+        the object is tracked only forward."""
+        starts = [i for i in self._prompted if self._is_located(i) and self.is_backward(i - 1)]
+        if not starts:
+            return None
+        before = self._before(starts[0] - 1)
+        return (self.plan.start if before is None else before + 1), starts[-1]
+
+    def is_nearer_to_later(self, index: int) -> bool:
+        """Return whether the later of the prompts around a frame is the nearer one."""
+        before, after = self._before(index), self._start_after(index)
+        return before is None or (after is not None and after - index < index - before)
+
+    def _in_span(self, index: int) -> bool:
+        return self.plan.start <= index and (self.plan.end is None or index <= self.plan.end)
+
+    def _is_located(self, index: int) -> bool:
+        """Return whether the prompt of a frame says where the object is, without a mask."""
+        return self._is_positive(index) and self.plan.prompts[index].is_located
+
+    def _is_positive(self, index: int) -> bool:
+        return self.plan.prompts[index].role in _POSITIVE
+
+    def _before(self, index: int) -> int | None:
+        """Return the frame of the last prompt on or before a frame."""
+        number = bisect_right(self._prompted, index)
+        return self._prompted[number - 1] if number else None
+
+    def _start_after(self, index: int) -> int | None:
+        """Return the frame of the next prompt, if that can start tracking backward."""
+        number = bisect_right(self._prompted, index)
+        after = self._prompted[number] if number < len(self._prompted) else None
+        return after if after is not None and self._is_located(after) else None

@@ -1,0 +1,222 @@
+"""What the tracker learns from the segmenter's answers on a frame: tracks, states and memory.
+
+A track learns from a mask only if that passes the gate, `is_trusted`. An object that is lost has an
+empty mask, and is searched for until it is found on two consecutive frames. Shapes: K objects,
+P points, h x w pixels of low-resolution logits, M cells of a key map.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masking.images.arrays import Points
+from masking.images.geometry import iou
+from masking.manifest.prompt import FramePrompt
+from masking.tracking import memory as memories
+from masking.tracking import motion
+from masking.tracking.expectation import Expectation
+from masking.tracking.memory import Memory, Remembered
+from masking.tracking.prompting import Answer, Prompter, Query
+from masking.tracking.state import NOTHING, Scene, State, Track, TrackConfig, TrackedMasks, Tracker
+
+_KEEPS = 0.9  # share of the running means that stays from one trusted mask to the next
+_OTHER = 0.5  # IoU with the expected mask below which a prompted mask shows something else
+_SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they show the same thing
+
+
+def is_trusted(config: TrackConfig, track: Track, answer: Answer) -> bool:
+    """Return whether the mask of an answer passes the gate for a tracked object."""
+    return (
+        answer.predicted >= config.predicted * track.usual[0]
+        and answer.agreement >= config.agreement * track.usual[1]
+        and answer.inside >= config.inside
+        and _has_grown_little(config, track, answer)
+    )
+
+
+def _has_grown_little(config: TrackConfig, track: Track, answer: Answer) -> bool:
+    grown = max(answer.area, 1.0) / max(track.area, 1.0)
+    return 1 / config.growth <= grown <= config.growth
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a step for one object."""
+
+    track: Track
+    """The track after the frame."""
+    logits: Tensor
+    """(h, w) float32 of the mask on this frame; all `NOTHING` for an empty one."""
+    score: float = 0.0
+    """IoU that the segmenter predicts; 0 for an empty mask."""
+    quality: float = 0.0
+    """Agreement with the expected mask, from 0 to 1; 1 for a prompted one."""
+
+
+class Learning:
+    """Learns from the answers on one frame."""
+
+    def __init__(
+        self,
+        prompter: Prompter,
+        config: TrackConfig,
+        tracker: Tracker,
+        scene: Scene,
+        expectation: Expectation,
+    ) -> None:
+        """Take the tracker of the frame before, the frame, and what was expected on it."""
+        self.prompter, self.config, self.tracker, self.scene = prompter, config, tracker, scene
+        self.expectation = expectation
+
+    def outcome(self, row: int, query: Query | None, answer: Answer | None) -> Outcome:
+        """Return the outcome for an object; without a query, no answer was wanted."""
+        track, prompt = self.expectation.tracks[row], self.expectation.prompts.get(row)
+        if prompt is not None and prompt.role == "end":
+            return self._empty(Track())
+        if prompt is not None and prompt.role == "absent":
+            return self._empty(replace(track, state="absent", points=track.points[:0]))
+        if track.state in (None, "absent") and query is None:
+            return self._empty(track)
+        if query is None or answer is None:
+            return self._empty(self._missed(track, None))
+        if query.prompt is not None:
+            return self._started(track, query.prompt, answer)
+        if track.state == "lost":
+            return self._sighted(track, query, answer)
+        if answer.area and (is_trusted(self.config, track, answer) or not self.config.gate):
+            return self._followed(track, "tracked", answer)
+        missed = self._missed(track, answer)
+        if missed.state == "lost":
+            return self._empty(missed)
+        return Outcome(missed, answer.logits, answer.predicted, answer.agreement)
+
+    def _empty(self, track: Track) -> Outcome:
+        """Return an outcome with an empty mask."""
+        return Outcome(track, torch.full(self.prompter.low_res, NOTHING))
+
+    def _started(self, track: Track, prompt: FramePrompt, answer: Answer) -> Outcome:
+        """Start or restart a track from the mask of a person's prompt."""
+        positive = prompt.labels == 1
+        started = Track(
+            "prompted",
+            np.concatenate([prompt.points[positive], self._corners(answer.logits)]),
+            prompt.points[~positive],
+            answer.logits,
+            answer.area,
+            usual=(answer.predicted, *track.usual[1:]),
+        )
+        return Outcome(started, answer.logits, answer.predicted, 1.0)
+
+    def _followed(self, track: Track, state: State, answer: Answer) -> Outcome:
+        """Learn from a trusted mask."""
+        points = track.points
+        few = len(points) < self.config.corners // 3
+        if self.config.corners and (few or self.tracker.age % self.config.every == 0):
+            inside = self.prompter.sample(answer.logits, points) > 0
+            points = np.concatenate([points[inside][:1], self._corners(answer.logits)])
+        followed = replace(
+            track,
+            state=state,
+            points=points,
+            logits=answer.logits,
+            area=answer.area,
+            usual=_running_means(track, answer),
+            misses=0,
+            sighting=None,
+        )
+        return Outcome(followed, answer.logits, answer.predicted, answer.agreement)
+
+    def _missed(self, track: Track, answer: Answer | None) -> Track:
+        """Count a frame without a trusted mask; after too many, the object is lost."""
+        misses = track.misses + 1
+        if track.state == "lost":
+            return replace(track, misses=misses, sighting=None)
+        if answer is None or misses > self.config.patience:
+            none = track.points[:0]
+            return replace(track, state="lost", points=none, misses=misses, sighting=None)
+        return replace(track, state="uncertain", misses=misses)
+
+    def _sighted(self, track: Track, query: Query, answer: Answer) -> Outcome:
+        """Recover a lost object that is seen on two consecutive frames, in much the same place."""
+        config, mask = self.config, answer.logits > 0
+        if (
+            answer.predicted < config.predicted * track.usual[0]
+            or answer.similarity < config.similarity * track.usual[2]
+            or not _has_grown_little(config, track, answer)
+        ):
+            return self._empty(self._missed(track, None))
+        if track.sighting is None or float(iou(mask, track.sighting > 0)) < _SAME_PLACE:
+            return self._empty(replace(self._missed(track, None), sighting=answer.logits))
+        return self._followed(replace(track, points=query.points), "recovered", answer)
+
+    def _corners(self, logits: Tensor) -> Points:
+        """Return corner points (P, 2) of a mask, in pixels of the frame."""
+        if not self.config.corners:
+            return np.zeros((0, 2), np.float32)
+        grey = self.scene.grey
+        full = self.prompter.segmenter.upsample(logits, (grey.shape[0], grey.shape[1])) > 0
+        found = motion.corners(grey, full.cpu().numpy(), self.config.corners)
+        return found / self.scene.grey_scale
+
+    def remember(self, outcomes: Sequence[Outcome]) -> tuple[Tracker, TrackedMasks]:
+        """Return the tracker after the frame, and the masks on it."""
+        tracks = tuple(outcome.track for outcome in outcomes)
+        logits = torch.stack([outcome.logits for outcome in outcomes])
+        memory = self.tracker.memory or Memory(self.scene.grid)
+        if self.config.recent >= 0:
+            memory = self._updated(memory, tracks, logits)
+        masks = TrackedMasks(
+            tuple(track.state for track in tracks),
+            logits,
+            tuple(outcome.score for outcome in outcomes),
+            tuple(outcome.quality for outcome in outcomes),
+        )
+        return Tracker(tracks, self.scene.grey, memory, self.tracker.age + 1), masks
+
+    def _updated(self, memory: Memory, tracks: Sequence[Track], logits: Tensor) -> Memory:
+        """Add the frame to the memory."""
+        keys = self.scene.keys.flatten(0, 1)
+        known = torch.tensor([float(t.state not in (None, "lost")) for t in tracks])
+        prompted = tuple(t.state == "prompted" for t in tracks)
+        trusted = tuple(t.state in ("prompted", "tracked", "recovered") for t in tracks)
+        shares = self._shares(tracks, logits).to(keys.device)
+        frame = Remembered(keys, shares, known.to(keys.device), trusted)
+        if any(prompted):
+            only = torch.tensor(prompted, dtype=torch.float32, device=keys.device)
+            memory = memory.keep(replace(frame, known=only, trusted=prompted))
+        for row, (old, new) in enumerate(zip(self.tracker.tracks, tracks, strict=True)):
+            if new.state == "lost" and old.state != "lost":
+                memory = memory.lose(row)
+            elif new.state == "prompted" and self._shows_something_else(row, logits[row]):
+                memory = memory.forget(row)
+        if any(t.state not in (None, "lost") for t in tracks):
+            memory = memory.add(frame, self.config.recent)
+        return memory
+
+    def _shares(self, tracks: Sequence[Track], logits: Tensor) -> Tensor:
+        """Return the shares (K, M) to remember: the expected ones for objects without a trusted
+        mask."""
+        shares, near = memories.shares(logits, self.scene.grid), self.expectation.near
+        if near is None:
+            return shares
+        doubtful = torch.tensor([t.state == "uncertain" for t in tracks])
+        expected = F.adaptive_avg_pool2d(near[:, None], self.scene.grid)[:, 0].flatten(1)
+        return torch.where(doubtful[:, None], expected, shares)
+
+    def _shows_something_else(self, row: int, logits: Tensor) -> bool:
+        """Return whether a prompted mask shows something else than the object tracked so far."""
+        near = self.expectation.near
+        return near is not None and float(iou(logits > 0, near[row] > 0.5)) < _OTHER
+
+
+def _running_means(track: Track, answer: Answer) -> tuple[float, float, float]:
+    """Return the usual figures of an object after a trusted mask."""
+    now = (answer.predicted, answer.agreement, answer.similarity)
+    first, second, third = (
+        _KEEPS * usual + (1 - _KEEPS) * new for usual, new in zip(track.usual, now, strict=True)
+    )
+    return first, second, third

@@ -1,0 +1,196 @@
+"""Prompts for the segmenter on one frame: clicks are given one by one, and outputs are ranked.
+
+Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: P points, h x w pixels
+of low-resolution logits. Tensors are on the host.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masking.images.arrays import Bools, Points
+from masking.images.geometry import deepest
+from masking.manifest.prompt import FramePrompt
+from masking.segmenter.sam import Embeddings, Prompts, Segmenter
+
+SURE = 6.0
+"""Logit of a cell that certainly belongs to an object; negated, of one that certainly does not."""
+_LARGEST = 0.8  # share of the frame above which a mask is taken for the background
+
+
+@dataclass(frozen=True)
+class Query:
+    """The prompt of one object for the segmenter, and what its outputs are compared with."""
+
+    row: int
+    """Number of the object, from 0."""
+    points: Points
+    """(P, 2) float32."""
+    labels: NDArray[np.int64]
+    """(P,): 1 on the object, 0 beside it."""
+    box: NDArray[np.float32] | None = None
+    """(4,) float32 x1, y1, x2, y2."""
+    mask: Tensor | None = None
+    """(h, w) float32 logits that the segmenter starts from."""
+    expected: Tensor | None = None
+    """(h, w) float32: the probability, from 0 to 1, that a cell belongs to the object."""
+    carried: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    """(P, 2) float32: carried points of the object, which its mask should hold."""
+    prompt: FramePrompt | None = None
+    """The person's prompt that the query comes from; None: it comes from the tracker."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The segmenter's output that was chosen for a query."""
+
+    logits: Tensor
+    """(h, w) float32."""
+    predicted: float
+    """IoU that the segmenter predicts."""
+    agreement: float
+    """Soft IoU with the expected mask; 1 if nothing was expected."""
+    inside: float
+    """Share of the carried points that lie in the mask."""
+    similarity: float
+    """Mean of the expected probabilities inside the mask."""
+
+    @property
+    def area(self) -> float:
+        """Cells of the mask."""
+        return float((self.logits > 0).sum())
+
+
+def sure_logits(expected: Tensor) -> Tensor:
+    """Turn probabilities (h, w) into the logits that the segmenter is prompted with."""
+    return SURE * (2 * expected - 1)
+
+
+class Prompter:
+    """Prompts a segmenter for the objects of one frame."""
+
+    def __init__(self, segmenter: Segmenter, embeddings: Embeddings) -> None:
+        """Take the segmenter and its embeddings of one frame."""
+        self.segmenter, self.embeddings = segmenter, embeddings
+        self.size = embeddings.frame_size
+        self.scale = segmenter.mask_scale(self.size)
+        self.low_res = segmenter.low_res(self.size)
+
+    def answer_in_rounds(self, queries: list[Query]) -> list[Answer]:
+        """Return an answer to each query. A person's clicks are given one after another, each with
+        the mask of the round before, as SAM was trained (Kirillov et al. 2023, appendix A).
+
+        In that training every later click was a correction. So a click that the mask obeys is not
+        given: the segmenter would take it for a sign that the mask is too small.
+        """
+        given = {i: self._opening(query) for i, query in enumerate(queries)}
+        open_queries, answers = given, dict[int, Answer]()
+        while open_queries:
+            given, answers = given | open_queries, answers | self.answer(open_queries)
+            corrected = {i: self._corrected(queries[i], given[i], answers[i]) for i in open_queries}
+            open_queries = {i: query for i, query in corrected.items() if query is not None}
+        # At last once more with its own mask and no new click, SAM's way of refining.
+        refined = self.answer(
+            {
+                i: replace(q, mask=answers[i].logits)
+                for i, q in given.items()
+                if q.prompt is not None
+            }
+        )
+        obeying = {i: a for i, a in refined.items() if self._obeys(a, queries[i])}
+        return [(answers | obeying)[i] for i in range(len(queries))]
+
+    def answer(self, queries: Mapping[int, Query]) -> dict[int, Answer]:
+        """Return an answer to each query, from one call of the decoder, with all clicks at once."""
+        if not queries:
+            return {}
+        logits, scores = self._decode(list(queries.values()))
+        return {
+            i: self._choose(query, logits[place], scores[place])
+            for place, (i, query) in enumerate(queries.items())
+        }
+
+    def _opening(self, query: Query) -> Query:
+        """Return the first round of a query: of a person's prompt the box or the first positive
+        click."""
+        if query.prompt is None:
+            return query
+        first = np.flatnonzero(query.labels == 1)[: int(query.box is None)]
+        return replace(query, points=query.points[first], labels=query.labels[first])
+
+    def _corrected(self, query: Query, given: Query, answer: Answer) -> Query | None:
+        """Add the first click that the answer disobeys to those given; None if it obeys all."""
+        if query.prompt is None:
+            return None
+        known = (query.points[:, None] == given.points).all(axis=2).any(axis=1)
+        new = np.flatnonzero(self._disobeyed(answer, query) & ~known)[:1]
+        if not len(new):
+            return None
+        points = np.concatenate([given.points, query.points[new]])
+        labels = np.concatenate([given.labels, query.labels[new]])
+        return replace(given, points=points, labels=labels, mask=answer.logits)
+
+    def _disobeyed(self, answer: Answer, query: Query) -> Bools:
+        """Mark (P,) positive clicks outside of a mask, and negative ones inside."""
+        wrong: Bools = (self.sample(answer.logits, query.points) > 0) != (query.labels == 1)
+        return wrong
+
+    def _obeys(self, answer: Answer, query: Query) -> bool:
+        """Return whether a mask obeys all clicks and is not empty or nearly the whole frame."""
+        h, w = (round(side * self.scale) for side in self.size)
+        share = float((answer.logits[:h, :w] > 0).float().mean())
+        return not self._disobeyed(answer, query).any() and 0 < share <= _LARGEST
+
+    def _decode(self, queries: list[Query]) -> tuple[Tensor, Tensor]:
+        """Return logits (Q, 4, h, w) and scores (Q, 4) of all outputs, on the host: many small
+        decisions follow, and so a GPU is waited for only once."""
+        prompts = Prompts.of(
+            self.size,
+            [q.points for q in queries],
+            [q.labels for q in queries],
+            boxes=[q.box for q in queries],
+            mask_input=[None if q.mask is None else q.mask.numpy() for q in queries],
+        )
+        logits, scores = self.segmenter.logits(self.embeddings, prompts)
+        return logits.cpu(), scores.cpu()
+
+    def _choose(self, query: Query, logits: Tensor, scores: Tensor) -> Answer:
+        """Choose the output that is predicted best and agrees best with the expected mask."""
+        if query.expected is None:
+            ambiguous = len(query.labels) == 1 and query.labels[0] == 1 and query.box is None
+            best = 1 + int(scores[1:].argmax()) if ambiguous and query.mask is None else 0
+            return Answer(logits[best].clone(), float(scores[best]), 1.0, 1.0, 1.0)
+        p = torch.sigmoid(logits)
+        both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)
+        agreement = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
+        inside = torch.ones(len(logits))
+        if len(query.carried):
+            shares = [float((self.sample(x, query.carried) > 0).mean()) for x in logits]
+            inside = torch.tensor(shares)
+        value = scores + agreement + 0.5 * inside
+        best = int(value.argmax())
+        mask = logits[best] > 0
+        similarity = float(query.expected[mask].mean()) if mask.any() else 0.0
+        predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
+        # A copy: a view would keep all outputs in memory.
+        return Answer(logits[best].clone(), predicted, agreed, hit, similarity)
+
+    def middle(self, expected: Tensor) -> Points:
+        """Return the deepest point (1, 2) of the expected mask; (0, 2) if that is empty."""
+        found = deepest((expected > 0.5).numpy())
+        if found is None:
+            return np.zeros((0, 2), np.float32)
+        h, w = self.size
+        at = (np.array([found[:2]], np.float32) + 0.5) / np.float32(self.scale) - 0.5
+        return np.clip(at, 0, [w - 1, h - 1]).astype(np.float32)
+
+    def sample(self, maps: Tensor, points: Points) -> NDArray[np.float32]:
+        """Return the values (P,) of an (h, w) map at points (P, 2)."""
+        h, w = maps.shape
+        cells = np.clip((points + 0.5) * self.scale, 0, [w - 1, h - 1]).astype(np.int64)
+        values: NDArray[np.float32] = maps.numpy()[cells[:, 1], cells[:, 0]]
+        return values
