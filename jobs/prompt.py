@@ -37,7 +37,7 @@ from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.manifest.rows import ManifestError, object_faults, parse_rows, prompts
-from masking.segmenter.sam import CheckpointError
+from masking.segmenter.sam import SegmenterWeightsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def click(
         The manifest, one row a click.
 
     Raises:
-        ConfigError, CheckpointError, StorageError: it cannot begin; the message says why.
+        ConfigError, SegmenterWeightsError, StorageError: it cannot begin; the message says why.
     """
     config = PromptConfig(videos=str(videos), out=str(out), weights=weights, **settings)
     server = begin(config)
@@ -175,7 +175,7 @@ def run(config: PromptConfig) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     return run_job(
-        run, PromptConfig, argv, "jobs.prompt", __doc__, (CheckpointError, ManifestError)
+        run, PromptConfig, argv, "jobs.prompt", __doc__, (SegmenterWeightsError, ManifestError)
     )
 
 

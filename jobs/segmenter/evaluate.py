@@ -17,11 +17,11 @@ import numpy as np
 
 from jobs.run.config import ConfigError, parse
 from jobs.run.device import choose_device
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.segmenter.task import CLICKS, local, spread
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
-from masking.segmenter.sam import CheckpointError
+from masking.segmenter.sam import SegmenterWeightsError
 from masking.training.pairs import (
     ImageError,
     NothingToLearnError,
@@ -118,6 +118,6 @@ def main(argv: Sequence[str]) -> int:
     prog = "jobs.finetune --evaluate"
     try:
         return score(parse(ScoreConfig, argv, prog, __doc__))
-    except (ConfigError, ImageError, CheckpointError, StorageError) as error:
+    except (ConfigError, ImageError, SegmenterWeightsError, StorageError) as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 2

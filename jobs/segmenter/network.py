@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from jobs.run.config import ConfigError
 from jobs.segmenter.config import FinetuneConfig
 from jobs.weights.segmenter import NAMES, load_segmenter
-from masking.segmenter.mini import Mini, fold
+from masking.segmenter.lite0 import fold
+from masking.segmenter.mini import Mini
 from masking.segmenter.sam import build
 
 

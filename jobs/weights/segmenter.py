@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 import masking
-from jobs.run.submitted import why_not_here
+from jobs.run.submitted import submission_hint
 from jobs.storage.cache import fetch, localize
 from jobs.storage.location import Location
-from masking.segmenter.sam import CheckpointError, Precision, Segmenter, load
+from masking.segmenter.sam import Precision, Segmenter, SegmenterWeightsError, load
 from masking.segmenter.weights import FILE
 
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -56,7 +56,7 @@ def load_segmenter(
         compile: as there.
 
     Raises:
-        CheckpointError: nothing is there, or it cannot be used.
+        SegmenterWeightsError: nothing is there, or it cannot be used.
         StorageError: a download failed, or is another file than was published.
     """
     return load(locate(text), device, precision, compile=compile)
@@ -74,9 +74,9 @@ def locate(text: str) -> Path:
         return fetch(f"{SOURCE}/{published.file}", sha256=published.sha256)
     place = Location.parse(text)
     if place.local_path is not None and not place.local_path.exists():
-        raise CheckpointError(
+        raise SegmenterWeightsError(
             f"weights {text}: neither a name ({', '.join(NAMES)}) nor a file or folder that is here"
-            + why_not_here()
+            + submission_hint()
         )
     return localize(_smallest(place))
 
@@ -95,14 +95,16 @@ def _smallest(place: Location) -> Location:
     if place.local_path is not None or not (place / "checkpoints").list():
         return place
     if not (place / "export" / FILE).exists():
-        raise CheckpointError(f"{place} is a run without an export/: let it come to its end first")
+        raise SegmenterWeightsError(
+            f"{place} is a run without an export/: let it come to its end first"
+        )
     return place / "export"
 
 
 def _mini() -> Path:
     file = Path(masking.__file__).parent / "weights" / "mini.safetensors"
     if not file.exists():
-        raise CheckpointError(
+        raise SegmenterWeightsError(
             f"weights mini: {file} is not there, although it is part of this project; install it"
             " anew, or name other weights"
         )

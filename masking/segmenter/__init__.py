@@ -1,1 +1,1 @@
-"""Segmenters: images encoded and prompts decoded in batches, by SAM or by `mini`."""
+"""Segmenters: images encoded and prompts decoded in batches, by Meta's SAM or by `mini`."""

@@ -1,4 +1,4 @@
-"""What a segmenter is asked: points, boxes and earlier logits of many objects on many frames.
+"""Prompts of a segmenter: points, boxes and earlier logits of many objects on many frames.
 
 Points are (x, y) in pixels of the original frame, origin top left; boxes x1 y1 x2 y2 likewise.
 """
@@ -14,14 +14,15 @@ from torch import Tensor
 
 
 class PromptError(ValueError):
-    """Prompts that cannot be meant so: a line for each fault, naming the prompt and the point."""
+    """Prompts that are malformed: a line for each fault, which names the prompt and the point."""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """N prompt sets; each asks for one object on one frame. Made by `of`, or of tensors as here.
+    """N prompt sets, each for one object on one frame.
 
-    Tensors are taken as they are, without a look at their values, which may lie on a GPU.
+    `of` checks ragged lists and pads them. Tensors given to the constructor are not checked: they
+    may lie on a GPU.
     """
 
     frames: Tensor
@@ -36,11 +37,11 @@ class Prompts:
     """(N, h, w) float32 low-resolution logits of an earlier call; a row of NaN: none."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         return len(self.frames)
 
     def to(self, device: torch.device) -> "Prompts":
-        """On another device; a GPU gets them from pinned memory, without being waited for."""
+        """Copy the prompts to a device; to a GPU from pinned memory, without waiting for it."""
 
         def move(part: Tensor) -> Tensor:
             pinned = part.device.type == "cpu" and device.type == "cuda"
@@ -70,20 +71,23 @@ class Prompts:
         Args:
             frame_size: (H, W) of the frames, in pixels.
             points: (P_i, 2) (x, y) of each object, pixels of the frame; may be empty.
-            labels: (P_i,) of each: 1 foreground, 0 background.
-            boxes: x1 y1 x2 y2 of each, or None.
-            mask_input: (h, w) logits of an earlier call of each, or None.
+            labels: (P_i,) of each object: 1 foreground, 0 background.
+            boxes: x1 y1 x2 y2 of each object, or None.
+            mask_input: (h, w) logits of an earlier call for each object, or None.
             frames: index of each object's frame; None: all on the first.
 
         Raises:
-            PromptError: faults of all prompts: other shapes or labels, NaN, points outside the
+            PromptError: All faults of all prompts: other shapes or labels, NaN, points outside the
                 frame, empty boxes, an object with nothing that is part of it.
         """
         n = len(points)
         given = {"labels": labels, "boxes": boxes, "mask_input": mask_input, "frames": frames}
         uneven = [f"{len(v)} {k}" for k, v in given.items() if v is not None and len(v) != n]
         if uneven:
-            raise PromptError(f"points of {n} objects, but {', '.join(uneven)}; one each is needed")
+            raise PromptError(
+                f"there are points of {n} objects, but {', '.join(uneven)}; one for each object is"
+                " needed"
+            )
         boxes = boxes if boxes is not None else [None] * n
         given_masks = mask_input if mask_input is not None else [None] * n
         masks = [None if mask is None else np.asarray(mask) for mask in given_masks]
@@ -104,25 +108,28 @@ class Prompts:
         )
 
 
-_Click = tuple[NDArray[np.float64], NDArray[np.int64]]
+_Clicks = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
-def _clicks(points: ArrayLike, labels: ArrayLike) -> _Click:
-    """Points (P, 2) and labels (P,) of an object; other shapes stay as they are."""
-    found, kinds = np.asarray(points, np.float64), np.asarray(labels)
-    return found.reshape(0, 2) if found.size == 0 else found, kinds.astype(np.int64)
+def _clicks(points: ArrayLike, labels: ArrayLike) -> _Clicks:
+    """Return an object's points (P, 2) and labels (P,) as arrays, which are not checked yet."""
+    xy, kinds = np.asarray(points, np.float64), np.asarray(labels)
+    return xy.reshape(0, 2) if xy.size == 0 else xy, kinds.astype(np.int64)
 
 
 def _faults(
-    click: _Click,
+    clicks: _Clicks,
     box: NDArray[np.float64] | None,
     mask: NDArray[np.floating[Any]] | None,
     frame_size: tuple[int, int],
 ) -> Iterator[str]:
-    """What is wrong with the prompts of one object."""
-    points, labels = click
+    """Yield what is wrong with the prompts of one object."""
+    points, labels = clicks
     if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1]:
-        yield f"points {points.shape} and labels {labels.shape}; (P, 2) and (P,) are needed"
+        yield (
+            f"points have shape {points.shape} and labels {labels.shape}; (P, 2) and (P,) are"
+            " needed"
+        )
         return
     h, w = frame_size
     for number, ((x, y), label) in enumerate(zip(points, labels, strict=True)):
@@ -136,39 +143,41 @@ def _faults(
     if box is not None:
         yield from _box_faults(box, frame_size)
     if mask is not None and (np.ndim(mask) != 2 or not np.isfinite(mask).all()):
-        yield f"mask_input of shape {np.shape(mask)}: finite logits of shape (h, w) are needed"
+        yield f"mask_input has shape {np.shape(mask)}; finite logits of shape (h, w) are needed"
     if box is None and mask is None and not (labels == 1).any():
         kind = "only background points" if len(labels) else "no points"
-        yield f"{kind} and neither box nor mask; at least a foreground point is needed"
+        yield (
+            f"there are {kind}, and neither box nor mask; at least one foreground point is needed"
+        )
 
 
 def _box_faults(box: NDArray[np.float64], frame_size: tuple[int, int]) -> Iterator[str]:
     h, w = frame_size
     if box.shape != (4,):
-        yield f"a box of shape {box.shape}; x1 y1 x2 y2 are needed"
+        yield f"the box has shape {box.shape}; x1 y1 x2 y2 are needed"
     elif not (box[0] < box[2] and box[1] < box[3]):
-        yield f"box {box.tolist()}; x1 < x2 and y1 < y2 are needed"
+        yield f"the box is {box.tolist()}; x1 < x2 and y1 < y2 are needed"
     elif not (box[0] < w and box[1] < h and box[2] > 0 and box[3] > 0 and np.isfinite(box).all()):
         yield f"box {box.tolist()} is not in the frame of {w} x {h} pixels"
 
 
-def _padded(clicks: Sequence[_Click]) -> tuple[Tensor, Tensor]:
-    """(N, P, 2) float32 and (N, P) int64, P the most points of any object."""
+def _padded(clicks: Sequence[_Clicks]) -> tuple[Tensor, Tensor]:
+    """Return (N, P, 2) float32 and (N, P) int64; P is the most points of any object."""
     most = max((len(labels) for _, labels in clicks), default=0)
     points = np.zeros((len(clicks), most, 2), np.float32)
     labels = np.full((len(clicks), most), -1, np.int64)
-    for row, (found, kinds) in enumerate(clicks):
-        points[row, : len(kinds)], labels[row, : len(kinds)] = found, kinds
+    for row, (xy, kinds) in enumerate(clicks):
+        points[row, : len(kinds)], labels[row, : len(kinds)] = xy, kinds
     return torch.from_numpy(points), torch.from_numpy(labels)
 
 
 def _stacked(masks: Sequence[NDArray[np.floating[Any]] | None]) -> Tensor | None:
-    """(N, h, w) float32 with rows of NaN for objects without one; None if no object has one."""
+    """Return (N, h, w) float32, NaN for objects without a mask; None if no object has one."""
     shapes = {mask.shape for mask in masks if mask is not None}
     if not shapes:
         return None
     if len(shapes) > 1:
-        raise PromptError(f"mask_input of shapes {sorted(shapes)}; they must have one shape")
+        raise PromptError(f"mask_input has shapes {sorted(shapes)}; they must have one shape")
     none = np.full(shapes.pop(), np.nan)
     rows = [none if mask is None else mask for mask in masks]
     return torch.from_numpy(np.array(rows, np.float32))

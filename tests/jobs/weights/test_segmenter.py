@@ -13,7 +13,7 @@ from jobs.storage.location import Location, StorageError
 from jobs.weights import segmenter as segmenters
 from jobs.weights.segmenter import NAMES, OFFICIAL, Published, load_segmenter, locate
 from masking.segmenter.mini import Mini
-from masking.segmenter.sam import CheckpointError
+from masking.segmenter.sam import SegmenterWeightsError
 from tests.masking.segmenter.test_sam import small_sam
 
 CPU = torch.device("cpu")
@@ -150,13 +150,15 @@ def test_a_path(where, named, tmp_path, request):
 
 
 def test_neither_a_name_nor_a_path():
-    with pytest.raises(CheckpointError, match=r"vit_x: neither a name \(mini, vit_b, vit_l, vit_h"):
+    with pytest.raises(
+        SegmenterWeightsError, match=r"vit_x: neither a name \(mini, vit_b, vit_l, vit_h"
+    ):
         load_segmenter("vit_x", CPU)
 
 
 def test_mini_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(segmenters.masking, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(CheckpointError, match=r"mini: .*mini\.safetensors is not there"):
+    with pytest.raises(SegmenterWeightsError, match=r"mini: .*mini\.safetensors is not there"):
         load_segmenter("mini", CPU)
 
 

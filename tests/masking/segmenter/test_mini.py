@@ -5,17 +5,9 @@ import timm
 import torch
 
 from jobs.segmenter.network import imagenet
-from masking.segmenter.mini import (
-    MIDDLES,
-    Decoder,
-    Mini,
-    MiniConfig,
-    Places,
-    Prompt,
-    Trunk,
-    _middles,
-    fold,
-)
+from masking.segmenter.lite0 import Trunk, fold
+from masking.segmenter.mini import Decoder, Mini, MiniConfig
+from masking.segmenter.prompt_maps import CLICK_DEPTHS, Prompt, PromptMaps, click_depths
 
 TAPS = (1, 2, 4, 6)
 
@@ -60,7 +52,7 @@ def test_fold_refuses_another_network():
         fold({"a": torch.zeros(8, 3, 3, 3), **other})
 
 
-def asked(n, p, side=64, boxes=None, logits=None):
+def random_prompts(n, p, side=64, boxes=None, logits=None):
     points = torch.rand(n, p, 2) * side
     if boxes is None:
         boxes = torch.full((n, 4), torch.nan)
@@ -75,9 +67,9 @@ def mini():
 
 @torch.no_grad()
 def test_decode_does_not_mix_prompt_sets(mini):
-    """Any number of sets on any frames at once give what each gives alone; filler is nothing."""
+    """Sets decoded together give what each gives by itself; filler changes nothing."""
     features = mini.encode(torch.rand(2, 3, 64, 32) * 255)
-    points, labels, boxes, logits = asked(3, 2, 32, logits=torch.randn(3, 16, 8))
+    points, labels, boxes, logits = random_prompts(3, 2, 32, logits=torch.randn(3, 16, 8))
     labels[0, 1], labels[1, 1] = 0, -1
     boxes[2] = torch.tensor([3.0, 4.0, 20.0, 30.0])
     logits[1] = torch.nan
@@ -87,8 +79,8 @@ def test_decode_does_not_mix_prompt_sets(mini):
     assert scores.shape == (3, 4)
     for row in range(3):
         some = [x[row : row + 1] for x in (frames, points, labels, boxes, logits)]
-        alone = mini.decode(features, *some)
-        torch.testing.assert_close(alone[0], masks[row : row + 1], rtol=1e-4, atol=1e-4)
+        single = mini.decode(features, *some)
+        torch.testing.assert_close(single[0], masks[row : row + 1], rtol=1e-4, atol=1e-4)
     points[1, 1] = 7  # where filler lies does not matter, nor does it whether it is there
     short = mini.decode(features, frames[1:2], points[1:2, :1], labels[1:2, :1], boxes[1:2], None)
     torch.testing.assert_close(short[0], masks[1:2], rtol=1e-4, atol=1e-4)
@@ -98,7 +90,7 @@ def test_decode_does_not_mix_prompt_sets(mini):
 @pytest.mark.parametrize("kind", ["point", "box", "mask"])
 def test_each_prompt_counts(mini, kind):
     features = mini.encode(torch.rand(1, 3, 64, 64) * 255)
-    frames, base = torch.zeros(1, dtype=torch.int64), asked(1, 1)
+    frames, base = torch.zeros(1, dtype=torch.int64), random_prompts(1, 1)
     points, labels, boxes, _ = (None if x is None else x.clone() for x in base)
     logits = None
     if kind == "point":
@@ -116,8 +108,8 @@ def test_maps_lie_where_the_prompts_are():
     keys = torch.nn.functional.normalize(torch.randn(1, 4, 16, 16), dim=1)
     boxes = torch.tensor([[8.0, 16.0, 24.0, 40.0]])
     prompt = Prompt(torch.tensor([[[42.0, 10.0]]]), torch.tensor([[1]]), boxes, None)
-    maps = Places()(keys, prompt, 4)[0]
-    assert maps.shape == (Places.CHANNELS, 16, 16)
+    maps = PromptMaps()(keys, prompt, 4)[0]
+    assert maps.shape == (PromptMaps.CHANNELS, 16, 16)
     y, x = divmod(int(maps[1].argmax()), 16)
     assert (x, y) == (10, 2)  # the narrowest of the soft distances
     assert maps[0, 2, 10] == 1
@@ -127,7 +119,7 @@ def test_maps_lie_where_the_prompts_are():
     assert inside.max(dim=0).values.tolist() == [9, 5]
 
 
-def test_middles_say_how_deep_clicks_lie():
+def test_click_depths_say_how_deep_clicks_lie():
     """A square of 8 x 8 cells of stride 8, as one of four masks; the others are empty."""
     p = torch.zeros(3, 4, 64, 32)
     p[:, 2, 16:32, 8:24] = 1
@@ -135,8 +127,8 @@ def test_middles_say_how_deep_clicks_lie():
     points[0, 1] = points[1, 0]  # the middle and a corner; a corner; nothing but a negative
     labels = torch.tensor([[1, 1], [1, -1], [0, 0]])
     nowhere = torch.full((3, 4), torch.nan)
-    found = _middles(p, Prompt(points, labels, nowhere, None))
-    assert found.shape == (3, 4, MIDDLES)
+    found = click_depths(p, Prompt(points, labels, nowhere, None))
+    assert found.shape == (3, 4, CLICK_DEPTHS)
     torch.testing.assert_close(found[0, 2], torch.tensor([1, 1 / 4, 4 / 32]))
     torch.testing.assert_close(found[1, 2], torch.tensor([1 / 4, 1 / 4, 4 / 32]))
     torch.testing.assert_close(found[2, 2], torch.tensor([0, 1, 4 / 32]))

@@ -19,7 +19,7 @@ from torch import nn
 from masking.segmenter import sam as ours
 from masking.segmenter.mini import Mini
 from masking.segmenter.official import Official
-from masking.segmenter.sam import CheckpointError, PromptError, Prompts, Segmenter, load
+from masking.segmenter.sam import PromptError, Prompts, Segmenter, SegmenterWeightsError, load
 
 CPU = torch.device("cpu")
 SIZES = [(57, 101), (128, 128), (211, 90), (300, 517), (3, 64)]
@@ -72,7 +72,7 @@ def questions(size, low):
 
 
 def predicted(predictor, frames, asked, multimask):
-    """What the package says to them, one by one: masks, scores and logits of each."""
+    """Return the masks, scores and logits that the package predicts for each prompt."""
     found = []
     for frame, arguments in asked:
         predictor.set_image(frames[frame])
@@ -84,7 +84,7 @@ def predicted(predictor, frames, asked, multimask):
 
 
 def prompts_of(size, asked):
-    """The same in one value."""
+    """Return the same prompts as one `Prompts`."""
     return Prompts.of(
         size,
         [arguments.get("point_coords", []) for _, arguments in asked],
@@ -263,9 +263,9 @@ def test_mini_goes_through_the_same_functions():
     assert found.masks.shape == (len(asked), 3, *size)
     assert segmenter.mask_scale(size) == pytest.approx(480 / 101 / 4)
     for row, question in enumerate(asked):
-        alone = segmenter.decode(embeddings, prompts_of(size, [question, asked[1]]), "three")
-        same(found.low_res_logits[row], alone.low_res_logits[0])
-        same(found.scores[row], alone.scores[0])
+        single = segmenter.decode(embeddings, prompts_of(size, [question, asked[1]]), "three")
+        same(found.low_res_logits[row], single.low_res_logits[0])
+        same(found.scores[row], single.scores[0])
 
 
 def test_mini_kept_in_bfloat16_answers_as_under_autocast():
@@ -341,7 +341,7 @@ def test_frames_may_be_a_tensor(segmenter):
         np.zeros((1, 0, 30, 3), np.uint8),
     ],
 )
-def test_frames_that_are_none(segmenter, frames):
+def test_frames_of_another_shape_or_type(segmenter, frames):
     with pytest.raises(ValueError, match=r"expected uint8 RGB of shape \(frames, height"):
         segmenter.encode(frames)
 
@@ -350,7 +350,7 @@ def test_frames_that_are_none(segmenter, frames):
 def test_logits_of_another_size_are_refused(segmenter, shape):
     embeddings = segmenter.encode(photographs(1, (40, 60)))
     asked = Prompts.of((40, 60), [[(5, 5)]], [[1]], mask_input=[np.zeros(shape).tolist()])
-    with pytest.raises(PromptError, match=r"mask_input of shape .*have \(64, 64\)"):
+    with pytest.raises(PromptError, match=r"mask_input has shape .*expected \(64, 64\)"):
         segmenter.decode(embeddings, asked)
 
 
@@ -379,33 +379,33 @@ def test_ragged_prompts_are_padded():
         ([(30, 5)], [1], {}, r"prompt 0: point 0 at \(30, 5\) is not in the frame of 30 x 20"),
         ([(5, 5), (-0.1, 5)], [1, 1], {}, r"point 1 at \(-0.1, 5\) is not in"),
         ([(NAN, 5)], [1], {}, r"point 0 at \(nan, 5\) is not in"),
-        ([(5, 5)], [0], {}, "only background points and neither box nor mask"),
-        ([], [], {}, "no points and neither box nor mask"),
+        ([(5, 5)], [0], {}, "only background points, and neither box nor mask"),
+        ([], [], {}, "no points, and neither box nor mask"),
         ([(5, 5)], [2], {}, "point 0 has label 2; 1 is foreground, 0 background"),
-        ([(5, 5)], [1, 1], {}, r"points \(1, 2\) and labels \(2,\)"),
-        ([5, 5], [1, 1], {}, r"points \(2,\) and labels \(2,\)"),
+        ([(5, 5)], [1, 1], {}, r"points have shape \(1, 2\) and labels \(2,\)"),
+        ([5, 5], [1, 1], {}, r"points have shape \(2,\) and labels \(2,\)"),
         ([], [], {"boxes": [[5, 5, 5, 9]]}, r"x1 < x2 and y1 < y2"),
         ([], [], {"boxes": [[5, 5, NAN, 9]]}, r"x1 < x2 and y1 < y2"),
         ([], [], {"boxes": [[31, 5, 40, 9]]}, r"box .* is not in the frame of 30 x 20"),
-        ([], [], {"boxes": [[5, 5, 9]]}, r"a box of shape \(3,\)"),
-        ([], [], {"mask_input": [np.ones(4)]}, r"mask_input of shape \(4,\)"),
+        ([], [], {"boxes": [[5, 5, 9]]}, r"box has shape \(3,\)"),
+        ([], [], {"mask_input": [np.ones(4)]}, r"mask_input has shape \(4,\)"),
         ([], [], {"mask_input": [np.full((4, 4), NAN)]}, "finite logits"),
         ([(5, 5)], [1], {"frames": [0, 1]}, "points of 1 objects, but 2 frames"),
     ],
 )
-def test_prompts_that_cannot_be_meant(points, labels, more, message):
+def test_malformed_prompts(points, labels, more, message):
     with pytest.raises(PromptError, match=message):
         Prompts.of((20, 30), [points], [labels], **more)
 
 
-def test_all_faults_are_told_at_once():
+def test_all_faults_are_listed_at_once():
     with pytest.raises(PromptError, match=r"prompt 0: .*\nprompt 2: point 1"):
         Prompts.of((20, 30), [[], [(1, 1)], [(1, 1), (99, 1)]], [[], [1], [1, 1]])
 
 
 def test_a_frame_that_is_not_embedded(segmenter):
     embeddings = segmenter.encode(photographs(2, (20, 30)))
-    with pytest.raises(PromptError, match="frames 0 to 2; 2 frames are embedded"):
+    with pytest.raises(PromptError, match="frames 0 to 2; expected 0 to 1, since 2 frames"):
         segmenter.decode(embeddings, Prompts.of((20, 30), [[(1, 1)]] * 2, [[1]] * 2, frames=[0, 2]))
 
 
@@ -421,7 +421,7 @@ def test_the_architecture_is_found_by_shapes(sam, segmenter, tmp_path):
         assert torch.equal(load(path, CPU, "float32").encode(frames).features[0], expected)
 
 
-def test_auto_casts_the_encoder_alone(sam, tmp_path, monkeypatch):
+def test_auto_casts_only_the_encoder(sam, tmp_path, monkeypatch):
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     segmenter = load(tmp_path / "sam.pth", CPU)
@@ -456,7 +456,7 @@ def without(state, part):
 )
 def test_another_architecture(sam, tmp_path, change, message):
     torch.save(change(sam.state_dict()), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with pytest.raises(SegmenterWeightsError, match=message) as caught:
         load(tmp_path / "x.pth", CPU)
     assert str(caught.value).startswith(f"{tmp_path / 'x.pth'} is not a checkpoint of SAM")
 
@@ -469,14 +469,14 @@ def test_files_that_are_no_checkpoints(sam, tmp_path):
         for name, content in (("cut", data[: len(data) // 2]), ("text", b"hello"), ("empty", b"")):
             file = tmp_path / f"{name}.{suffix}"
             file.write_bytes(content)
-            with pytest.raises(CheckpointError, match=rf"{name}\.{suffix} is no whole"):
+            with pytest.raises(SegmenterWeightsError, match=rf"{name}\.{suffix} is no whole"):
                 load(file, CPU)
 
 
 @pytest.mark.parametrize("found", [{"model": {}, "epoch": 3}, [1, 2]])
 def test_something_else_in_a_checkpoint(tmp_path, found):
     torch.save(found, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"x\.pth holds a (dict of 'model'|list)"):
+    with pytest.raises(SegmenterWeightsError, match=r"x\.pth holds a (dict of 'model'|list)"):
         load(tmp_path / "x.pth", CPU)
 
 
@@ -486,7 +486,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"a": Evil()}, tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"x\.pth is no whole checkpoint"):
+    with pytest.raises(SegmenterWeightsError, match=r"x\.pth is no whole checkpoint"):
         load(tmp_path / "x.pth", CPU)
     assert not (tmp_path / "ran").exists()
 
@@ -495,7 +495,7 @@ def test_a_mini_that_is_not_one(tmp_path):
     file = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(1)}, file, {"architecture": "mini"})
     with pytest.raises(
-        CheckpointError, match=r"(?s)x\.safetensors is not .*`mini`:.*unexpected: a"
+        SegmenterWeightsError, match=r"(?s)x\.safetensors is not .*`mini`:.*unexpected: a"
     ):
         load(file, CPU)
 
@@ -503,5 +503,7 @@ def test_a_mini_that_is_not_one(tmp_path):
 @pytest.mark.parametrize("folder", [True, False])
 def test_nothing_there(tmp_path, folder):
     path = tmp_path if folder else tmp_path / "x.pth"
-    with pytest.raises(CheckpointError, match="neither model.safetensors" if folder else "no such"):
+    with pytest.raises(
+        SegmenterWeightsError, match="neither model.safetensors" if folder else "no such"
+    ):
         load(path, CPU)
