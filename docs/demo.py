@@ -1,10 +1,10 @@
-"""Two clips whose truth is known, for `make demo` to mask: things cut out of photographs, moved.
+"""Make two clips with known masks for `make demo`: objects cut out of photographs, which move.
 
     python -m docs.demo --out runs/demo/clips
     python -m jobs.mask --manifest docs/demo.csv --root runs/demo/clips --out runs/demo/masks
 
-Both photographs come with scikit-learn. Written are flower.mp4, tower.mp4, and for `--score` their
-truth, as DAVIS has it: truth/<video>/00000.png.
+Both photographs come with scikit-learn. The job writes flower.mp4, tower.mp4 and, for `--score`,
+their true masks in the format of DAVIS: truth/<video>/00000.png.
 """
 
 import sys
@@ -25,14 +25,14 @@ from masking.video.writer import Film
 
 SIZE, FRAMES, RATE = (270, 480), 40, 20
 LEAF = [(0, 95), (60, 85), (143, 62), (135, 120), (110, 200), (60, 290), (20, 330), (0, 320)]
-"""Outline of a leaf in the photograph of the flower."""
+"""Outline of a leaf in the photograph of the flower, as (x, y) in pixels."""
 TOWER = [
     (205, 30), (216, 52), (262, 98), (318, 126), (292, 138), (296, 160), (328, 176), (318, 190),
     (320, 236), (351, 257), (338, 272), (346, 302), (348, 322), (370, 336), (330, 372), (212, 368),
     (78, 340), (80, 282), (64, 264), (102, 238), (104, 192), (85, 178), (124, 160), (120, 138),
     (97, 126), (130, 102), (190, 60), (197, 36),
 ]  # fmt: skip
-"""Outline of the tower in the other photograph."""
+"""Outline of the tower in the other photograph, as (x, y) in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class DemoConfig:
     """Settings of `docs.demo`."""
 
     out: str
-    """Local folder for the clips and their truth."""
+    """Local folder for the clips and their true masks."""
 
 
 def flower(photograph: Pixels) -> Bools:
-    """(H, W): the large dahlia, by its colour."""
+    """Return the mask (H, W) of the large dahlia, which is found by its colour."""
     hue, saturation, value = cv2.split(cv2.cvtColor(photograph, cv2.COLOR_RGB2HSV))
     warm = ((hue < 25) | (hue > 150)) & (saturation > 80) & (value > 80)
     _, parts, facts, _ = cv2.connectedComponentsWithStats(warm.astype(np.uint8))
@@ -53,7 +53,7 @@ def flower(photograph: Pixels) -> Bools:
 
 
 def outlined(photograph: Pixels, outline: Sequence[tuple[int, int]]) -> Bools:
-    """(H, W): what lies in an outline."""
+    """Return the mask (H, W) of the pixels inside an outline of (x, y)."""
     mask = np.zeros(photograph.shape[:2], np.uint8)
     cv2.fillPoly(mask, [np.array(outline, np.int32)], 1)
     return mask > 0
@@ -82,7 +82,7 @@ def stages() -> dict[str, Stage]:
 
 
 def make(config: DemoConfig) -> None:
-    """Write the clips and their truth."""
+    """Write the clips and their true masks."""
     out = Path(config.out).absolute()
     check_writable(Location.parse(str(out)))
     out.mkdir(parents=True, exist_ok=True)

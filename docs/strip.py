@@ -1,11 +1,10 @@
-"""A picture of a mask run: a row a video, some of its frames with their masks.
+"""Draw a picture of a mask run: a row a video, with some of its frames and their masks.
 
     python -m docs.strip --run runs/demo/masks --out docs/strip.png
 
-Frames are evenly spread from the first to the last. The picture has 256 colours, to be small.
+The frames are evenly spaced from the first to the last. 256 colours keep the file small.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from jobs.run.main import run_job
 from jobs.storage.cache import localize
 from jobs.storage.location import Location, check_writable
 from masking.images.arrays import Pixels
+from masking.outputs.formats import png_bytes
 from masking.outputs.overlay import draw_masks
 from masking.outputs.rows import frames_of, mask_of
 from masking.video.reader import Video, VideoError
@@ -33,15 +33,15 @@ class StripConfig:
     """Settings of `docs.strip`."""
 
     run: str
-    """Folder of a mask run, local or s3://; its videos have to be where they were."""
+    """Folder of a mask run, local or s3://; its videos must still be where they were masked."""
     out: str
     """PNG to write, local or s3://."""
     videos: tuple[str, ...] = ()
-    """Ids of those to show; none: the first four."""
+    """Ids of the videos to show. Default: the first four."""
     frames: int = 5
-    """Of each video."""
+    """Number of frames of each video."""
     width: int = 180
-    """Of a frame in the picture, in pixels."""
+    """Width of a frame in the picture, in pixels."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -50,8 +50,8 @@ class StripConfig:
                 raise ConfigError(f"--{flag} is {value}; at least 1 is needed")
 
 
-def row_of(run: Location, video_id: str, uri: str, config: StripConfig) -> Pixels:
-    """(h, W, 3) uint8 RGB of one video's frames side by side."""
+def draw_row(run: Location, video_id: str, uri: str, config: StripConfig) -> Pixels:
+    """Return (h, W, 3) uint8 RGB: frames of a video side by side, with their masks."""
     by_frame = dict(frames_of(table_of(run, video_id)))
     wanted = set(np.linspace(0, len(by_frame) - 1, config.frames).round().astype(int).tolist())
     pictures = []
@@ -67,26 +67,27 @@ def row_of(run: Location, video_id: str, uri: str, config: StripConfig) -> Pixel
 
 
 def show(config: StripConfig) -> None:
-    """Draw and write the picture."""
+    """Draw the picture and write it."""
     run, out = Location.parse(config.run), Location.parse(config.out)
     check_writable(out.parent)
-    done = {name: one for name, one in read_markers(run).items() if one["status"] != "failed"}
+    done = {
+        name: marker for name, marker in read_markers(run).items() if marker["status"] != "failed"
+    }
     names = config.videos or tuple(sorted(done))[:4]
     missing = sorted(set(names) - set(done))
     if missing or not names:
         what = f"no masks of {', '.join(missing)}" if missing else "no masked video"
         raise ConfigError(f"--run {run}: {what}")
-    rows = [row_of(run, name, done[name]["uri"], config) for name in names]
+    rows = [draw_row(run, name, done[name]["uri"], config) for name in names]
     width = max(row.shape[1] for row in rows)
     padded = [
         np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
         for row in rows
     ]
     picture = Image.fromarray(np.concatenate(padded)[:-GAP, :-GAP])
-    content = io.BytesIO()
-    picture.quantize(256, dither=Image.Dither.NONE).save(content, "png", optimize=True)
-    out.write_bytes(content.getvalue())
-    print(f"{out}: {picture.width} x {picture.height}, {len(content.getvalue()) // 1024} KB")
+    content = png_bytes(picture.quantize(256, dither=Image.Dither.NONE), optimize=True)
+    out.write_bytes(content)
+    print(f"{out}: {picture.width} x {picture.height}, {len(content) // 1024} KB")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

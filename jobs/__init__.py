@@ -1,1 +1,1 @@
-"""What a person or `ray job submit` starts: the only package that knows Ray, URLs and terminals."""
+"""The jobs, each a command: the only package that uses Ray, URLs, run folders and terminals."""

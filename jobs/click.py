@@ -1,11 +1,10 @@
-"""Mask an object in one photograph by clicks, and draw it: a first look at what weights can do.
+"""Mask an object in one photograph by clicks, and draw it: a first test of what weights can do.
 
     python -m jobs.click --image flower --points 320 210 --out runs/click.png
 
 Points are (x, y) in pixels of the image as displayed, origin top left. Runs in this process.
 """
 
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.images.arrays import Pixels
 from masking.images.decode import ImageError, read_image
+from masking.outputs.formats import mask_png, png_bytes
 from masking.outputs.overlay import draw_masks
-from masking.segmenter.sam import CheckpointError, PromptError, Prompts
+from masking.segmenter.sam import PromptError, Prompts, SegmenterWeightsError
 
 SAMPLES = ("flower", "china")
 """Photographs that scikit-learn ships."""
@@ -42,16 +42,16 @@ class ClickConfig:
     out: str
     """PNG to write, local or s3://, NAME.png: the image with mask and clicks."""
     labels: tuple[Literal[0, 1], ...] = ()
-    """Of each click, 1 on the object or 0 beside it; none: all are 1."""
+    """A label for each click: 1 on the object, 0 beside it. Default: all are 1."""
     mask: str | None = None
-    """Another NAME.png to write: the mask alone, 255 where the object is, else 0."""
+    """Another NAME.png to write: only the mask, 255 where the object is, else 0."""
     weights: str = "mini"
     """mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        """Check what no single field shows."""
+        """Check the values, and that they fit together."""
         if not self.points:
             raise ConfigError("--points: at least one x y is needed")
         for flag, path in (("out", self.out), ("mask", self.mask)):
@@ -70,7 +70,7 @@ def click(config: ClickConfig) -> None:
     for path in paths:
         refuse_relative(path)
         check_writable(Location.parse(path).parent)
-    image = read(config.image)
+    image = load_image(config.image)
     announce(config.weights)
     segmenter = load_segmenter(config.weights, choose_device(config.device))
     embeddings = segmenter.encode(image[None])
@@ -79,20 +79,21 @@ def click(config: ClickConfig) -> None:
         prompts = Prompts.of(embeddings.frame_size, [config.points], [labels])
     except PromptError as error:
         raise ConfigError(f"--image {config.image} with --points and --labels: {error}") from error
-    # One click may mean several things: the best of three answers. More of them are clear.
+    # One click may mean several things: choose the best of three masks. More clicks are clear.
     found = segmenter.decode(embeddings, prompts, "best" if len(labels) == 1 else "single")
     mask = found.masks[0].cpu().numpy()
-    pictures = [draw_masks(image, mask, [config.points], [labels]), mask[0] * np.uint8(255)]
-    for path, picture in zip(paths, pictures, strict=False):
-        Location.parse(path).write_bytes(_png(picture))
+    drawn = draw_masks(image, mask, [config.points], [labels])
+    Location.parse(config.out).write_bytes(png_bytes(Image.fromarray(drawn)))
+    if config.mask is not None:
+        Location.parse(config.mask).write_bytes(mask_png(mask[0]))
     print(
         f"{mask.mean():.1%} of the image, predicted IoU {found.scores[0, 0]:.2f}: "
         + ", ".join(paths)
     )
 
 
-def read(image: str) -> Pixels:
-    """(H, W, 3) uint8 RGB of a file, or of a photograph by name."""
+def load_image(image: str) -> Pixels:
+    """Return (H, W, 3) uint8 RGB of a file, or of a photograph of `SAMPLES` by its name."""
     if image in SAMPLES:
         return np.asarray(load_sample_image(f"{image}.jpg"))
     place = Location.parse(image)
@@ -103,15 +104,9 @@ def read(image: str) -> Pixels:
         raise ConfigError(f"--image {image}: {error}") from error
 
 
-def _png(picture: Pixels) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(picture).save(content, "png")
-    return content.getvalue()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    return run_job(click, ClickConfig, argv, "jobs.click", __doc__, (CheckpointError,))
+    return run_job(click, ClickConfig, argv, "jobs.click", __doc__, (SegmenterWeightsError,))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mask videos from a table of clicks, on as many workers as there are; resumable, one by one.
+"""Mask videos from a table of clicks, on as many workers as there are; an interrupted run resumes.
 
     python -m jobs.mask --manifest clicks.csv --weights mini --out runs/masks --workers 2
 
@@ -12,20 +12,19 @@ label (`masking.manifest.rows.COLUMNS` has all). `--out` then holds
     export/                    with --export: DAVIS, PNG, COCO, YouTube-VOS, cut-outs, overlays
     score.json                 with --score TRUTH: J, F and J&F of every object
 
-A video is done when its marker under `commits/` says so, under a key of the file, its prompts, the
-weights and the settings; the same command does what is missing or changed. A video that fails is a
-row with its code, and costs the others nothing. What has no sound marker is no result, whatever
-else lies in the folder.
+A video is done when its marker in `commits/` holds the key of its file, prompts, weights and
+settings; the same command masks videos that are missing or changed. A video that fails is a row
+with its code, and does not stop the others. Masks without such a marker are no result.
 """
 
-import fcntl
 import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from jobs.cluster import connect
 from jobs.masks import plan as mask_plan
@@ -39,57 +38,66 @@ from jobs.masks.ledger import ledger_bytes, review_csv
 from jobs.masks.plan import BatchPlan, VideoWork
 from jobs.masks.video import RETRIED
 from jobs.run.config import ConfigError
-from jobs.run.folder import check_same, describe, hardware, versions
+from jobs.run.folder import check_same, describe
+from jobs.run.machine import hardware, versions
 from jobs.run.main import run_job
 from jobs.run.signals import Stop
-from jobs.run.submitted import refuse_relative
+from jobs.run.submitted import absolute, refuse_relative
 from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import NAMES, announce, locate
 from masking.outputs.formats import DAVIS_IDS
-from masking.segmenter.sam import CheckpointError
+from masking.segmenter.sam import SegmenterWeightsError
+
+Records = Sequence[Mapping[str, Any]]
+"""Records of videos, as their markers hold them (`jobs.masks.video`)."""
 
 
 def run(config: MaskConfig) -> int:
-    """The stages of the job, in order."""
-    # 1. What can be known without workers.
+    """The stages of the job, in order; returns its exit code."""
+    # 1. What can be checked without workers.
     refuse_relative(config.out)
-    config = absolute(config)
+    paths = ["out", "manifest", "root", "score", *([] if config.weights in NAMES else ["weights"])]
+    config = absolute(config, *paths)
     out = Location.parse(config.out)
     wanted = mask_plan.settings_of(locate(config.weights), config.precision, config.track)
     plan = mask_plan.plan_batch(config.manifest, config.root, wanted)
     if plan.unreadable or (plan.faults and not config.skip_invalid):
-        raise ConfigError(listed(plan.faults, bool(plan.unreadable)))
-    if "davis" in config.export and (faults := beyond_davis(plan)):
+        raise ConfigError(fault_list(plan.faults, bool(plan.unreadable)))
+    if "davis" in config.export and (faults := davis_faults(plan)):
         raise ConfigError("\n".join(faults))
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
-    done, there = read_markers(out), masked_videos(out)
-    todo = [work for work in plan.work if not is_done(done.get(work.video_id), work, config, there)]
-    print(planned(plan, len(plan.work) - len(todo)))
+    markers, masked = read_markers(out), masked_videos(out)
+    todo = [w for w in plan.work if not is_done(markers.get(w.video_id), w, config, masked)]
+    print(plan_line(plan, len(plan.work) - len(todo)))
     if config.check:
-        for fault in plan.faults:  # of what --skip-invalid leaves out
+        for fault in plan.faults:  # there are some with --skip-invalid
             print(fault)
         return 0
     check_writable(out)
     check_same(out, config, began="commits")
-    with alone(out):
+    with folder_lock(out):
         describe(out, config)
         announce(config.weights)
-        delete_exports(out, [work.video_id for work in todo if work.video_id in there])
-        return work_on(config, out, plan, todo, wanted)
+        delete_exports(out, [work.video_id for work in todo if work.video_id in masked])
+        return mask_videos(config, out, plan, todo, wanted)
 
 
 @contextmanager
-def alone(out: Location) -> Iterator[None]:
-    """Refuse a second start on the same local folder: each would delete what the other has not
-    published. Object storage has no such locks."""
+def folder_lock(out: Location) -> Iterator[None]:
+    """Keep other jobs out of a local folder: each would delete what the other has not published.
+
+    Object storage has no such locks.
+
+    Raises:
+        ConfigError: another job has the lock.
+    """
     with ExitStack() as held:
         if out.local_path is not None:
             out.local_path.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((out.local_path / ".lock").open("a"))
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                held.enter_context(FileLock(out.local_path / ".lock", timeout=0))
+            except Timeout:
                 raise ConfigError(
                     f"--out {out}: another jobs.mask is at work there; wait for it, or stop it"
                 ) from None
@@ -98,10 +106,10 @@ def alone(out: Location) -> Iterator[None]:
         yield
 
 
-def work_on(
+def mask_videos(
     config: MaskConfig, out: Location, plan: BatchPlan, todo: Sequence[VideoWork], wanted: str
 ) -> int:
-    """The stages that take time; the exit code."""
+    """Mask the videos `todo`, then write tables, exports and scores; returns the exit code."""
     started = time.monotonic()
     needed = bool(todo) or on_workers(config, len(plan.work))
     with Stop() as stop, connect.connect() if needed else nullcontext():
@@ -110,23 +118,23 @@ def work_on(
         seconds = time.monotonic() - started
         if len(records) < len(todo):
             return stopped(stop)
-        # 3. What it leaves.
+        # 3. Tables, exports, scores.
         with mask_errors():
-            good, failed = conclude(config, out, plan, records, seconds)
-            lost = finish(config, out, plan, good, len(failed), stop)
+            masked, failed = conclude(config, out, plan, records, seconds)
+            unfinished = finish(config, out, plan, masked, len(failed), stop)
         if stop.requested.is_set():
             return stopped(stop)
-    return 1 if lost + len(failed) + len(plan.loose) > config.max_failed else 0
+    return 1 if unfinished + len(failed) + len(plan.loose) > config.max_failed else 0
 
 
 def stopped(stop: Stop) -> int:
-    """Say so; the exit code."""
-    print("stopped; the same command goes on")
+    """Say that the job was stopped; returns the exit code."""
+    print("stopped; the same command resumes")
     return stop.exit_code
 
 
-def planned(plan: BatchPlan, done: int) -> str:
-    """What there is to do, in a line."""
+def plan_line(plan: BatchPlan, done: int) -> str:
+    """Return the numbers of videos and objects of a plan, `done` videos of which have masks."""
     objects = sum(len({row.object_id for row in work.rows}) for work in plan.work)
     return (
         f"{len(plan.work):,} videos, {objects:,} objects,"
@@ -134,33 +142,17 @@ def planned(plan: BatchPlan, done: int) -> str:
     )
 
 
-def absolute(config: MaskConfig) -> MaskConfig:
-    """The same config with paths that mean the same in a worker's folder, or on another day."""
-    named = config.weights in NAMES
-    return replace(
-        config,
-        out=str(Location.parse(config.out)),
-        manifest=tuple(str(Location.parse(path)) for path in config.manifest),
-        root=None if config.root is None else str(Location.parse(config.root)),
-        weights=config.weights if named else str(Location.parse(config.weights)),
-        score=None if config.score is None else str(Location.parse(config.score)),
-    )
-
-
-def listed(faults: Sequence[str], unreadable: bool) -> str:
-    """All faults, and what to do; `unreadable`: whether some are of whole manifests."""
+def fault_list(faults: Sequence[str], unreadable: bool) -> str:
+    """Return a message with all faults; `unreadable`: whether some are of whole manifests."""
+    remedy = "Correct them, or leave out their videos with --skip-invalid."
     if unreadable:
-        remedy = "Mend them; --skip-invalid leaves out videos, not manifests that do not read."
-    else:
-        remedy = "Mend them, or leave their videos out with --skip-invalid."
-    return "\n".join(
-        [f"{len(faults):,} faults in the manifests; nothing was started:", *faults,
-         remedy]
-    )  # fmt: skip
+        remedy = "Correct them; --skip-invalid leaves out videos, not manifests that do not read."
+    started = f"{len(faults):,} faults in the manifests; nothing was started:"
+    return "\n".join([started, *faults, remedy])
 
 
-def beyond_davis(plan: BatchPlan) -> list[str]:
-    """Of each video whose objects an indexed PNG cannot hold, why."""
+def davis_faults(plan: BatchPlan) -> list[str]:
+    """Return a message for each video with an object id that an indexed PNG cannot hold."""
     largest = {work.video_id: max(row.object_id for row in work.rows) for work in plan.work}
     return [
         f"--export davis: {video_id}: object {number}; an indexed PNG holds ids up to {DAVIS_IDS}."
@@ -170,8 +162,8 @@ def beyond_davis(plan: BatchPlan) -> list[str]:
     ]
 
 
-def names_of(plan: BatchPlan, records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, str]]:
-    """Of the videos of the records, what the manifest calls their objects."""
+def object_names(plan: BatchPlan, records: Records) -> dict[str, dict[int, str]]:
+    """Return the manifest's names of objects, by video of the records and object id."""
     wanted = {record["video_id"] for record in records}
     return {
         work.video_id: {row.object_id: row.name for row in work.rows if row.name}
@@ -181,59 +173,43 @@ def names_of(plan: BatchPlan, records: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def is_done(
-    marker: Mapping[str, Any] | None, work: VideoWork, config: MaskConfig, there: Collection[str]
+    marker: Mapping[str, Any] | None, work: VideoWork, config: MaskConfig, masked: Collection[str]
 ) -> bool:
-    """Whether nothing is to be done for a video; `there`: those that have masks."""
+    """Return whether a video needs no work; `masked`: ids of the videos with a file of masks."""
     if marker is None or marker["key"] != work.key:
         return False
     if marker["status"] != "failed":
-        return work.video_id in there  # they may have been deleted by hand
+        return work.video_id in masked  # the file may have been deleted by hand
     return not config.retry_failed and marker["code"] not in RETRIED
 
 
-Records = list[Mapping[str, Any]]
-
-
 def conclude(
-    config: MaskConfig,
-    out: Location,
-    plan: BatchPlan,
-    records: Sequence[Mapping[str, Any]],
-    seconds: float,
+    config: MaskConfig, out: Location, plan: BatchPlan, records: Records, seconds: float
 ) -> tuple[Records, Records]:
-    """Write ledger, review and summary; says what came out; records with masks, and those failed.
+    """Write ledger, review and summary, and print the result.
 
     Args:
-        config: of the job.
+        config: settings of the job.
         out: its folder.
-        plan: what was asked for.
-        records: of the videos that this start masked.
-        seconds: that it took.
+        plan: all videos of the manifests.
+        records: records of the videos that this start masked.
+        seconds: time that masking them took.
+
+    Returns:
+        The records of all videos with masks, and those of all that failed.
     """
-    markers = read_markers(out)
-    # Where the video is and what its columns say now: the marker has it from when it was masked.
-    mine = [
-        {**markers[work.video_id], "uri": work.uri, "extra": dict(work.extra)}
-        for work in plan.work
-        if work.video_id in markers
-    ]
-    good: Records = [record for record in mine if record["status"] != "failed"]
-    failed: Records = [record for record in mine if record["status"] == "failed"]
-    failed += [
-        {"video_id": video_id, "status": "failed", "code": "manifest", "error": "; ".join(faults)}
-        for video_id, faults in plan.invalid.items()
-    ]
-    (out / "videos.parquet").write_bytes(ledger_bytes([*good, *failed]))
-    (out / "review.csv").write_text(review_csv(good, plan.accepted))
+    masked, failed = all_records(plan, read_markers(out))
+    (out / "videos.parquet").write_bytes(ledger_bytes([*masked, *failed]))
+    (out / "review.csv").write_text(review_csv(masked, plan.accepted))
     frames = sum(record["frames"] for record in records)
     summary = {
-        "videos": len(good) + len(failed),
-        "ok": sum(record["status"] == "ok" for record in good),
-        "partial": sum(record["status"] == "partial" for record in good),
+        "videos": len(masked) + len(failed),
+        "ok": sum(record["status"] == "ok" for record in masked),
+        "partial": sum(record["status"] == "partial" for record in masked),
         "failed": len(failed),
         "codes": Counter(record["code"] for record in failed),
         "loose_faults": plan.loose,
-        "frames": sum(record["frames"] for record in good),
+        "frames": sum(record["frames"] for record in masked),
         "made_videos": len(records),
         "made_frames": frames,
         "wall_s": seconds,
@@ -243,24 +219,46 @@ def conclude(
         "hardware": hardware(),
     }
     (out / "summary.json").write_json(summary)
-    pace = f", {frames / seconds:,.1f} frames/s with start-up" if records else ""
+    print_result(out, summary, failed)
+    return masked, failed
+
+
+def all_records(plan: BatchPlan, markers: Mapping[str, Any]) -> tuple[Records, Records]:
+    """Return the records of the plan's videos with masks, and of those that failed."""
+    # The manifest is newer than the marker: a video may have moved, columns may have changed.
+    found = [
+        {**markers[work.video_id], "uri": work.uri, "extra": dict(work.extra)}
+        for work in plan.work
+        if work.video_id in markers
+    ]
+    masked = [record for record in found if record["status"] != "failed"]
+    failed = [record for record in found if record["status"] == "failed"]
+    failed += [
+        {"video_id": video_id, "status": "failed", "code": "manifest", "error": "; ".join(faults)}
+        for video_id, faults in plan.invalid.items()
+    ]
+    return masked, failed
+
+
+def print_result(out: Location, summary: Mapping[str, Any], failed: Records) -> None:
+    """Print counts, places, the first failed videos and the faults that belong to no video."""
+    pace = summary["frames_per_s"]
     print(
-        f"done: {summary['ok']:,} ok, {summary['partial']:,} partial,"
-        f" {len(failed):,} failed{pace}\n"
-        f"  masks   {out / 'masks'}\n  ledger  {out / 'videos.parquet'}\n"
-        f"  review  {out / 'review.csv'}"
+        f"done: {summary['ok']:,} ok, {summary['partial']:,} partial, {len(failed):,} failed"
+        + ("" if pace is None else f", {pace:,.1f} frames/s with start-up")
     )
+    print(f"  masks   {out / 'masks'}\n  ledger  {out / 'videos.parquet'}")
+    print(f"  review  {out / 'review.csv'}")
     for record in failed[:5]:
         print(f"  failed: {record['video_id']}: {record['code']}: {record['error']}")
-    for fault in plan.loose:
+    for fault in summary["loose_faults"]:
         print(f"  left out: {fault}")
-    return good, failed
 
 
 def finish(
     config: MaskConfig, out: Location, plan: BatchPlan, records: Records, failed: int, stop: Stop
 ) -> int:
-    """Exports and scores of the videos that have masks; returns of how many something failed."""
+    """Write exports and scores of videos with masks; returns the number of videos with errors."""
     if not config.export and config.score is None:
         return 0
     done = finish_all(config, out, records, stop)
@@ -276,14 +274,14 @@ def finish(
         print(f"  score   {out / 'score.json'}")
         score.print_scores(found)
     if config.export:
-        export_all(out, names_of(plan, records), config.export)
+        export_all(out, object_names(plan, records), config.export)
         print(f"  export  {out / 'export'}")
     return sum(bool(each["errors"]) for each in done.values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    return run_job(run, MaskConfig, argv, "jobs.mask", __doc__, (CheckpointError,))
+    return run_job(run, MaskConfig, argv, "jobs.mask", __doc__, (SegmenterWeightsError,))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 import torch
 
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Bools, Pixels
 from masking.images.geometry import deepest, iou

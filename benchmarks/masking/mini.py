@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.masking.clicks import first_frames
 from jobs.cluster.workers import keep_memory
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.geometry import deepest, iou
 from masking.segmenter.sam import Prompts, Segmenter

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from masking.tracking.masking import mask_video
 from masking.video.reader import Video, VideoError
 

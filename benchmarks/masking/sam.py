@@ -34,7 +34,7 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 
 from jobs.cluster.workers import keep_memory
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from masking.segmenter.official import Official
 from masking.segmenter.sam import Prompts, Segmenter, resolve
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.cluster.workers import keep_memory
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Bools
 from masking.images.masks import davis

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.datasets import load_sample_image
 
 from docs.demo import SIZE, flower
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from masking.tracking.masking import mask_video
 from masking.training.staged import Actor, Pose, Stage, panned
 from masking.video.writer import Film

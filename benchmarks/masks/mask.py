@@ -31,8 +31,8 @@ from segment_anything import SamPredictor, sam_model_registry
 
 from benchmarks import stand_in
 from jobs.cluster.workers import keep_memory
-from jobs.masks.folder import commits
-from jobs.run.folder import hardware, versions
+from jobs.masks.folder import read_markers
+from jobs.run.machine import hardware, versions
 from jobs.storage.location import Location
 from masking.segmenter.sam import Segmenter, build
 from masking.tracking.masking import mask_video
@@ -54,7 +54,7 @@ def job(kind: type[stand_in.Worker], videos: int, frames: int, workers: int) -> 
         flags = ("--manifest", manifest, "--out", folder / "out", "--workers", workers)
         assert stand_in.run(kind, *flags) == 0
         whole = time.time() - started
-        records = list(commits(Location.parse(folder / "out")).values())
+        records = list(read_markers(Location.parse(folder / "out")).values())
     wall = max(r["ended"] for r in records) - min(r["begun"] for r in records)
     busy, total = sum(r["busy"] for r in records), sum(r["frames"] for r in records)
     return {

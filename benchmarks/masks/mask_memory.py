@@ -26,7 +26,7 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
 from benchmarks import stand_in
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 
 SIZE = (48, 64)
 LIMIT_MB = 50.0

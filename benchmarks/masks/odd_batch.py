@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks import stand_in
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 
 SIZE = (96, 160)
 LAST = 19

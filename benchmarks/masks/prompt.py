@@ -33,7 +33,7 @@ from jobs.page import videos
 from jobs.page.server import Server
 from jobs.page.session import Session
 from jobs.page.store import Store
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.weights.segmenter import load_segmenter
 from masking.training.staged import panned
 from masking.video.writer import Film
@@ -99,15 +99,15 @@ def measure(browser: Browser, files: Sequence[str], n: int, frames: int) -> dict
     first = []
     for name in files:
         first.append(timed(lambda name=name: opened(browser, name)))
-        while not browser.ask(f"/api/moments?id={name}&start=0")["complete"]:
+        while not browser.ask(f"/api/timestamps?id={name}&start=0")["complete"]:
             time.sleep(0.1)  # or the next one would share the cores with it
 
     def frame(index: int) -> Any:
         return browser.ask(f"/api/frame?id={name}&index={index}")
 
     def click(index: int, clicks: Sequence[dict[str, int]]) -> None:
-        asked = [{"object_id": 1, "clicks": clicks}]
-        browser.ask("/api/preview", {"id": name, "index": index, "asked": asked})
+        objects = [{"object_id": 1, "clicks": clicks}]
+        browser.ask("/api/preview", {"id": name, "index": index, "objects": objects})
 
     steps = range(10, 10 + n)
     forward = [timed(lambda i=i: frame(i)) for i in steps]

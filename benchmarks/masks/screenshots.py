@@ -26,7 +26,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from docs import demo
 from jobs import mask
 from jobs.page import videos
-from jobs.page.review import Run
+from jobs.page.review import MaskRun
 from jobs.page.server import Server
 from jobs.page.session import Session
 from jobs.page.store import Store
@@ -41,7 +41,7 @@ CLICKS = ((110, 150), (80, 160)), ((357, 110),)
 def begin(source: str, manifest: Path) -> Server:
     """Serve what `jobs.prompt` would."""
     found = videos.find(source, manifest, None)
-    run = None if found.run is None else Run(found.run)
+    run = None if found.run is None else MaskRun(found.run)
     segmenter = load_segmenter("mini", torch.device("cpu"))
     session = Session(Store(manifest, found.rows), found.clips, segmenter, run)
     return Server(session, "127.0.0.1", 0)

@@ -29,8 +29,8 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks import stand_in
-from jobs.masks.folder import commits
-from jobs.run.folder import hardware, versions
+from jobs.masks.folder import read_markers
+from jobs.run.machine import hardware, versions
 from jobs.storage.location import Location
 
 SIZE = (96, 160)
@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         facts = soak(folder, folder / "killed", options, environment, head)
         expected, found = dataset(folder / "whole"), dataset(folder / "killed")
         ledger = pq.read_table(folder / "killed/videos.parquet").to_pylist()
-        markers = commits(Location.parse(folder / "killed"))
+        markers = read_markers(Location.parse(folder / "killed"))
         left = [str(p.name) for p in (folder / "killed/.parts").rglob("*") if p.is_file()]
     different = [clip for clip in expected if found.get(clip) != expected[clip]]
     result = {

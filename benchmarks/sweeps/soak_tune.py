@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from benchmarks.training.soak_train import family
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints
 
@@ -117,7 +117,7 @@ def faults(root: Path) -> dict[str, Any]:
         under_way = [t for t in records(out).values() if not t["fate"] and len(t["rows"]) > 1]
         if under_way and not killed:
             for process in family(job):
-                if "_entry" in " ".join(process.cmdline()) or "ImplicitFunc" in process.name():
+                if "run_trial" in " ".join(process.cmdline()) or "ImplicitFunc" in process.name():
                     process.kill()
                     killed = 1
         time.sleep(0.2)

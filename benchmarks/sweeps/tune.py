@@ -29,11 +29,12 @@ from ray.tune.schedulers.async_hyperband import _Bracket
 
 from benchmarks.sweeps.tune_record import RECIPE, TRAIN, VAL
 from jobs.run.config import parse
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.storage.location import Location
 from jobs.sweep.config import TuneConfig
-from jobs.sweep.plan import Plan
-from jobs.sweep.record import Sweep, Trial
+from jobs.sweep.plan import SweepPlan
+from jobs.sweep.record import Trial
+from jobs.sweep.state import Sweep
 from vit import search
 from vit.data.sets import Summary
 
@@ -120,7 +121,7 @@ class Stock(Replay):
         longest = 10_000
         self.bracket = _Bracket(min_t=1, max_t=longest, reduction_factor=3, s=0)
 
-    def _decide(self, trial: Trial) -> bool:
+    def _continues(self, trial: Trial) -> bool:
         @dataclass(frozen=True)
         class Named:
             trial_id: int
@@ -136,7 +137,7 @@ def replay(sweep: Sweep, truth: Truth, seed: int) -> None:
     clocks, running = [0.0] * SLOTS, [None] * SLOTS  # type: list[float], list[Any]
     while True:
         for slot in range(SLOTS):
-            if running[slot] is None and (trial := sweep.next()) is not None:
+            if running[slot] is None and (trial := sweep.next_trial()) is not None:
                 names = names or sorted(trial.sample)
                 curves = truth.rows[tuple(trial.sample[name] for name in names)]
                 running[slot] = (trial, curves[choose.integers(len(curves))])
@@ -150,7 +151,7 @@ def replay(sweep: Sweep, truth: Truth, seed: int) -> None:
         goes_on = sweep.report(trial.number, row)
         clocks[slot] += trial.flops_spent - before
         if not goes_on:
-            sweep.leave(trial.number)
+            sweep.release(trial.number)
             running[slot] = None
         elif len(trial.rows) == len(curve):
             sweep.end(trial.number, "finished")
@@ -166,10 +167,10 @@ def run(name: str, flags: Sequence[str], truth: Truth, seeds: int) -> dict[str, 
     """Replay one variant with every seed."""
     given = ["--config", str(RECIPE), "--out", "unused", *flags]
     config = parse(TuneConfig, given, "benchmarks.sweeps.tune", "")
-    plan = Plan.of(config, summary())
+    plan = SweepPlan.of(config, summary())
     dimensions = search.space(config, config.space)
     names, means = sorted(each.name for each in dimensions), truth.means()
-    best, whole = max(means.values()), plan.most * len(means)
+    best, whole = max(means.values()), plan.trial_budget * len(means)
     missed, spent = [], []
     for seed in range(seeds):
         seeded = replace(plan, config=replace(config, seed=seed))

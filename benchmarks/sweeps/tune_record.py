@@ -24,11 +24,11 @@ import torch
 from benchmarks.training.plain_train import Silent
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.storage.location import Location
 from jobs.sweep.config import TuneConfig
-from jobs.sweep.plan import Plan
-from jobs.sweep.tuner import train_trial
+from jobs.sweep.plan import SweepPlan
+from jobs.sweep.processes import train_trial
 from jobs.training.checkpoints import Checkpoints
 from vit import search
 from vit.data import sets
@@ -50,25 +50,25 @@ def subset(source: Path, folder: Path) -> Path:
     return folder
 
 
-def plan_of(folder: Path, out: Path, flags: Sequence[str] = ()) -> Plan:
+def plan_of(folder: Path, out: Path, flags: Sequence[str] = ()) -> SweepPlan:
     """The sweep of tune.yaml on the subset in `folder`."""
     given = ["--config", str(RECIPE), "--data", str(folder), "--out", str(out), *flags]
     config = parse(TuneConfig, given, "benchmarks.sweeps.tune", "")
-    return Plan.of(config, sets.check(config.dataset, [folder]))
+    return SweepPlan.of(config, sets.check(config.dataset, [folder]))
 
 
-def train(job: tuple[Plan, search.Sample, int, Path]) -> None:
+def train(job: tuple[SweepPlan, search.Sample, int, Path]) -> None:
     """Train one trial to its end, in a process of its own."""
     plan, sample, seed, folder = job
     if (folder / "curve.json").exists():
         return
     keep_memory()
     torch.set_num_threads(1)
-    config = replace(plan.trial(sample, Location.parse(str(folder))), seed=seed)
-    facts = train_trial(config, torch.device("cpu"), Silent(), test=False)
-    assert facts["ended"] in ("epochs", "non-finite"), facts["error"]
+    config = replace(plan.settings(sample, Location.parse(str(folder))), seed=seed)
+    result = train_trial(config, torch.device("cpu"), Silent(), test=False)
+    assert result.ended in ("epochs", "non-finite"), result.error
     temporary = folder / "curve.new"
-    temporary.write_text(json.dumps({"history": facts["history"], "ended": facts["ended"]}))
+    temporary.write_text(json.dumps({"history": result.state.history, "ended": result.ended}))
     temporary.rename(folder / "curve.json")
     Checkpoints(Location.parse(str(folder / "checkpoints")), "").folder.delete()
 

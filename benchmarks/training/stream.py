@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.training.ranks import Ranks
 
 SIDE, CLASSES, SHARD = 32, 10, 10_000
@@ -89,7 +89,7 @@ def train(rank: int, config: TrainConfig, port: int, given: dict[str, Any], out:
     bare = task.build()
     optimizer, average = task.optimizer(bare), task.average(bare)
     facts = ranks.agree(task.decide(bare, math.ceil(config.batch_size / config.workers)))
-    task.settle(bare, facts | ({"numerics": given["numerics"]} if given["numerics"] else {}))
+    task.apply(bare, facts | ({"numerics": given["numerics"]} if given["numerics"] else {}))
     model = DistributedDataParallel(bare, gradient_as_bucket_view=True)
     memory, start, every = [], 0.0, max(1, given["steps"] // SAMPLES)
     for step in range(WARMUP + given["steps"]):

@@ -49,7 +49,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.training.plain_train import stepping
 from jobs.classifier.task import TrainConfig, VitTask, load, local_paths
 from jobs.cluster.workers import keep_memory
-from jobs.run import folder as runs
+from jobs.run import machine
 from jobs.run.config import as_yaml, parse
 from jobs.training.ranks import Ranks
 from vit.data.decode import DataError, Encoded
@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = compare(bench, options.sides, options.repeats, numerics["precision"])
         result |= {"numerics": numerics, "milliseconds": parts_of_a_step(config)}
     result |= {"command": [options.config, *flags], "workers": options.workers}
-    result |= {"hardware": runs.hardware(), "versions": versions()}
+    result |= {"hardware": machine.hardware(), "versions": versions()}
     print(table(result["images_per_s"]))
     print(f"\nours: {json.dumps(numerics)}; timm: {' '.join(result['timm'])}")
     print("\n| part | ms a step |\n| --- | --- |")
@@ -280,7 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what the figures hang on."""
-    return runs.versions() | {"timm": importlib.metadata.version("timm")}
+    return machine.versions() | {"timm": importlib.metadata.version("timm")}
 
 
 if __name__ == "__main__":

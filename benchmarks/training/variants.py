@@ -27,7 +27,7 @@ from jobs.classifier import task as vit_task
 from jobs.classifier.task import TrainConfig, VitTask
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
-from jobs.run.folder import hardware, versions
+from jobs.run.machine import hardware, versions
 from jobs.segmenter import task as segment_task
 from jobs.segmenter.config import FinetuneConfig
 from jobs.segmenter.task import SegmentTask
@@ -75,7 +75,7 @@ def pace(job: Job, flags: Sequence[str]) -> tuple[float, int]:
     task = job.task(config)
     model = task.build()
     optimizer, average = task.optimizer(model), task.average(model)
-    task.settle(model, task.decide(model, config.batch_size))
+    task.apply(model, task.decide(model, config.batch_size))
     start = 0.0
     for step in range(STEPS + STEPS // 3):
         if step == STEPS // 3:

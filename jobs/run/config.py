@@ -1,6 +1,6 @@
-"""Flags and YAML to one frozen dataclass, and back to the `config.yaml` of a run.
+"""Settings of jobs: parses flags and YAML into a frozen dataclass, and writes them as YAML.
 
-The YAML is turned into flags ahead of the user's, so one parser checks both and flags win.
+The YAML is turned into flags that stand before the user's: one parser checks both, and flags win.
 A setting that was renamed names its old name in the metadata of its field:
 `field(default=0.5, metadata={"was": "old_name"})`. The old flag and the old key keep working.
 """
@@ -14,38 +14,38 @@ from typing import Any, Literal, TypeVar
 
 import tyro
 import yaml
-from tyro.conf import Positional as Positional  # of a field that is given without its flag
+from tyro.conf import Positional as Positional  # type of a field that is given without a flag
 
 from jobs.storage.location import Location
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 MAY_CHANGE = {"may_change": True}
-"""Metadata of a field that a resumed run may set anew."""
+"""Metadata of a field that may have another value when a run is resumed."""
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the flag and both values."""
+    """A setting cannot be used; the message names the flag and its value, and what is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutConfig:
-    """What every job is told: where its run lies, and what it hangs on."""
+    """Settings of every job that writes a run folder."""
 
     out: str = field(metadata=MAY_CHANGE)
-    """Folder of the run, local or s3://; the same command on the same folder goes on."""
+    """Folder of the run, local or s3://; the same command on the same folder resumes."""
     config: str | None = field(default=None, metadata=MAY_CHANGE)
     """Settings to start from: a YAML file, local or s3://, or one of jobs/recipes/ by name; flags
     win."""
     seed: int = 0
-    """All randomness follows from it."""
+    """Seed of all randomness."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
     """Where workers compute; auto: on GPUs if there is one for every worker."""
     wait_for_nodes: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Seconds that nodes for all workers may be missing, at the start or after one is lost, whoever
-    brings them. Default: nodes that an autoscaler can bring take as long as they take, others are
-    not waited for. --device auto looks at the start only."""
+    """Seconds to wait for nodes for all workers, at the start or after one is lost. Default: wait
+    without limit for nodes that an autoscaler can add, and not at all for others. --device auto
+    decides at the start only."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -57,14 +57,15 @@ class OutConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig(OutConfig):
-    """And what it runs on, where the workers share one piece of work."""
+    """Settings of a job whose workers share its work."""
 
     workers: int = field(default=1, metadata=MAY_CHANGE)
     """Number of processes that share the work."""
     cpus_per_worker: float = field(default=1, metadata=MAY_CHANGE)
-    """CPUs, and so threads, of a worker; below 1, workers share one."""
+    """CPUs, and so threads, of each worker; below 1, workers share a CPU."""
     gpus_per_worker: float | None = field(default=None, metadata=MAY_CHANGE)
-    """GPUs of a worker; fractions share one, over gloo. Default: 1 on cuda, 0 on cpu."""
+    """GPUs of each worker; with fractions, workers share a GPU and exchange gradients through the
+    CPU (gloo). Default: 1 on cuda, 0 on cpu."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -87,15 +88,15 @@ def parse(
     stored: dict[str, Any] | None = None,
     source: str = "",
 ) -> T:
-    """Read the flags of `argv` over the YAML that its `--config` names.
+    """Return the settings in the flags `argv`, and in the YAML that their `--config` names.
 
     Args:
-        cls: the dataclass to make.
+        cls: the dataclass of the settings.
         argv: the flags.
-        prog: what messages call the program.
-        description: of the program, for `--help`.
-        stored: settings that both the YAML and the flags win over.
-        source: where those come from, for messages.
+        prog: name of the program in messages.
+        description: text about the program for `--help`.
+        stored: settings that both the YAML and the flags override.
+        source: name of their file in messages.
 
     Raises:
         SystemExit: 0 after `--help`; 2 on bad settings, which were then printed.
@@ -117,7 +118,7 @@ def parse(
 
 
 def flag(argv: Sequence[str], wanted: str) -> str | None:
-    """The value of a flag, ahead of all parsing; None if it is not given."""
+    """Return the value of the flag `wanted` without parsing the others; None if it is missing."""
     for index, word in enumerate(argv):
         name, _, value = word.partition("=")
         if name == wanted:
@@ -126,7 +127,7 @@ def flag(argv: Sequence[str], wanted: str) -> str | None:
 
 
 def _named(name: str | None) -> tuple[str, dict[str, Any]]:
-    """Where `--config` leads, and the settings there; "" and none without it."""
+    """Return the file that `--config` names and its settings; ("", {}) without `--config`."""
     if name is None:
         return "", {}
     if "://" in name:
@@ -138,22 +139,22 @@ def _named(name: str | None) -> tuple[str, dict[str, Any]]:
         if path.is_file():
             return str(path), parse_yaml(path.read_text(), str(path))
     known = ", ".join(sorted(path.name for path in RECIPES.glob("*.yaml")))
-    raise ConfigError(f"--config {name}: no such file, nor a recipe; recipes: {known}")
+    raise ConfigError(f"--config {name}: no such file or recipe; the recipes are: {known}")
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Settings in YAML `text`; `source` is what messages call it. Raises ConfigError."""
+    """Return the settings in YAML `text`; raises ConfigError, which names the file `source`."""
     try:
         settings = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML: {error}") from None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{source} holds {type(settings).__name__}; settings were expected")
+        raise ConfigError(f"{source} holds {type(settings).__name__}; settings are expected")
     return settings
 
 
 def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") -> Iterator[str]:
-    """Turn nested settings into the flags that mean the same."""
+    """Yield the flags for nested settings of the file `path`."""
     known = {f.name: f for f in fields(cls)}
     earlier = {f.metadata["was"]: f for f in fields(cls) if "was" in f.metadata}
     for name, value in settings.items():
@@ -203,14 +204,14 @@ def _names_before(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _as_word(value: Any) -> str:
-    """A key or value of a table as one word of the command line; a list as its items."""
+    """Return a key or value of a table as one word of the command line."""
     if value is None:
         return ""
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def as_settings(config: object) -> dict[str, Any]:
-    """A config as nested plain values, the inverse of parsing: tuples become lists."""
+    """Return a config as nested plain values for YAML or JSON; tuples become lists."""
     plain: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
@@ -221,15 +222,15 @@ def as_settings(config: object) -> dict[str, Any]:
 
 
 def as_yaml(config: object) -> str:
-    """A config as the YAML that `--config` reads."""
+    """Return a config as the YAML that `--config` reads."""
     return yaml.safe_dump(as_settings(config), sort_keys=False, allow_unicode=True)
 
 
 def changed(old: dict[str, Any], config: object, prefix: str = "") -> list[str]:
-    """What differs from the settings `old` of an earlier start and must not, one line a flag.
+    """Return a line for each setting that differs from `old` and must not change in a run.
 
-    A setting that `old` does not know yet counts as its default: the run was started before the
-    setting existed.
+    A setting that is missing in `old`, the settings of an earlier start, counts as its default: the
+    run was started before the setting existed.
     """
     lines = []
     for item in fields(config):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What a person sees while a training runs: a bar on a terminal, a line now and then in a log."""
+"""The progress of a training: a bar on a terminal, a line from time to time in a log."""
 
 import sys
 import time
@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 LOG_SECONDS = 10.0
-"""Least time between two lines of a log."""
+"""Least time between two lines of progress in a log."""
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Return seconds as h:mm:ss."""
     whole = max(0, round(seconds))
     return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
 
 
-def describe(row: dict[str, Any]) -> str:
-    """An epoch's row of metrics in a line."""
+def epoch_line(row: dict[str, Any]) -> str:
+    """Return the metrics of an epoch as a line for the terminal."""
     names: tuple[str, ...] = ("train_loss", "val_loss", "val_accuracy", "ema_accuracy")
     if "val_miou_1" in row:
         prefix = "ema" if "ema_miou_1" in row else "val"
@@ -30,13 +30,13 @@ def describe(row: dict[str, Any]) -> str:
 
 
 class TrainingProgress:
-    """Shows the facts that rank 0 pushes: where it is, rows of epochs, things said."""
+    """Shows what rank 0 pushes: its place in the training, metrics of epochs, messages."""
 
     def __init__(self, epochs: int) -> None:
-        """A bar over `epochs`, if this is a terminal."""
+        """Prepare a bar over `epochs`, which is shown on a terminal only."""
         self._epochs = epochs
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._first: tuple[float, float] | None = None
+        self._start: tuple[float, float] | None = None  # time, and epochs that were done then
         self._quiet_until = 0.0
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -63,42 +63,42 @@ class TrainingProgress:
         self._bar.stop()
 
     def show(self, messages: Iterable[dict[str, Any]]) -> None:
-        """Show what was pushed since the last call, in order."""
+        """Show messages in order: `{"say": line}`, `{"row": metrics}` or a place in an epoch."""
         for message in messages:
             if "say" in message:
                 self.say(message["say"])
             elif "row" in message:
-                self._row(message["row"])
+                self._show_epoch(message["row"])
             else:
-                self._where(message)
+                self._show_place(message)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        text = line.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
+        text = line.encode(errors="backslashreplace").decode()  # file names may be no UTF-8
         self._console.print(text, markup=False)
 
-    def _row(self, row: dict[str, Any]) -> None:
+    def _show_epoch(self, row: dict[str, Any]) -> None:
         last = row["epoch"] == self._epochs
         if self._console.is_terminal or last or time.monotonic() >= self._quiet_until:
             left = self._left(row["epoch"])
-            self.say(f"{describe(row)}  {left} left")
+            self.say(f"{epoch_line(row)}  {left} left")
             self._quiet_until = time.monotonic() + LOG_SECONDS
 
-    def _where(self, facts: dict[str, Any]) -> None:
-        done = facts["epoch"] + facts["index"] / facts["steps"]
-        rate, left = f"{facts['images_per_s']:,.0f} images/s", self._left(done)
-        self._bar.update(self._task, completed=done, epoch=facts["epoch"] + 1, rate=rate, left=left)
+    def _show_place(self, place: dict[str, Any]) -> None:
+        done = place["epoch"] + place["index"] / place["steps"]
+        rate, left = f"{place['images_per_s']:,.0f} images/s", self._left(done)
+        self._bar.update(self._task, completed=done, epoch=place["epoch"] + 1, rate=rate, left=left)
         if not self._console.is_terminal and time.monotonic() >= self._quiet_until:
-            batch = f"batch {facts['index']}/{facts['steps']}"
-            self.say(f"epoch {facts['epoch'] + 1:>3}  {batch}  {rate}  {left} left")
+            batch = f"batch {place['index']}/{place['steps']}"
+            self.say(f"epoch {place['epoch'] + 1:>3}  {batch}  {rate}  {left} left")
             self._quiet_until = time.monotonic() + LOG_SECONDS
 
     def _left(self, done: float) -> str:
-        """Time left, from the epochs and seconds since this start, evaluation included."""
+        """Return the time left at the pace since this start, evaluation included."""
         now = time.monotonic()
-        if self._first is None:
-            self._first = (now, done)
-        began, before = self._first
+        if self._start is None:
+            self._start = (now, done)
+        began, before = self._start
         if done <= before:
             return "?"
         return clock((now - began) / (done - before) * (self._epochs - done))

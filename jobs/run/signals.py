@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop, and work that leaves the main thread free for them."""
+"""SIGTERM and SIGINT as a request to stop; work on another thread, so that signals are handled."""
 
 import queue
 import signal
@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 class Stop:
-    """Turns SIGTERM and SIGINT into a request, while entered, which must be on the main thread.
+    """Context that turns SIGTERM and SIGINT into a request to stop; for the main thread.
 
-    `requested` is set, then what `then` was given is called, on a thread of their own: a handler
-    may interrupt Ray, or the holder of a lock, anywhere. A second SIGINT raises KeyboardInterrupt
-    at once. `ray job stop` leaves 3 s after its SIGTERM.
+    On a signal, another thread sets `requested` and calls what `then` was given: the handler itself
+    may have interrupted Ray, or the holder of a lock, anywhere. A second SIGINT raises
+    KeyboardInterrupt at once. `ray job stop` kills the job 3 s after its SIGTERM.
     """
 
     def __init__(self) -> None:
-        """Not asked for yet."""
+        """Start without a request; handlers are installed on entering."""
         self.requested = threading.Event()
         self._signal: int | None = None
         self._inbox: queue.SimpleQueue[bool] = queue.SimpleQueue()  # its put is safe in a handler
@@ -29,11 +29,11 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """What the process should end with: 130 after SIGINT, 143 after SIGTERM, else 0."""
+        """Exit code of the process: 130 after SIGINT, 143 after SIGTERM, else 0."""
         return 128 + self._signal if self._signal else 0
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call when asked to stop; at once if that has been."""
+        """Call `call` when a stop is requested, or at once if it already is."""
         with self._lock:
             if not self.requested.is_set():
                 self._calls.append(call)
@@ -42,7 +42,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         """Install the handlers."""
-        threading.Thread(target=self._pass_on, name="stop", daemon=True).start()
+        threading.Thread(target=self._notify, name="stop", daemon=True).start()
         signals = (signal.SIGTERM, signal.SIGINT)
         self._previous = {number: signal.signal(number, self._handle) for number in signals}
         return self
@@ -53,7 +53,7 @@ class Stop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Put back the handlers that were there."""
+        """Restore the handlers of before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._inbox.put(False)
@@ -65,7 +65,7 @@ class Stop:
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
 
-    def _pass_on(self) -> None:
+    def _notify(self) -> None:
         if self._inbox.get():
             with self._lock:
                 self.requested.set()
@@ -74,10 +74,10 @@ class Stop:
 
 
 def background(call: Callable[[], T]) -> Future[T]:
-    """Run `call` on another thread, so that the main one is free for signals and for progress.
+    """Run `call` on another thread, which leaves the main one free for signals and progress.
 
-    `TorchTrainer.fit` wants this: on the main thread it replaces our handler of SIGINT by one that
-    aborts the workers before they can save. The thread does not keep the process from ending.
+    On the main thread, `TorchTrainer.fit` would replace the handler of SIGINT by one that aborts
+    the workers before they can save. The thread does not keep the process from ending.
     """
     future: Future[T] = Future()
 

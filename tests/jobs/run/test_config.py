@@ -83,8 +83,8 @@ def test_bad_settings_name_both_values_and_the_flag(capsys, tmp_path):
         ("--workers", "9", "--batch-size", "8"): "--workers 9 is more than --batch-size 8",
         ("--model.dept", "3"): "--model.depth INT",
         ("--model.depth", "few"): "--model.depth",
-        ("--epochs", "3"): "--optim.warmup-epochs 5.0 leaves nothing of --epochs 3",
-        ("--config", "nope"): "--config nope: no such file, nor a recipe; recipes: ",
+        ("--epochs", "3"): "--optim.warmup-epochs is 5.0; it must be less than --epochs 3",
+        ("--config", "nope"): "--config nope: no such file or recipe; the recipes are: ",
         ("--config",): "--config",
         ("--precision", "float16"): "--precision",
         ("--optim.lr", "-1"): "optim.lr is -1.0; it must be above 0",
@@ -99,7 +99,7 @@ def test_bad_yaml_names_the_file(capsys, tmp_path):
     for text, words in {
         "model: {dept: 3}": "model.dept is no setting; perhaps you meant model.depth",
         "model: [1": "is not YAML",
-        "- 1": "settings were expected",
+        "- 1": "settings are expected",
         "model: {depth: few}": "settings come from",
         "model: 3": "model is a group of settings",
     }.items():
