@@ -21,7 +21,8 @@ from masking.tracking.masks import FrameMasks
 from masking.tracking.passes import Passes
 from masking.tracking.snapshot import MaskingState
 from masking.tracking.state import TrackConfig
-from masking.video.reader import Report, Video
+from masking.video.frame import Report
+from masking.video.reader import Video
 
 SHIPPED = Path(__file__).parents[1] / "weights" / "mini.safetensors"
 
@@ -154,9 +155,9 @@ def resolve_prompts(
     until = max((row.time_s for row in rows if row.frame is None and row.time_s), default=0.0)
     times: list[float | None] = []
     complete = True
-    for time in video.times():
-        times.append(time)
-        if len(times) > last + 1 and (time is None or time > until):
+    for timestamp in video.timestamps():
+        times.append(timestamp.time_s)
+        if len(times) > last + 1 and (timestamp.time_s is None or timestamp.time_s > until):
             complete = False
             break
     size = first.image.shape[:2]

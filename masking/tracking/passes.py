@@ -25,7 +25,8 @@ from masking.tracking.prefetch import prefetch_scenes
 from masking.tracking.snapshot import KeptMask, MaskingState
 from masking.tracking.state import NOTHING, TrackConfig, TrackedMasks, begin
 from masking.tracking.step import advance
-from masking.video.reader import Frame, Video
+from masking.video.frame import Frame
+from masking.video.reader import Video
 
 
 class Passes:

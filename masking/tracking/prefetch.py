@@ -12,7 +12,7 @@ import numpy as np
 from masking.images.arrays import Pixels
 from masking.segmenter.sam import Prepared, Segmenter
 from masking.tracking.state import Scene, shrunk_grey
-from masking.video.reader import Frame
+from masking.video.frame import Frame
 
 T = TypeVar("T")
 _AHEAD = 3  # micro-batches that wait in a queue

@@ -20,7 +20,7 @@ from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 
 from masking.images.arrays import Pixels
-from masking.video.reader import HD_LINES
+from masking.video.colours import HD_LINES
 
 Sound: TypeAlias = "Packet[AudioStream]"  # generic for type checkers alone
 Picture: TypeAlias = "Packet[VideoStream]"
@@ -81,7 +81,7 @@ class Film:
         self._stream.height, self._stream.width = self._even
         self._stream.pix_fmt = pixels
         self._stream.codec_context.time_base = _CLOCK
-        # As players take untagged video, and `masking.video.reader` with them; and tagged as such.
+        # As players take untagged video, and `masking.video.reader` too; and tagged as such.
         self._matrix = Colorspace.ITU709 if size[0] >= HD_LINES else Colorspace.ITU601
         self._stream.codec_context.colorspace = self._matrix
         self._last = -1

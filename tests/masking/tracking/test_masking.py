@@ -15,7 +15,7 @@ import masking
 from masking.manifest.rows import ManifestError
 from masking.tracking.prefetch import prefetch
 from masking.tracking.snapshot import MaskingState
-from masking.video.reader import VideoError
+from masking.video.frame import VideoError
 from tests.moving import SIZE, picture, segmenter
 
 

@@ -13,8 +13,10 @@ import pytest
 from av.video.reformatter import Colorspace
 from PIL import Image
 
-from masking.video import reader as video_module
-from masking.video.reader import Video, VideoError, missing_bytes
+from masking.video import file as video_module
+from masking.video.frame import VideoError
+from masking.video.reader import Video
+from masking.video.truncation import missing_bytes
 from masking.video.writer import Film
 
 DATA = Path(os.environ.get("VISION_DATA", "absent")) / "videos"
@@ -100,7 +102,6 @@ def test_odd_seeks_fall_back_to_the_start(tmp_path, monkeypatch):
     """A container that seeks to the wrong place costs time, never order."""
     path = clip(tmp_path / "clip.mp4")
     real = av.container.InputContainer.seek
-    from masking.video import reader as module
 
     class Wrong:
         def __init__(self, container):
@@ -118,13 +119,13 @@ def test_odd_seeks_fall_back_to_the_start(tmp_path, monkeypatch):
         def seek(self, pts, **more):
             real(self._container, pts + 20_000, any_frame=True, **more)
 
-    opened = module._open
+    opened = video_module.open_container
 
     def wrong(path):
         container, stream = opened(path)
         return Wrong(container), stream
 
-    monkeypatch.setattr(module, "_open", wrong)
+    monkeypatch.setattr(video_module, "open_container", wrong)
     with Video.open(path) as video:
         assert [frame.index for frame in video.backward(59)] == list(range(59, -1, -1))
 
@@ -223,13 +224,13 @@ def test_trouble_of_the_disk_is_not_taken_for_damage(tmp_path, monkeypatch, code
             self.container.close()
 
     with Video.open(path) as video:
-        source = video_module._open
+        source = video_module.open_container
 
         def opened(path):
             container, stream = source(path)
             return Failing(container), stream
 
-        monkeypatch.setattr(video_module, "_open", opened)
+        monkeypatch.setattr(video_module, "open_container", opened)
         with pytest.raises(MemoryError if code == errno.ENOMEM else OSError) as error:
             list(video)
     assert str(path) in str(error.value)

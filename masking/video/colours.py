@@ -1,0 +1,86 @@
+"""Decoded frames of any pixel format to RGB in display orientation."""
+
+from itertools import pairwise
+from typing import Any, cast
+
+import numpy as np
+from av.error import FFmpegError
+from av.filter import Graph
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, VideoReformatter
+
+from masking.images.arrays import Pixels
+from masking.video.frame import Report
+
+HD_LINES = 720
+"""Lines of pixels from which untagged video is BT.709, below BT.601, as in video players."""
+_HDR = {16: "PQ", 18: "HLG"}  # colour transfers of ITU-T H.273
+_UNTAGGED = 2
+
+
+def rotation_of(raw: VideoFrame, report: Report) -> int:
+    """Return a frame's rotation in degrees counter-clockwise; 0 if it is no multiple of 90."""
+    if raw.rotation % 90 or abs(raw.rotation) > 360:
+        report.note(f"a rotation of {raw.rotation} degrees is ignored: it is no multiple of 90")
+        return 0
+    return int(raw.rotation)
+
+
+class Converter:
+    """Converts frames of any pixel format to RGB in display orientation."""
+
+    def __init__(self, report: Report) -> None:
+        """Take the report that notes go to."""
+        self.report = report
+        self._reformatter = VideoReformatter()
+        self._mappers: dict[tuple[Any, ...], Graph | None] = {}
+
+    def __call__(self, raw: VideoFrame) -> Pixels:
+        """Return a frame as (H, W, 3) uint8 RGB."""
+        transfer = _HDR.get(int(raw.color_trc))
+        image = self._mapped(raw, transfer) if transfer else None
+        if image is None:
+            image = self._plain(raw)
+        turns = 0 if raw.rotation % 90 or abs(raw.rotation) > 360 else raw.rotation // 90
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+    def _plain(self, raw: VideoFrame) -> Pixels:
+        matrix = None
+        if int(raw.colorspace) == _UNTAGGED and not raw.format.is_rgb:
+            matrix = Colorspace.ITU709 if raw.height >= HD_LINES else Colorspace.ITU601
+        frame = self._reformatter.reformat(
+            raw, format="rgb24", src_colorspace=matrix, threads=1 if raw.height < 720 else 0
+        )
+        return cast(Pixels, frame.to_ndarray())
+
+    def _mapped(self, raw: VideoFrame, transfer: str) -> Pixels | None:
+        """Map high dynamic range to BT.709 by FFmpeg's scaler (8.0 and later); None: it cannot."""
+        key = (raw.width, raw.height, raw.format.name, raw.time_base)
+        if key not in self._mappers:
+            self._mappers[key] = _tone_mapper(raw)
+        graph = self._mappers[key]
+        if graph is None:
+            self.report.note(f"{transfer} (high dynamic range) shown as it is: colours are pale")
+            return None
+        self.report.note(f"{transfer} (high dynamic range) mapped to BT.709")
+        graph.push(raw)
+        return cast(Pixels, cast(VideoFrame, graph.pull()).to_ndarray())
+
+
+def _tone_mapper(raw: VideoFrame) -> Graph | None:
+    graph = Graph()
+    try:
+        nodes = [
+            graph.add_buffer(
+                width=raw.width, height=raw.height, format=raw.format, time_base=raw.time_base
+            ),
+            graph.add("scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ]
+        for one, following in pairwise(nodes):
+            one.link_to(following)
+        graph.configure()
+    except (FFmpegError, ValueError):
+        return None
+    return graph
