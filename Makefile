@@ -1,6 +1,8 @@
-# `make demo` and `make test` set themselves up: a virtual environment from requirements.lock.
-# TORCH_INDEX: address of a package index that has CPU builds of torch, for a smaller set-up.
+# The first `make` of any target installs requirements.lock in a virtual environment.
+# TORCH_INDEX: address of a package index with CPU builds of torch, for a smaller set-up.
 
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' 2>/dev/null \
@@ -19,13 +21,17 @@ setup: $(READY)
 $(READY): requirements.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement requirements.lock
+	@echo "Installing requirements.lock in $(VENV). The usual torch for Linux includes CUDA: several GB" \
+		"are downloaded; with TORCH_INDEX=ADDRESS of an index with CPU builds, a few hundred MB." \
+		"The files above 10 MB:"
+	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement requirements.lock \
+		| { grep --line-buffered -E 'Downloading .* \(([0-9]{2}.*M|.*G)B\)' || true; }
 	@touch $@
 
 demo: $(READY)
 	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2
-	$(BIN)/python -m jobs.tune --config digits_sweep.yaml --out runs/demo/sweep --trials 6
+	$(BIN)/python -m jobs.tune --config digits_sweep.yaml --out runs/demo/sweep --trials 4
 	$(BIN)/python -m jobs.click --image flower --points 310 220 --out runs/demo/click.png
 	$(BIN)/python -m docs.demo --out runs/demo/clips
 	$(BIN)/python -m jobs.mask --manifest docs/demo.csv --root runs/demo/clips --out runs/demo/masks \

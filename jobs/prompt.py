@@ -3,12 +3,12 @@
     python -m jobs.prompt videos/ --out clicks.csv
 
 It prints an address and opens it. VIDEOS is a folder of videos or of images, a video, a manifest
-(.csv, .jsonl, .parquet), or the --out of a jobs.mask run: then its masks are shown, and one goes
-from doubtful span to doubtful span to correct or accept them. Every click is in --out before the
-page says so; the same command goes on with what is there. Over SSH: `ssh -L 8765:127.0.0.1:8765
-HOST`, then open the printed address.
+(.csv, .jsonl, .parquet), or the --out of a jobs.mask run, whose masks are then shown and whose
+doubtful spans are corrected or accepted one by one. Every click is in --out before the page shows
+it; the same command continues with the clicks there. Over SSH: `ssh -L 8765:127.0.0.1:8765 HOST`,
+then open the printed address.
 
-From Python, a notebook too:
+From Python, also in a notebook:
 
     from jobs.prompt import click
     clicks = click("videos/", "clicks.csv")  # a DataFrame, once "Done" is pressed in the page
@@ -47,19 +47,19 @@ class PromptConfig:
     videos: Positional[str]
     """A folder of videos or images, a video, a manifest, or the --out of a jobs.mask run."""
     out: str
-    """The manifest to make, or to go on with: a local .csv, .jsonl or .parquet."""
+    """The manifest to make or to continue: a local .csv, .jsonl or .parquet."""
     root: str | None = None
-    """What relative uris are relative to, as of jobs.mask. Default: the folder of the manifest."""
+    """Folder that relative uris are resolved against. Default: the folder of the manifest."""
     weights: str | None = None
-    """Of previews: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://. Default:
-    mini, or those of the mask run that is looked through."""
+    """Weights for previews: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://.
+    Default: mini, or those of the mask run in VIDEOS."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     host: str = "127.0.0.1"
-    """Where to listen. 0.0.0.0 is every network of this machine: whoever has the address with its
-    token sees the videos, unencrypted."""
+    """Address to listen on. 0.0.0.0 is every network of this machine: whoever has the address with
+    its token sees the videos, unencrypted."""
     port: int = 8765
-    """Port to listen on; 0: any that is free."""
+    """Port to listen on; 0: any free port."""
     browser: bool = True
     """Open the page in a browser of this machine."""
 
@@ -71,13 +71,13 @@ class PromptConfig:
             raise ConfigError(f"--out {self.out}: a local file is needed; copy it from there later")
 
 
-def begin(config: PromptConfig) -> Server:
-    """The stages of the job, in order; the last one answers requests."""
-    # 1. What there is to click on, and what was clicked.
+def start(config: PromptConfig) -> Server:
+    """The stages of the job, in order; returns the server of the page."""
+    # 1. The videos, and the clicks so far.
     out = Path(config.out).expanduser().absolute()
     source = prompt_videos.find(config.videos, out, config.root)
     run = None if source.run is None else MaskRun(source.run)
-    # 2. What previews are made with.
+    # 2. The segmenter for previews.
     weights = config.weights or ("mini" if run is None else run.weights)
     announce(weights)
     segmenter = load_segmenter(weights, choose_device(config.device))
@@ -99,11 +99,11 @@ def begin(config: PromptConfig) -> Server:
 
 
 def show(config: PromptConfig, server: Server) -> None:
-    """Say where the page is, and open it."""
+    """Print the address of the page, and open it."""
     videos = len(server.session.videos())
     print(
         f"{videos:,} videos, clicks in {server.session.store.path}\n  {server.address}\n"
-        "Ctrl-C, or Done in the page, ends it; every click is saved at once.",
+        "End with Ctrl-C, or Done in the page; every click is saved at once.",
         flush=True,
     )
     if config.browser:
@@ -111,9 +111,9 @@ def show(config: PromptConfig, server: Server) -> None:
 
 
 def conclude(server: Server, config: PromptConfig) -> None:
-    """Say what there is, and what comes next."""
-    store, run, videos = server.session.store, server.session.run, 0
-    objects = clicks = 0
+    """Print the number of clicks, the faults in them, and the command that masks the videos."""
+    store, run = server.session.store, server.session.run
+    videos = objects = clicks = 0
     faults: list[str] = []
     for video_id in store.videos:
         rows = prompts(parse_rows(store.rows(video_id))[0])
@@ -127,7 +127,7 @@ def conclude(server: Server, config: PromptConfig) -> None:
     if clicks and not faults:
         root = config.root or (None if run is None else str(store.path.parent))
         flags = ["--manifest", str(store.path), *([] if root is None else ["--root", root])]
-        # A run goes on with its own settings: others are refused.
+        # A run is resumed with its own settings: others are refused.
         kept = [] if run is None or run.out.is_s3 else ["--config", f"{run.out}/config.yaml"]
         out = ["--out", "runs/masks" if run is None else str(run.out)]
         print(f"  next: {shlex.join(['python', '-m', 'jobs.mask', *kept, *flags, *out])}")
@@ -136,26 +136,26 @@ def conclude(server: Server, config: PromptConfig) -> None:
 def click(
     videos: str | Path, out: str | Path = "clicks.csv", weights: str | None = None, **settings: Any
 ) -> pd.DataFrame:
-    """Click objects in a browser; returns the clicks once "Done" is pressed in the page.
+    """Click objects in a browser; returns the clicks after "Done" is pressed in the page.
 
     Args:
-        videos: a folder of videos, a video, a manifest, or the output of jobs.mask.
-        out: the manifest, in which every click is saved at once; one that is there is gone on with.
-        weights: that masks are previewed with, as of `PromptConfig`.
-        settings: others of `PromptConfig`, such as `port`.
+        videos: a folder of videos, a video, a manifest, or the --out of jobs.mask.
+        out: the manifest that every click is saved in at once; its clicks so far are kept.
+        weights: weights for previews, as in `PromptConfig`.
+        settings: other fields of `PromptConfig`, such as `port`.
 
     Returns:
         The manifest, one row a click.
 
     Raises:
-        ConfigError, SegmenterWeightsError, StorageError: it cannot begin; the message says why.
+        ConfigError, SegmenterWeightsError, StorageError: the page cannot be started.
     """
     config = PromptConfig(videos=str(videos), out=str(out), weights=weights, **settings)
-    server = begin(config)
+    server = start(config)
     show(config, server)
     try:
         server.wait()
-    except KeyboardInterrupt:  # the kernel's stop button: what was clicked so far
+    except KeyboardInterrupt:  # the stop button of a notebook
         server.stop()
         server.wait()
     return server.session.store.table()
@@ -164,7 +164,7 @@ def click(
 def run(config: PromptConfig) -> int:
     """Serve the page until it is closed, or a signal comes; returns the exit code."""
     with Stop() as stop:
-        server = begin(config)
+        server = start(config)
         stop.then(server.stop)
         show(config, server)
         server.wait()
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open(address: str) -> None:
-    """Open a browser, if there is a screen; it must not write between our lines."""
+    """Open a browser if this machine has a display."""
     if sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         webbrowser.open(address)
 
