@@ -1,4 +1,4 @@
-"""A browser for tests of the page: Chromium by Selenium, or a reason why there is none."""
+"""A browser for tests of the page: Chromium through Selenium; skips tests if there is none."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ try:
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
-except ImportError:  # tests say so when they are skipped
+except ImportError:  # the tests are skipped
     webdriver = None
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -19,14 +19,14 @@ SECONDS = 60
 
 
 class Page:
-    """A page of jobs.prompt that is open in a browser."""
+    """The page of jobs.prompt in a browser."""
 
     def __init__(self, driver):
         self.driver = driver
 
     def open(self, address):
-        """Open it, and wait for the first frame."""
-        self.driver.get_log("browser")  # of the page before
+        """Open the page, and wait for the first frame."""
+        self.driver.get_log("browser")  # drops messages of earlier pages
         self.driver.get(address)
         self.wait("return window.patchray?.view.picture && patchray.state.complete")
 
@@ -34,31 +34,31 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def wait(self, script, *arguments):
-        """Wait until a script returns something, and return that."""
+        """Wait until a script returns a true value, and return it."""
         waiting = WebDriverWait(self.driver, SECONDS, poll_frequency=0.05)
         return waiting.until(lambda driver: driver.execute_script(script, *arguments), script)
 
     def says(self, selector, text):
-        """Wait until an element has a text in it."""
+        """Wait until the text of an element has `text` in it."""
         find = "const one = document.querySelector(arguments[0]);"
         self.wait(f"{find} return one && one.textContent.includes(arguments[1])", selector, text)
 
     def size(self, width, height, ratio=1):
-        """Of the window in CSS pixels; screen pixels per CSS pixel."""
+        """Set the size of the window in CSS pixels, and the screen pixels per CSS pixel."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": ratio, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         self.wait("return devicePixelRatio === arguments[0]", ratio)
-        # What follows from it is done before the next frame is drawn.
+        # The page reacts before it draws the next frame.
         self.driver.execute_async_script(
             "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
         )
 
     def at(self, x, y):
-        """The CSS pixel of the window that the middle of a pixel of the frame lies in."""
+        """Return the position in the window of the middle of a pixel of the frame."""
         return [int(at) for at in self.run("return patchray.view.clientOf(...arguments)", x, y)]
 
     def click(self, x, y, *, negative=False, saved=True):
-        """Click on a pixel of the frame with the mouse, once it is there."""
+        """Click on a pixel of the frame with the mouse, once the frame is shown."""
         self.wait("return patchray.view.frame === patchray.state.frame")
         chain = ActionChains(self.driver, duration=0)
         pointer = chain.w3c_actions.pointer_action
@@ -73,7 +73,7 @@ class Page:
             )
 
     def drag(self, start, end):
-        """Press on a pixel, let go on another one."""
+        """Drag the mouse from one pixel of the frame to another."""
         chain = ActionChains(self.driver, duration=0)
         pointer = chain.w3c_actions.pointer_action
         pointer.move_to_location(*self.at(*start))
@@ -85,7 +85,7 @@ class Page:
         self.settle()
 
     def keys(self, *keys, ctrl=False, shift=False):
-        """Type on the page."""
+        """Press keys, with Ctrl or Shift held."""
         chain = ActionChains(self.driver)
         held = [key for key, wanted in (("\ue009", ctrl), ("\ue008", shift)) if wanted]
         for key in held:
@@ -97,7 +97,7 @@ class Page:
         self.settle()
 
     def settle(self):
-        """Wait for changes to be saved."""
+        """Wait until all changes are saved."""
         self.wait("return !patchray.clicks.waiting && !patchray.clicks.pending.length")
 
     def rows(self):
@@ -110,7 +110,7 @@ class Page:
         self.driver.find_element(By.CSS_SELECTOR, selector).click()
 
     def show(self, index):
-        """Go to a frame, and wait for all that it has."""
+        """Show a frame, and wait until it is loaded."""
         self.run("patchray.show(arguments[0])", index)
         self.wait("return patchray.view.frame === arguments[0]", index)
 
@@ -125,7 +125,7 @@ def page():
     options.binary_location = BROWSER
     flags = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1440,900"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        flags.append("--no-sandbox")  # it refuses to run as root with one
+        flags.append("--no-sandbox")  # as root, Chromium does not start with its sandbox
     for flag in flags:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

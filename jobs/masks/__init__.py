@@ -1,1 +1,1 @@
-"""Masks of many videos: what is to do, one video on a worker, the batch, and what comes of it."""
+"""A mask job: its plan, the work on one video, the batch, exports, scores and tables."""

@@ -1,4 +1,8 @@
-"""Attempts at a video, written down first: one that ends its worker twice is not tried again."""
+"""Records of attempts at a video, so that one that ends its worker twice is not tried again.
+
+An attempt is written to storage before it begins and deleted when it ends. A record that is still
+there means that the attempt ended its worker.
+"""
 
 import os
 import threading
@@ -13,59 +17,62 @@ from jobs.masks.plan import ATTEMPTS_PER_VIDEO
 from jobs.storage.location import Location
 
 TIME_LIMIT = "time_limit"
-
-
-_LAST_WORDS = 30.0  # seconds for writing down why a process ends
+"""Code of a failure: the video took longer than `--time-limit`."""
+_EXIT_SECONDS = 30.0  # to write down why a process ends
 
 
 def node_here() -> str:
-    """The name of the node that this process runs on."""
+    """Return the id of the node that this process runs on."""
     return str(ray.get_runtime_context().get_node_id())
 
 
 def node_alive(name: str) -> bool:
-    """Whether a node is still there."""
+    """Return whether the node with this id is alive."""
     return any(each["NodeID"] == name and each["Alive"] for each in ray.nodes())
 
 
 class Attempts:
-    """What was begun on a video, and what ended its worker."""
+    """Attempts of one start of the job, one record in storage for each."""
 
     def __init__(self, folder: Location, alive: Callable[[str], bool]) -> None:
-        """In a folder of this start of the job; `alive` says whether a node still is."""
+        """Keep records in a folder; `alive` returns whether the node with an id is alive."""
         self.folder, self.alive = folder, alive
 
     def begin(self, video_id: str, node: str) -> str | None:
-        """Write an attempt down; or say why there must not be another one.
+        """Record an attempt at a video.
 
-        An attempt that is still there ended its worker: it counts, unless its node went too.
+        An earlier attempt whose node is no longer alive does not count: the node's failure, not the
+        video, ended it.
+
+        Returns:
+            None, or the code of the reason why the video must not be tried again.
         """
         place = self.folder / file_name(video_id)
         earlier = [(place / entry.name).read_json() for entry in place.list()]
         if any(attempt.get("code") == TIME_LIMIT for attempt in earlier):
             return TIME_LIMIT
-        ended = [attempt for attempt in earlier if self.alive(attempt["node"])]
-        if len(ended) >= ATTEMPTS_PER_VIDEO:
+        counted = [attempt for attempt in earlier if self.alive(attempt["node"])]
+        if len(counted) >= ATTEMPTS_PER_VIDEO:
             return "quarantined"
-        self._mine = place / f"{time.time_ns()}.json"
-        self._about = {"node": node, "pid": os.getpid(), "begun": time.time()}
-        self._mine.write_json(self._about)
+        self._file = place / f"{time.time_ns()}.json"
+        self._attempt = {"node": node, "pid": os.getpid(), "begun": time.time()}
+        self._file.write_json(self._attempt)
         return None
 
     def fail(self, code: str) -> None:
-        """Say why the worker is about to end."""
-        self._mine.write_json(self._about | {"code": code})
+        """Record why the worker is about to end."""
+        self._file.write_json(self._attempt | {"code": code})
 
     def done(self) -> None:
-        """It did not end the worker."""
-        with suppress(OSError):  # what it was for is done; the folder goes with the job
-            self._mine.delete()
+        """Delete the record of the attempt: it did not end the worker."""
+        with suppress(OSError):  # the attempt is over, and the job deletes the folder
+            self._file.delete()
 
     @contextmanager
     def limited(self, seconds: float) -> Iterator[None]:
-        """End this process when what is done here takes longer: a decoder that hangs cannot be
-        interrupted. Ray starts another one."""
-        timer = threading.Timer(seconds, self._give_up)
+        """End this process if the block takes longer, as a decoder that hangs cannot be
+        interrupted. Ray starts another worker."""
+        timer = threading.Timer(seconds, self._end_process)
         timer.daemon = True
         timer.start()
         try:
@@ -73,16 +80,16 @@ class Attempts:
         finally:
             timer.cancel()
 
-    def _give_up(self) -> None:
-        threading.Timer(_LAST_WORDS, os._exit, (1,)).start()  # storage may hang, too
+    def _end_process(self) -> None:
+        threading.Timer(_EXIT_SECONDS, os._exit, (1,)).start()  # storage may hang, too
         try:
             self.fail(TIME_LIMIT)
         finally:
             os._exit(1)
 
 
-def why_not(code: str, time_limit: float) -> str:
-    """In words why a video is not tried (again)."""
+def refusal_message(code: str, time_limit: float) -> str:
+    """Return the message for a code of `Attempts.begin`; `time_limit` in seconds."""
     if code == TIME_LIMIT:
-        return f"not done after {time_limit:g} s (--time-limit)"
-    return f"ended its worker {ATTEMPTS_PER_VIDEO} times"
+        return f"the video was not done after {time_limit:g} s (--time-limit)"
+    return f"the video ended its worker {ATTEMPTS_PER_VIDEO} times"

@@ -1,4 +1,4 @@
-"""The videos of a mask job over its workers, each published as it comes."""
+"""Masks the videos of a job on Ray workers, and publishes each video as soon as it is masked."""
 
 import json
 import secrets
@@ -15,29 +15,35 @@ from jobs.masks.folder import marker_place, masks_place, part_place
 from jobs.masks.plan import VideoWork
 from jobs.masks.video import Masker
 from jobs.run.main import JobError
-from jobs.run.progress import clock
+from jobs.run.progress import LOG_SECONDS, clock
 from jobs.run.signals import Stop
 from jobs.storage.location import Location, StorageError
 from masking.segmenter.sam import resolve
 
 PUBLISH_WAITS = (1.0, 5.0, 30.0)
-"""Seconds before storage that refused a video's masks is tried again."""
-LOG_SECONDS = 10.0
-"""Between two lines on how far it is."""
+"""Seconds to wait before each retry when storage refuses a video's masks."""
+_REMEDY = "published videos stay, and the same command resumes"
 
 
 class MaskError(JobError):
-    """The workers failed for good; the message is what a person needs of it."""
+    """The workers failed, and a retry will not help."""
 
 
 def mask_all(
     config: MaskConfig, out: Location, todo: Sequence[VideoWork], wanted: str, stop: Stop
 ) -> list[dict[str, Any]]:
-    """Have workers mask the videos, and publish each as it comes; returns their records.
+    """Mask videos on workers, publish each as soon as it is masked, and return their records.
+
+    Args:
+        config: settings of the job.
+        out: folder of the run.
+        todo: videos to mask.
+        wanted: what `settings_of` returned for the weights that the driver read.
+        stop: ends the job when a person interrupts it.
 
     Raises:
         MaskError: a worker failed for a reason that is not one video's.
-        ClusterError: the workers do not fit.
+        ClusterError: the cluster has no room for the workers.
     """
     workers = min(config.workers, len(todo))
     cuda, gpus = connect.choose_device(
@@ -45,7 +51,7 @@ def mask_all(
     )
     device = torch.device("cuda" if cuda else "cpu")
     if config.precision == "bfloat16" and resolve("auto", device) == "float32":
-        print("bfloat16: this processor does not multiply it, and will be slow")
+        print("--precision bfloat16 is slow here: this processor has no bfloat16 instructions")
     token = new_token()
     arguments = (
         config.out, token, config.weights, wanted, config.precision, config.track,
@@ -63,50 +69,49 @@ def mask_all(
 
     with mask_errors():
         if actors.run(rows, Masker, arguments, config, gpus or None, take, stop, progress.show):
-            (out / ".parts").delete()  # of killed starts too
+            (out / ".parts").delete()  # with the parts of starts that were killed
     return progress.records
 
 
 def new_token() -> str:
-    """Names what one start of the job writes for itself."""
+    """Return a name for the temporary files of one start of the job."""
     return f"{int(time.time())}-{secrets.token_hex(4)}"
 
 
 @contextmanager
 def mask_errors() -> Iterator[None]:
-    """Turn what goes wrong once work is under way into MaskError."""
+    """Turn the errors of workers and of storage into MaskError."""
     try:
         yield
     except (MaskError, connect.ClusterError):
         raise
-    except (StorageError, actors.LostError) as error:
-        raise MaskError(f"{error}; what is published stays") from error
-    except Exception as error:  # Ray's, whatever kind, with the worker's own inside
-        reason = actors.reason(error)
-        raise MaskError(f"a worker failed: {reason}; what is published stays") from error
+    except (StorageError, actors.LostNodesError) as error:
+        raise MaskError(f"{error}; {_REMEDY}") from error
+    except Exception as error:  # Ray wraps the worker's own error in one of several classes
+        raise MaskError(f"a worker failed: {actors.reason(error)}; {_REMEDY}") from error
 
 
 class BatchProgress:
-    """Says now and then how far the videos are."""
+    """Prints from time to time how many videos are done."""
 
     def __init__(self, total: int) -> None:
-        """Of `total` videos."""
+        """Start the clock; `total` is the number of videos to mask."""
         self.records: list[dict[str, Any]] = []
         self._total, self._frames, self._failed = total, 0, 0
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def add(self, record: dict[str, Any]) -> None:
-        """Count a video that is published."""
+        """Count a video that was published."""
         self.records.append(record)
         self._frames += record["frames"]
         self._failed += record["status"] == "failed"
 
     def show(self) -> None:
-        """Print a line, if the last is old enough."""
+        """Print a line if the last one is at least `LOG_SECONDS` old."""
         now, count = time.monotonic(), len(self.records)
-        if now - self._said < LOG_SECONDS or not count:
+        if now - self._printed < LOG_SECONDS or not count:
             return
-        self._said, spent = now, now - self._started
+        self._printed, spent = now, now - self._started
         left = clock((self._total - count) * spent / count)
         print(
             f"{count:,} of {self._total:,} videos, {self._failed:,} failed,"
@@ -115,7 +120,13 @@ class BatchProgress:
 
 
 def publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
-    """Masks under their name, then the marker that says so; again if storage stumbles."""
+    """Move a video's masks to their final name, then write its marker; retry if storage fails.
+
+    Args:
+        record: of the video; it becomes the marker.
+        out: folder of the run.
+        parts: folder of this start of the job, where the worker wrote the masks.
+    """
     for wait in PUBLISH_WAITS:
         try:
             _publish(record, out, parts)
@@ -130,13 +141,13 @@ def _publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
     video_id = record["video_id"]
     marker = marker_place(out, video_id)
     if record["status"] != "failed":
-        marker.delete()  # of other settings: between the two acts there is no video
+        marker.delete()  # of other settings: it must not vouch for the new masks
         part, masks = part_place(parts, video_id), masks_place(out, video_id)
         try:
             part.move(masks)
-        except StorageError:  # an earlier try moved it, and did not hear that it had
+        except StorageError:  # an earlier try may have moved it and lost the answer
             if part.exists() or not masks.exists():
                 raise
     marker.write_json(record)
     if record["status"] == "failed":
-        masks_place(out, video_id).delete()  # of other prompts, if there are any
+        masks_place(out, video_id).delete()  # masks of other prompts, if any

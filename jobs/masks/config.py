@@ -15,30 +15,29 @@ class MaskConfig(JobConfig):
     manifest: tuple[str, ...] = field(metadata=MAY_CHANGE)
     """Tables of clicks, local or s3://: .csv, .jsonl or .parquet."""
     root: str | None = field(default=None, metadata=MAY_CHANGE)
-    """What relative uris are relative to. Default: the folder of their manifest."""
+    """Folder that relative uris are resolved against. Default: the folder of their manifest."""
     weights: str = "mini"
     """mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
     precision: Precision = "auto"
-    """Of the encoder; auto: bfloat16 where the processor multiplies it."""
+    """Precision of the encoder; auto: bfloat16 if the device has instructions for it."""
     track: TrackConfig = field(default_factory=TrackConfig)
-    """How objects are followed."""
+    """Settings of the tracker."""
     check: bool = field(default=False, metadata=MAY_CHANGE)
-    """Only check the manifests and print what there is to do."""
+    """Check the manifests, print what there is to do, and exit."""
     skip_invalid: bool = field(default=False, metadata=MAY_CHANGE)
-    """Go on without what has faults: such videos are failed in the ledger, rows without a video are
-    named in summary.json and count as failed too."""
+    """Continue without the videos that have faults. They are in videos.parquet as failed; faulty
+    rows that name no video are in summary.json and count as failed, too."""
     retry_failed: bool = field(default=False, metadata=MAY_CHANGE)
-    """Try videos again that failed for a reason of their own."""
+    """Try videos again that failed because of their file or their prompts."""
     max_failed: int = field(default=0, metadata=MAY_CHANGE)
-    """Failed videos up to which the exit code is 0."""
+    """Largest number of failed videos with which the exit code is 0."""
     time_limit: float = field(default=3600.0, metadata=MAY_CHANGE)
-    """Seconds that a video may take; a decoder that hangs is ended then."""
+    """Seconds that a video may take; after them its worker is ended and the video fails."""
     export: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """davis, png, coco, youtube-vos, cutout, overlay: other tools' formats, of all videos done."""
-
+    """Formats to export all masked videos to: davis, png, coco, youtube-vos, cutout, overlay."""
     score: str | None = field(default=None, metadata=MAY_CHANGE)
-    """Truth to score the masks by, local or s3://: of each video a folder of indexed PNGs under its
-    id, as DAVIS has them, or of a folder an object with its masks."""
+    """Folder of true masks to score the masks against, local or s3://. It has a folder for each
+    video, named by its id, with indexed PNGs as in DAVIS, or with a folder of PNGs per object."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -47,6 +46,6 @@ class MaskConfig(JobConfig):
         if unknown:
             raise ConfigError(f"--export {' '.join(unknown)}: expected {', '.join(KINDS)}")
         if self.time_limit <= 0:
-            raise ConfigError(f"--time-limit is {self.time_limit:g}; seconds above 0 are needed")
+            raise ConfigError(f"--time-limit is {self.time_limit:g}; expected seconds above 0")
         if self.max_failed < 0:
-            raise ConfigError(f"--max-failed is {self.max_failed}; at least 0 is needed")
+            raise ConfigError(f"--max-failed is {self.max_failed}; expected at least 0")

@@ -1,4 +1,4 @@
-"""Masked videos in other tools' formats, under `export/` of a mask run."""
+"""Exports masked videos to formats of other tools, below `export/` of a mask run."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
@@ -36,48 +36,56 @@ _WHOLE = {
     "coco": ("annotations.json", write_coco),
     "youtube-vos": ("meta.json", write_youtube_vos),
 }
-"""Formats that are one file for all videos: its name, and what writes it."""
+"""Formats that are one file for all videos: its name, and the function that writes it."""
 
 
 def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind: str) -> None:
-    """A format that has a file a frame, or a film a video; `table` holds the video's masks."""
+    """Write a format that has files of each video: a file per frame, or a film.
+
+    Args:
+        out: folder of the run.
+        record: of the video.
+        table: masks of the video.
+        kind: davis, png, cutout or overlay.
+    """
     video_id, place = record["video_id"], out / "export" / kind
     if kind == "davis":
-        _pngs(place / video_id, ((f, davis_png(label_map(rows))) for f, rows in frames_of(table)))
+        maps = ((frame, davis_png(label_map(rows))) for frame, rows in frames_of(table))
+        _write_pngs(place / video_id, maps)
     elif kind == "png":
         objects = pc.unique(table["object_id"]).to_pylist()
-        for one in objects:
-            mine = table.filter(pc.equal(table["object_id"], one))
-            masks = ((frame, mask_png(mask_of(rows[0]))) for frame, rows in frames_of(mine))
-            _pngs(place / video_id / str(one), masks)
-        _drop_objects(place / video_id, objects)  # of an earlier manifest
+        for number in objects:
+            own = table.filter(pc.equal(table["object_id"], number))
+            masks = ((frame, mask_png(mask_of(rows[0]))) for frame, rows in frames_of(own))
+            _write_pngs(place / video_id / str(number), masks)
+        _delete_objects(place / video_id, objects)  # objects of an earlier manifest
     else:
-        draw = _cut_out if kind == "cutout" else _overlaid
-        _film(record["uri"], table, kind, draw, place / f"{video_id}.{_ENDINGS[kind]}")
+        draw = _cut_out if kind == "cutout" else _overlay
+        _export_film(record["uri"], table, kind, draw, place / f"{video_id}.{_ENDINGS[kind]}")
 
 
 def delete_exports(out: Location, videos: Collection[str]) -> None:
-    """Delete what was exported of videos that are masked anew: it would look like the new masks."""
+    """Delete the exports of videos that are masked again, as they would pass for the new masks."""
     export = out / "export"
     if not videos or not export.exists():
         return
     for video_id in videos:
-        _pngs(export / "davis" / video_id, ())
-        _drop_objects(export / "png" / video_id, ())
+        _write_pngs(export / "davis" / video_id, ())
+        _delete_objects(export / "png" / video_id, ())
         for kind, ending in _ENDINGS.items():
             (export / kind / f"{video_id}.{ending}").delete()
     for kind, (name, _) in _WHOLE.items():
         (export / kind / name).delete()
 
 
-def _drop_objects(folder: Location, but: Collection[int]) -> None:
+def _delete_objects(folder: Location, but: Collection[int]) -> None:
     for entry in folder.list():
         if entry.name.isdecimal() and entry.is_folder and int(entry.name) not in but:
-            _pngs(folder / entry.name, ())
+            _write_pngs(folder / entry.name, ())
 
 
-def _pngs(folder: Location, pictures: Iterable[tuple[int, bytes]]) -> None:
-    """A PNG a frame; those of other frames are of earlier masks, and go."""
+def _write_pngs(folder: Location, pictures: Iterable[tuple[int, bytes]]) -> None:
+    """Write a PNG for each frame, and delete those of other frames, which are of earlier masks."""
     written = set()
     for frame, content in pictures:
         name = f"{frame:05d}.png"
@@ -90,26 +98,33 @@ def _pngs(folder: Location, pictures: Iterable[tuple[int, bytes]]) -> None:
 
 
 def export_all(out: Location, names: Mapping[str, Mapping[int, str]], kinds: Sequence[str]) -> None:
-    """The formats that are one file for all videos; `names` has of each its objects' names.
+    """Write the formats that are one file for all videos.
 
-    Raises StorageError, also where the temporary folder is full, in which the file is made.
+    Args:
+        out: folder of the run.
+        names: names of the objects of each video to export, by video and object id.
+        kinds: formats; those with files of each video are skipped.
+
+    Raises:
+        StorageError: a file cannot be written, or the temporary folder, where it is made, is full.
     """
     for kind, (name, write) in _WHOLE.items():
         if kind in kinds:
             with scratch.folder() as folder:
                 with explained("write", folder / name):
-                    write(folder / name, ((one, table_of(out, one)) for one in names), names)
+                    tables = ((video_id, table_of(out, video_id)) for video_id in names)
+                    write(folder / name, tables, names)
                 (out / "export" / kind / name).upload(folder / name)
 
 
-def _film(
+def _export_film(
     uri: str, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], Pixels], target: Location
 ) -> None:
     with scratch.folder() as folder:
         path = folder / "film"
         source = localize_in(folder / "video", Location.parse(uri))
         _write_film(path, source, table, kind, draw)
-        target.upload(path)  # in chunks: a cut-out is gigabytes
+        target.upload(path)  # in chunks, as a cut-out may have gigabytes
 
 
 def _write_film(
@@ -124,11 +139,11 @@ def _write_film(
             for frame in chain([first], frames):
                 _, rows = next(masks, (0, None))
                 if rows is None:
-                    raise ValueError("the video has more frames than were masked: mask it anew")
+                    raise ValueError("the video has more frames than were masked: mask it again")
                 film.write(draw(frame.image, rows), frame.time_s)
 
 
-def _overlaid(image: Pixels, rows: Rows) -> Pixels:
+def _overlay(image: Pixels, rows: Rows) -> Pixels:
     return draw_masks(image, np.stack([mask_of(row) for row in rows]))
 
 

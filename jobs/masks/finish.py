@@ -1,12 +1,12 @@
-"""What is made of masked videos once they are there: exports and scores, a video at a time."""
+"""Exports and scores masked videos, a video at a time."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.cluster import actors
-from jobs.masks.attempts import Attempts, node_alive, node_here, why_not
-from jobs.masks.batch import explained, new_token
+from jobs.masks.attempts import Attempts, node_alive, node_here, refusal_message
+from jobs.masks.batch import mask_errors, new_token
 from jobs.masks.config import MaskConfig
 from jobs.masks.exports import export_video
 from jobs.masks.folder import table_of
@@ -15,16 +15,27 @@ from jobs.run.signals import Stop
 from jobs.storage.location import Location
 
 
-def finish(
+def finish_video(
     out: Location, record: Mapping[str, Any], kinds: Sequence[str], truth: str | None
 ) -> dict[str, Any]:
-    """Export and score a video: {"video_id", "errors": why not, "scores"}."""
+    """Export and score a video.
+
+    Args:
+        out: folder of the run.
+        record: of the video.
+        kinds: formats to export that have files of each video.
+        truth: path or s3:// address of the true masks; None: no scores.
+
+    Returns:
+        `video_id`; `errors`, a message for each export or score that failed; and `scores`, as
+        `score_video` returns them, or None.
+    """
     errors, scores, table = [], None, None
     for kind in kinds:
         try:
             table = table_of(out, record["video_id"]) if table is None else table
             export_video(out, record, table, kind)
-        except Exception as error:  # one video's trouble is not the batch's, nor other formats'
+        except Exception as error:  # it costs neither the other videos nor the other formats
             reason = f"{type(error).__name__}: {error}"
             errors.append(f"not exported: {record['video_id']} as {kind}: {reason}")
     try:
@@ -36,7 +47,7 @@ def finish(
 
 
 class Finisher:
-    """What an actor of Ray Data holds; called with a record, it finishes that video."""
+    """An actor of Ray Data that exports and scores the video of a record."""
 
     def __init__(
         self,
@@ -48,22 +59,22 @@ class Finisher:
         node: Callable[[], str] = node_here,
         alive: Callable[[str], bool] = node_alive,
     ) -> None:
-        """As of `finish`; `token`, `time_limit`, `node` and `alive` as of `Masker`."""
+        """Take the arguments of `finish_video` and, from `token` on, those of `Masker`."""
         self.out, self.kinds, self.truth, self.node = Location.parse(out), kinds, truth, node
         self.time_limit = time_limit
         self.attempts = Attempts(self.out / ".parts" / token / "finishing", alive)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Finish a video: {"record": JSON} to {"finished": JSON}."""
+        """Turn a row {"record": JSON} into {"finished": JSON}, the result of `finish_video`."""
         record = json.loads(row["record"])
         try:
             code = self.attempts.begin(record["video_id"], self.node())
             if code is None:
                 with self.attempts.limited(self.time_limit):
-                    finished = finish(self.out, record, self.kinds, self.truth)
+                    finished = finish_video(self.out, record, self.kinds, self.truth)
                 self.attempts.done()
                 return {"finished": json.dumps(finished)}
-            reason = why_not(code, self.time_limit)
+            reason = refusal_message(code, self.time_limit)
         except OSError as error:
             reason = str(error)
         failed = f"not exported: {record['video_id']}: {reason}"
@@ -74,14 +85,24 @@ class Finisher:
 def finish_all(
     config: MaskConfig, out: Location, records: Sequence[Mapping[str, Any]], stop: Stop
 ) -> dict[str, dict[str, Any]]:
-    """Export and score videos, over the workers where there are several; by video."""
+    """Export and score videos, on workers if there are several.
+
+    Args:
+        config: settings of the job.
+        out: folder of the run.
+        records: of the videos.
+        stop: ends the work when a person interrupts it.
+
+    Returns:
+        What `finish_video` returns for each video, by its id.
+    """
     done: dict[str, dict[str, Any]] = {}
     kinds = [kind for kind in config.export if kind not in ("coco", "youtube-vos")]
     if not on_workers(config, len(records)):
         for record in records:
             if stop.requested.is_set():
                 break
-            done[record["video_id"]] = finish(out, record, kinds, config.score)
+            done[record["video_id"]] = finish_video(out, record, kinds, config.score)
         return done
 
     def take(row: dict[str, Any]) -> str:
@@ -92,12 +113,12 @@ def finish_all(
     token = new_token()
     rows = {record["video_id"]: {"record": json.dumps(record)} for record in records}
     arguments = (config.out, token, kinds, config.score, config.time_limit)
-    with explained():
+    with mask_errors():
         actors.run(rows, Finisher, arguments, config, None, take, stop, lambda: None)
     (out / ".parts" / token).delete()
     return done
 
 
 def on_workers(config: MaskConfig, videos: int) -> bool:
-    """Whether finishing is worth workers: of one, or for one video, the job's process will do."""
+    """Return whether to finish videos on workers: one worker, or one video, is not worth it."""
     return min(config.workers, videos) > 1 and bool(config.export or config.score)

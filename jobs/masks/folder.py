@@ -1,4 +1,4 @@
-"""What lies where in the output folder of a mask run, and what is done there already."""
+"""The output folder of a mask run: where its files are, and which videos are done."""
 
 import hashlib
 import io
@@ -12,39 +12,39 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.storage.location import Location
-from masking.video.reader import is_frame
+from masking.video.folder import is_frame
 
-_THREADS = 16  # that read markers at a time
+_THREADS = 16  # reading markers at the same time
 
 
 def file_name(video_id: str) -> str:
-    """A video's id as one name of a file; a long one, which no disk would take, as its hash."""
+    """Return a file name for a video's id: the id quoted, or its SHA-256 if that is too long."""
     name = quote(video_id, safe="")
     return name if len(name) <= 200 else hashlib.sha256(video_id.encode()).hexdigest()
 
 
-def commit_place(out: Location, video_id: str) -> Location:
-    """The marker of a video: written last, and all that says that it is done."""
+def marker_place(out: Location, video_id: str) -> Location:
+    """Return the location of a video's marker: written last, it says that the video is done."""
     return out / "commits" / f"{file_name(video_id)}.json"
 
 
 def part_place(parts: Location, video_id: str) -> Location:
-    """Its masks, not yet published."""
+    """Return the location of a video's masks before they are published."""
     return parts / "masks" / file_name(video_id)
 
 
 def masks_place(out: Location, video_id: str) -> Location:
-    """Its masks."""
+    """Return the location of a video's masks."""
     return out / "masks" / f"{video_id}.parquet"
 
 
 def masked_videos(out: Location) -> set[str]:
-    """Videos of which there are masks, whether or not a marker says that they are sound."""
+    """Return the ids of videos that have a file of masks, with or without a marker."""
     return {entry.path.removesuffix(".parquet") for entry in (out / "masks").walk()}
 
 
-def commits(out: Location) -> dict[str, dict[str, Any]]:
-    """All markers, by video."""
+def read_markers(out: Location) -> dict[str, dict[str, Any]]:
+    """Return all markers, by the id of their video."""
     folder = out / "commits"
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(lambda entry: (folder / entry.name).read_json(), folder.list()))
@@ -55,12 +55,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def table_of(out: Location, video_id: str) -> pa.Table:
-    """A video's masks."""
+    """Return a video's masks, as `masking.outputs.rows` describes them."""
     return pq.read_table(io.BytesIO(masks_place(out, video_id).read_bytes()))
 
 
 def hash_of(path: Path) -> str:
-    """Of a file, or of a folder's frames and their names."""
+    """Return the SHA-256, in hex, of a video file, or of a folder's frames and their names."""
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         if file == path or (is_frame(file.name) and file.is_file()):

@@ -1,4 +1,4 @@
-"""What a mask run tells of its videos: videos.parquet, the ledger, and review.csv."""
+"""The tables of a mask run: videos.parquet, the ledger of its videos, and review.csv."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ LEDGER_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 
 
 def ledger_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """videos.parquet: what is nested in a record is JSON there."""
+    """Return the content of videos.parquet; nested values of a record become JSON."""
     rows = []
     for record in sorted(records, key=lambda each: each["video_id"]):
         row = {name: record.get(name) for name in LEDGER_COLUMNS}
@@ -63,7 +63,12 @@ def ledger_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def review_csv(records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequence[Row]]) -> str:
-    """review.csv: spans of all videos, worst first, without those that a person accepted."""
+    """Return the content of review.csv: the spans of all videos that no one accepted, worst first.
+
+    Args:
+        records: of the masked videos.
+        accepted: rows of role `accept` of each video, by its id.
+    """
     found = [
         span
         for record in records

@@ -1,7 +1,7 @@
-"""The output of a mask run as images with masks: some frames of each video, in one Parquet file.
+"""Turns a mask run into training data: frames of its videos with masks, in one Parquet file.
 
-Only masks that can be trusted are taken (prompted, tracked); what the tracker was not sure of is
-void. The frames come from the run's videos, which have to be what they were.
+Only masks of the states prompted and tracked are used; those of other states become void. The
+frames come from the run's videos, which must not have changed since.
 """
 
 import hashlib
@@ -22,19 +22,21 @@ from jobs.storage.location import Location
 from masking.images.arrays import Bools, Pixels
 from masking.images.decode import ImageError, nearest
 from masking.outputs.rows import frames_of, label_map, mask_of
-from masking.video.reader import Video, VideoError
+from masking.video.frame import VideoError
+from masking.video.reader import Video
 
 FORMAT = 1
-"""Version of what is made of a run: raise it when that changes."""
+"""Version of the Parquet file's content: raise it when that changes."""
 TRUSTED = ("prompted", "tracked")
+"""States of masks that are used."""
 FRAMES = 32
-"""Most frames of a video, those with prompts first, the others evenly spread: neighbours are too
-alike to teach much."""
+"""Largest number of frames per video. Frames with prompts come first; the others are evenly spread,
+as neighbouring frames differ too little to be worth training on."""
 QUALITY = 95
-"""Of the JPEGs."""
+"""Quality of the JPEGs, up to 100."""
 _REMEDY = (
-    "A mask run holds masks, not frames: bring its videos back to where they were, or mask them"
-    " anew where they are."
+    "A mask run holds masks, not frames: move its videos back to where they were, or mask them"
+    " again where they are."
 )
 _SCHEMA = pa.schema(
     [("image", pa.binary()), ("masks", pa.binary()), ("ignore", pa.binary()), ("key", pa.string())]
@@ -42,24 +44,24 @@ _SCHEMA = pa.schema(
 
 
 def is_run(place: Location) -> bool:
-    """Whether a folder is the output of a mask run."""
+    """Return whether a folder is the output of a mask run."""
     return (place / "videos.parquet").exists() and (place / "masks").exists()
 
 
 def as_pairs(place: Location, longest: int) -> Path:
-    """A Parquet file of a run's frames in this node's cache, made once for a state of the run.
+    """Return a Parquet file of a run's frames in this node's cache; it is made if it is not there.
 
     Args:
         place: folder of the run.
-        longest: longer side in pixels that larger frames are shrunk to; 0: none is.
+        longest: larger frames are shrunk to this longer side, in pixels; 0: frames keep their size.
 
     Raises:
-        ImageError: videos that are gone, or others by now; a run without any trusted mask.
+        ImageError: a video is missing or has changed, or the run has no mask that can be used.
     """
     ledger = (place / "videos.parquet").read_bytes()
-    good = [row for row in _rows(ledger) if row["status"] in ("ok", "partial")]
+    good = [row for row in _read_ledger(ledger) if row["status"] in ("ok", "partial")]
     if not good:
-        raise ImageError(f"{place}: a mask run without a masked video")
+        raise ImageError(f"{place}: the mask run has no masked video")
     state = [(row["video_id"], row["masks_sha256"], row["content_sha256"]) for row in good]
     digest = hashlib.sha256(repr((FORMAT, FRAMES, QUALITY, longest, state)).encode()).hexdigest()
 
@@ -68,7 +70,7 @@ def as_pairs(place: Location, longest: int) -> Path:
         with pq.ParquetWriter(target, _SCHEMA) as writer:
             for row in good:
                 try:
-                    made = _taken(place, row, longest)
+                    made = _rows_of_video(place, row, longest)
                 except (OSError, VideoError) as error:
                     faults.append(f"{place}: video {row['video_id']} ({row['uri']}): {error}")
                     continue
@@ -77,32 +79,34 @@ def as_pairs(place: Location, longest: int) -> Path:
         if faults:
             raise ImageError(*faults, _REMEDY)
         if not count:
-            raise ImageError(f"{place}: not one mask of this run was prompted or tracked")
+            raise ImageError(f"{place}: the mask run has no mask of the states prompted or tracked")
 
     return once(cache_folder() / "masked" / f"{digest[:16]}.parquet", make)
 
 
-def _rows(ledger: bytes) -> list[dict[str, Any]]:
+def _read_ledger(ledger: bytes) -> list[dict[str, Any]]:
     columns = ["video_id", "uri", "status", "content_sha256", "masks_sha256"]
     rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(ledger), columns=columns).to_pylist()
     return rows
 
 
-def _taken(place: Location, row: Mapping[str, Any], longest: int) -> list[dict[str, Any]]:
-    """Rows of the frames that are taken of a video; one in S3 is here no longer than that takes.
+def _rows_of_video(place: Location, row: Mapping[str, Any], longest: int) -> list[dict[str, Any]]:
+    """Return the Parquet rows of a video's frames; a video in S3 is fetched, then deleted again.
 
     Raises:
-        OSError, VideoError: it cannot be had, or it or its masks are not those of the ledger.
+        OSError, VideoError: it cannot be read, or it or its masks are not those of the ledger.
     """
     content = masks_place(place, row["video_id"]).read_bytes()
     if hashlib.sha256(content).hexdigest() != row["masks_sha256"]:
-        raise FileNotFoundError("its masks are newer than videos.parquet: end the mask job first")
+        raise FileNotFoundError(
+            "its masks are newer than videos.parquet: finish the mask job first"
+        )
     with scratch.folder() as folder:
         path = localize_in(folder / "video", Location.parse(row["uri"]))
         if not path.exists():
-            raise FileNotFoundError("it is not there")
+            raise FileNotFoundError("the video does not exist")
         if hash_of(path) != row["content_sha256"]:
-            raise FileNotFoundError("it is another one than was masked")
+            raise FileNotFoundError("the video has changed since it was masked")
         return list(_frames(pq.read_table(io.BytesIO(content)), row["video_id"], path, longest))
 
 
@@ -124,7 +128,11 @@ def _frames(table: pa.Table, video_id: str, path: Path, longest: int) -> Iterato
 
 
 def choose_frames(masks: Mapping[int, Rows]) -> set[int]:
-    """The frames to take of those with trusted masks."""
+    """Choose at most `FRAMES` of the frames with trusted masks; returns their numbers.
+
+    Args:
+        masks: rows of each frame's masks, by the frame's number.
+    """
     prompted = [n for n, rows in masks.items() if any(row["state"] == "prompted" for row in rows)]
     others = [frame for frame in masks if frame not in prompted]
     count = min(len(others), max(0, FRAMES - len(prompted)))
@@ -133,8 +141,8 @@ def choose_frames(masks: Mapping[int, Rows]) -> set[int]:
 
 
 def _row(image: Pixels, rows: Rows, longest: int) -> dict[str, Any] | None:
-    """An image and its label map; None where nothing is left of the objects: they are too small
-    for that size, or hidden by others."""
+    """Return a row of the Parquet file, or None if no object is left: each is too small at that
+    size, or hidden by others."""
     trusted = [row for row in rows if row["state"] in TRUSTED]
     labels = label_map(trusted)
     void: Bools = np.zeros(labels.shape, dtype=np.bool_)

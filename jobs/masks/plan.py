@@ -1,152 +1,164 @@
-"""What a mask job has to do: manifests read, videos found, keys that say what is done already."""
+"""The plan of a mask job: reads its manifests, finds their videos and computes their keys."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from jobs.storage.location import Location, StorageError
+from jobs.weights.files import fingerprint
 from masking.manifest.rows import Fault, ManifestError, Row, prompts
 from masking.manifest.table import VideoPrompts, parse_table, read_manifest
 from masking.outputs import rows as outputs
 from masking.segmenter import weights as checkpoint
 from masking.tracking.state import TrackConfig
-from masking.video.reader import IMAGES, is_frame
+from masking.video.folder import IMAGES, is_frame
 
 ATTEMPTS_PER_VIDEO = 2
-"""Times that a video may end its worker before it is let alone."""
-_THREADS = 16  # that look at files at a time
+"""Times that a video may end its worker before it is quarantined."""
+_THREADS = 16  # reading the state of files at the same time
 
 
 @dataclass(frozen=True)
-class Work:
-    """A video to mask; a unit of work and of retry."""
+class VideoWork:
+    """A video to mask: the unit of work and of retry."""
 
     video_id: str
     uri: str
-    """Absolute."""
+    """Absolute path or s3:// address of the video."""
     rows: tuple[Row, ...]
+    """Prompts of the video; rows of role `accept` are left out."""
     extra: Mapping[str, str]
+    """Columns of the manifest that Patchray does not know, from the video's first row."""
     size: int
-    """Bytes: the largest go first."""
+    """Bytes of the video; the largest videos are masked first."""
     key: str
-    """Of all that its masks hang on: state of the file, prompts, weights, settings, format."""
+    """Hash of everything that the masks depend on: state of the file, prompts, weights, settings
+    and format."""
 
     def to_json(self) -> str:
-        """For a row of Ray Data."""
+        """Return the work as JSON, for a row of Ray Data."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Work":
-        """Undo `to_json`."""
+    def from_json(cls, text: str) -> "VideoWork":
+        """Return the work that `to_json` wrote."""
         fields = json.loads(text)
-        rows = tuple(_row(row) for row in fields["rows"])
+        rows = tuple(_row_from_json(row) for row in fields["rows"])
         return cls(**(fields | {"rows": rows}))
 
 
-def _row(fields: dict[str, Any]) -> Row:
+def _row_from_json(fields: dict[str, Any]) -> Row:
     pairs = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
     return Row(**(fields | pairs))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that manifests ask for."""
+class BatchPlan:
+    """Everything that the manifests of a job request."""
 
-    work: tuple[Work, ...]
-    """Sound videos, the largest first."""
+    work: tuple[VideoWork, ...]
+    """Videos without faults, the largest first."""
     invalid: Mapping[str, tuple[str, ...]]
-    """Of each other video its faults, with manifest and row."""
+    """Faults of each other video, by its id; each fault names its manifest and row."""
     unreadable: tuple[str, ...]
-    """Faults of whole manifests: nobody knows which videos they name."""
+    """Faults of manifests that cannot be read at all, so that their videos are unknown."""
     loose: tuple[str, ...]
-    """Other faults that belong to no video."""
+    """Faults of rows that belong to no video."""
     accepted: Mapping[str, tuple[Row, ...]]
-    """Of a video the rows that say that masks are right as they are. They are no prompts: nothing
-    is masked anew for them."""
+    """Rows of role `accept` of each video, by its id. They are no prompts: a video is not masked
+    again because of them."""
 
     @property
     def faults(self) -> list[str]:
-        """All of them."""
+        """All faults, as text."""
         some = (*self.unreadable, *self.loose)
         return [*some, *(fault for faults in self.invalid.values() for fault in faults)]
 
 
-def make(manifests: Sequence[str], root: str | None, settings: str) -> Plan:
-    """Read manifests and look at their videos.
+def plan_batch(manifests: Sequence[str], root: str | None, settings: str) -> BatchPlan:
+    """Read manifests and the state of their videos' files.
 
     Args:
-        manifests: files, local or s3://.
-        root: what relative uris are relative to; None: the manifest's folder.
-        settings: of the job, as text that keys hang on.
+        manifests: paths or s3:// addresses of manifests.
+        root: folder that relative uris are resolved against; None: the manifest's folder.
+        settings: the text that `settings_of` returns for the job.
     """
-    asked: dict[str, tuple[str, VideoPrompts]] = {}
-    invalid: dict[str, list[str]] = {}
-    unreadable: list[str] = []
-    loose: list[str] = []
+    reader = _ManifestReader(root)
     for manifest in manifests:
-        place = Location.parse(manifest)
-        sound, faulty, others, whole = _read(place)
-        loose += [f"{manifest}: {fault}" for fault in others]
-        unreadable += [f"{manifest}: {fault}" for fault in whole]
-        for video_id, faults in faulty.items():
-            invalid.setdefault(video_id, []).extend(f"{manifest}: {fault}" for fault in faults)
-        for video in sound:
-            try:
-                uri = absolute_uri(video.uri, root, place)
-            except StorageError as error:
-                fault = Fault(video.rows[0].number, "uri", repr(video.uri), f"a file: {error}")
-                invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
-                continue
-            if video.video_id in asked:
-                earlier = asked[video.video_id][0]
-                fault = Fault(
-                    video.rows[0].number, "video_id", repr(video.video_id), f"not that of {earlier}"
-                )
-                invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
-            asked.setdefault(video.video_id, (manifest, replace(video, uri=uri)))
+        reader.read(manifest)
+    videos, invalid = reader.videos, reader.invalid
     with ThreadPoolExecutor(_THREADS) as pool:
-        states = list(pool.map(lambda pair: state_of(pair[1].uri), asked.values()))
+        states = list(pool.map(lambda pair: state_of(pair[1].uri), videos.values()))
     work = []
-    accepted = {
-        video.video_id: tuple(row for row in video.rows if row.role == "accept")
-        for _, video in asked.values()
-    }
-    for (manifest, video), state in zip(asked.values(), states, strict=True):
+    for (manifest, video), state in zip(videos.values(), states, strict=True):
         if isinstance(state, str):
-            fault = Fault(
-                video.rows[0].number, "uri", repr(video.uri), "a file or folder: " + state
-            )
-            invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
+            reader.add_fault(manifest, video, "uri", video.uri, f"a file or folder: {state}")
         elif video.video_id not in invalid:
             rows = prompts(video.rows)
             key = key_of(settings, state, rows)
             size = sum(part[1] for part in state)
-            work.append(Work(video.video_id, video.uri, rows, video.extra, size, key))
-    work.sort(key=lambda one: (-one.size, one.video_id))
-    named = {video_id: tuple(faults) for video_id, faults in invalid.items()}
-    return Plan(tuple(work), named, tuple(unreadable), tuple(loose), accepted)
+            work.append(VideoWork(video.video_id, video.uri, rows, video.extra, size, key))
+    return BatchPlan(
+        work=tuple(sorted(work, key=lambda one: (-one.size, one.video_id))),
+        invalid={video_id: tuple(faults) for video_id, faults in invalid.items()},
+        unreadable=tuple(reader.unreadable),
+        loose=tuple(reader.loose),
+        accepted={
+            video.video_id: tuple(row for row in video.rows if row.role == "accept")
+            for _, video in videos.values()
+        },
+    )
 
 
-def _read(
-    manifest: Location,
-) -> tuple[list[VideoPrompts], Mapping[str, Sequence[Fault]], list[Fault], list[Fault]]:
-    """As `read_manifest`, of a file; and faults that make nothing of it readable."""
-    try:
-        sound, faulty, loose = read_manifest(parse_table(manifest.name, manifest.read_bytes()))
-    except ManifestError as error:
-        return [], {}, [], list(error.faults)
-    whole = [fault for fault in loose if not fault.row]
-    return sound, faulty, [fault for fault in loose if fault.row], whole
+class _ManifestReader:
+    """Collects the videos and the faults of several manifests; fields as in `BatchPlan`."""
+
+    def __init__(self, root: str | None) -> None:
+        self._root = root
+        self.videos: dict[str, tuple[str, VideoPrompts]] = {}  # with the manifest that came first
+        self.invalid: dict[str, list[str]] = {}
+        self.unreadable: list[str] = []
+        self.loose: list[str] = []
+
+    def read(self, manifest: str) -> None:
+        place = Location.parse(manifest)
+        try:
+            table = parse_table(place.name, place.read_bytes())
+            sound, faulty, loose = read_manifest(table)
+        except ManifestError as error:
+            self.unreadable += [f"{manifest}: {fault}" for fault in error.faults]
+            return
+        for fault in loose:  # row 0 is the whole table
+            (self.loose if fault.row else self.unreadable).append(f"{manifest}: {fault}")
+        for video_id, faults in faulty.items():
+            self.invalid.setdefault(video_id, []).extend(f"{manifest}: {fault}" for fault in faults)
+        for video in sound:
+            self._add(manifest, place, video)
+
+    def _add(self, manifest: str, place: Location, video: VideoPrompts) -> None:
+        try:
+            uri = absolute_uri(video.uri, self._root, place)
+        except StorageError as error:
+            self.add_fault(manifest, video, "uri", video.uri, f"a file: {error}")
+            return
+        if video.video_id in self.videos:
+            expected = f"not that of {self.videos[video.video_id][0]}"
+            self.add_fault(manifest, video, "video_id", video.video_id, expected)
+        self.videos.setdefault(video.video_id, (manifest, replace(video, uri=uri)))
+
+    def add_fault(
+        self, manifest: str, video: VideoPrompts, column: str, value: str, expected: str
+    ) -> None:
+        fault = Fault(video.rows[0].number, column, repr(value), expected)
+        self.invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
 
 
 def is_accepted(rows: Sequence[Row], span: Mapping[str, Any]) -> bool:
-    """Whether one of a video's accepts speaks of all frames of a span of review.csv."""
+    """Return whether an accept among a video's rows covers all frames of a span of review.csv."""
     return any(
         row.role == "accept"
         and row.object_id == span["object_id"]
@@ -158,49 +170,70 @@ def is_accepted(rows: Sequence[Row], span: Mapping[str, Any]) -> bool:
 
 
 def absolute_uri(uri: str, root: str | None, manifest: Location) -> str:
-    """Where a video lies, by its manifest and the root that relative uris are meant from."""
+    """Return the absolute path or s3:// address of a video.
+
+    Args:
+        uri: as the manifest has it.
+        root: folder that a relative uri is resolved against; None: the manifest's folder.
+        manifest: the manifest.
+
+    Raises:
+        StorageError: a uri of a scheme that is not supported.
+    """
     if "://" in uri or uri.startswith(("/", "~/")):
         return str(Location.parse(uri))
     base = Location.parse(root) if root is not None else manifest.parent
-    if not base.is_s3:  # ../videos is a usual thing to write
+    if not base.is_s3:  # resolves ../videos, which is common
         return str(Path(base.path, uri).resolve())
     return str(base / uri)
 
 
 def state_of(uri: str) -> list[tuple[str, int, int]] | str:
-    """Names, sizes and times of a video's file, or of a folder's frames; or why there are none."""
+    """Return what tells whether a video has changed.
+
+    Returns:
+        Path, bytes and modification time in ns of the video's file, or of each frame of a folder;
+        a message instead if there is nothing to read.
+    """
     try:
         files = Location.parse(uri).walk()
     except StorageError as error:
         return str(error)
     if not files:
-        return "there is none"
+        return "it does not exist"
     state = [
         (file.path, file.size, file.mtime_ns)
         for file in files
         if not file.path or ("/" not in file.path and is_frame(file.path))
     ]
-    return state or f"it is a folder without images ({', '.join(IMAGES)} are read)"
+    return state or f"it is a folder without images ({', '.join(IMAGES)})"
 
 
 def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:
-    """The key of a video: of `settings_of`, of `state_of`, and of its `prompts`."""
-    asked = [asdict(replace(row, number=0)) for row in rows]
-    for row in asked:
-        del row["until"], row["name"]  # of accepts alone; and what no mask hangs on
-    text = json.dumps([outputs.FORMAT, settings, state, asked])
+    """Return the key of a video: a hash of all that its masks depend on.
+
+    Args:
+        settings: the text that `settings_of` returns.
+        state: what `state_of` returns for the video.
+        rows: prompts of the video; their row numbers do not matter.
+    """
+    fields = [asdict(replace(row, number=0)) for row in rows]
+    for row in fields:
+        del row["until"], row["name"]  # no mask depends on them
+    text = json.dumps([outputs.FORMAT, settings, state, fields])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def settings_of(weights: Path, precision: str, config: TrackConfig) -> str:
-    """What all masks of a job hang on beside their video and prompts.
+    """Return what all masks of a job depend on beside their video and prompts, as JSON.
 
     Raises:
-        CheckpointError: weights that cannot be read.
+        SegmenterWeightsError: the weights cannot be read.
     """
     tensors, metadata = checkpoint.read(checkpoint.find(weights))
-    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return json.dumps([digest.hexdigest(), precision, asdict(config)])
+    weights_hash = fingerprint(json.dumps(sorted(metadata.items())), tensors, shapes=True)
+    # Under their first names, which the keys of earlier runs were computed from.
+    track = {
+        item.metadata.get("was", item.name): getattr(config, item.name) for item in fields(config)
+    }
+    return json.dumps([weights_hash, precision, track])

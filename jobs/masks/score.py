@@ -1,4 +1,4 @@
-"""The masks of a run against a truth that is at hand: score.json, and a table."""
+"""Scores the masks of a run against true masks: score.json, and a table in the terminal."""
 
 from collections.abc import Mapping
 from statistics import mean
@@ -11,19 +11,26 @@ from masking.outputs.rows import frames_of
 from masking.outputs.score import Scores, Truth, read_mask, read_truth, scored_frames
 
 _ROOTS = ("", "Annotations", "Annotations/480p")
-"""Where DAVIS has a folder a video."""
+"""Folders in which DAVIS keeps a folder for each video."""
 SHOWN = 20
-"""Objects that the terminal shows, the worst; score.json has all."""
+"""Number of objects in the terminal's table, the worst; score.json has all."""
 
 Files = dict[int, dict[int, Location]]
-"""Of each frame its files, by object; 0: one for all objects."""
+"""Files of true masks by frame and object id; object 0 is a file with all objects."""
 
 
 def find_truth(truth: Location, video_id: str) -> Files:
-    """The PNGs of a video: one a frame, or a folder an object with one a frame. May be none.
+    """Return the PNGs of a video: one per frame, or one per frame in a folder of each object.
+
+    Args:
+        truth: folder of all true masks.
+        video_id: of the video.
+
+    Returns:
+        The files; empty if there are none.
 
     Raises:
-        ImageError: one whose name is not the number of its frame.
+        ImageError: the name of a file is not the number of a frame.
     """
     found: Files = {}
     for root in _ROOTS:
@@ -31,14 +38,14 @@ def find_truth(truth: Location, video_id: str) -> Files:
         for file in folder.walk():
             object_id, _, name = file.path.rpartition("/")
             stem, _, ending = name.rpartition(".")
-            if ending.lower() != "png" or name.startswith("."):  # ._00000.png is of macOS
+            if ending.lower() != "png" or name.startswith("."):  # macOS writes ._00000.png
                 continue
             if object_id and not object_id.isdecimal():
                 continue
             if not stem.isdecimal():
                 raise ImageError(
-                    f"{folder / file.path}: a truth is called by the number of its frame,"
-                    " 00000.png, in a folder of the video or of its object's number"
+                    f"{folder / file.path}: expected the number of a frame as its name, such as"
+                    " 00000.png, in a folder of the video or of an object's number; rename it"
                 )
             found.setdefault(int(stem), {})[int(object_id or 0)] = folder / file.path
         if found:
@@ -47,10 +54,10 @@ def find_truth(truth: Location, video_id: str) -> Files:
 
 
 def score_video(out: Location, video_id: str, truth: Location) -> dict[str, Any] | None:
-    """J, F and J&F of a video's objects; None where there is no truth.
+    """Return J, F and J&F of a video's objects, or None if there are no true masks of it.
 
     Raises:
-        ImageError: a truth that cannot be read, or does not fit the masks.
+        ImageError: a true mask cannot be read, or does not fit the masks.
     """
     files = find_truth(truth, video_id)
     if not files:
@@ -62,7 +69,9 @@ def score_video(out: Location, video_id: str, truth: Location) -> dict[str, Any]
             size = (rows[0]["height"], rows[0]["width"])
             scores.add(_truth(files[frame], size), rows)
     if wanted:
-        raise ImageError(f"{video_id}: a truth of frame {min(wanted)}, which the video has not")
+        raise ImageError(
+            f"{video_id}: the true masks have a frame {min(wanted)}, but the video has not"
+        )
     return {
         "frames": scores.frames,
         "objects": scores.objects(),
@@ -82,11 +91,11 @@ def _truth(files: Mapping[int, Location], size: tuple[int, int]) -> Truth:
 
 
 def summarize(scores: Mapping[str, dict[str, Any] | None], failed: int) -> dict[str, Any]:
-    """What score.json holds: means over objects, as DAVIS has them, then each video.
+    """Return the content of score.json: means over objects, as DAVIS computes them, and each video.
 
     Args:
-        scores: of each masked video; None where there was no truth.
-        failed: videos without masks, which no mean has.
+        scores: result of `score_video` for each masked video.
+        failed: number of videos without masks; no mean includes them.
     """
     videos = {name: one for name, one in sorted(scores.items()) if one is not None}
     objects = [each for one in videos.values() for each in one["objects"].values()]
@@ -102,7 +111,7 @@ def summarize(scores: Mapping[str, dict[str, Any] | None], failed: int) -> dict[
 
 
 def print_scores(found: Mapping[str, Any]) -> None:
-    """Print a table, the worst objects first."""
+    """Print a table of what `summarize` returns, the worst objects first."""
     rows = [
         (each["j_and_f"], each["j"], each["f"], f"{name} object {number}")
         for name, one in found["videos"].items()
@@ -112,12 +121,12 @@ def print_scores(found: Mapping[str, Any]) -> None:
     for both, j, f, name in sorted(rows)[:SHOWN]:
         print(f"{both:6.3f} {j:6.3f} {f:6.3f}  {name}")
     if len(rows) > SHOWN:
-        print(f"  ... and {len(rows) - SHOWN:,} that are better: score.json has all")
+        print(f"  ... and {len(rows) - SHOWN:,} better ones: score.json has all")
     if rows:
         mean_of = f"mean of {found['objects']:,} objects of {found['videos_scored']:,} videos"
         print(f"{found['j_and_f']:6.3f} {found['j']:6.3f} {found['f']:6.3f}  {mean_of}")
     if found["videos_without_truth"] or found["videos_without_masks"]:
         print(
-            f"  in no mean: {found['videos_without_truth']:,} videos without a truth,"
+            f"  not in the mean: {found['videos_without_truth']:,} videos without true masks,"
             f" {found['videos_without_masks']:,} without masks"
         )

@@ -1,7 +1,7 @@
-"""Masking one video on a worker: attempts written down, a time limit, a record of what came out.
+"""Masks one video on a worker, within a time limit, and returns a record of the result.
 
-A worker writes under a name that only this start of the job reads; the driver publishes. So a
-worker that a killed job left behind harms nothing, however late it writes.
+A worker writes to a folder that only this start of the job reads; the driver publishes. So a worker
+that a killed job left behind does no harm, however late it writes.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ import cv2
 import pyarrow.parquet as pq
 import torch
 
-from jobs.masks.attempts import Attempts, node_alive, node_here, why_not
+from jobs.masks.attempts import Attempts, node_alive, node_here, refusal_message
 from jobs.masks.folder import hash_of, part_place
-from jobs.masks.plan import Work, settings_of
+from jobs.masks.plan import VideoWork, settings_of
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
@@ -27,48 +27,75 @@ from jobs.weights.segmenter import load_segmenter, locate
 from masking.manifest.rows import ManifestError
 from masking.outputs.rows import MaskFile, spans
 from masking.segmenter.sam import Precision, Segmenter
-from masking.tracking.masking import Masking, plan
+from masking.tracking.masking import Masking, resolve_prompts
 from masking.tracking.state import TrackConfig
-from masking.video.reader import Video, VideoError
+from masking.video.frame import VideoError
+from masking.video.reader import Video
 
 RETRIED = ("storage", "out_of_memory", "not_found")
-"""Codes of failures that a rerun tries again unasked: they need not be the video's fault. What the
-job found and a worker does not is a mount that its node lacks."""
+"""Codes of failures that the next start of the job tries again without `--retry-failed`: their
+cause may not be the video. A file that the driver found and a worker does not is often on a mount
+that the worker's node lacks."""
+
+
+CODES = {
+    "not_found": "no file or folder is at the uri",
+    "not_a_video": "the file does not open as a video, or an image of the folder does not decode",
+    "no_video_stream": "the file has no video stream",
+    "no_decoder": "no decoder for the codec of the video",
+    "no_frames": "no frame of the video decodes",
+    "damaged": "status partial: some of the frames did not decode",
+    "prompts": "the prompts do not fit the size, the length or the timestamps of the video",
+    "storage": "storage failed while the video was read or its masks were published",
+    "out_of_memory": "the worker or its GPU ran out of memory",
+    "quarantined": "the video ended its worker process twice",
+    "time_limit": "the video took longer than `--time-limit`",
+    "unexpected": "an error that is none of the above",
+}
+"""Codes of videos that failed or are partial, and what each means."""
 
 
 class WorkerError(RuntimeError):
-    """A worker that cannot do any work; the message is what a person needs of it."""
+    """A worker cannot mask any video."""
 
 
-def mask(work: Work, segmenter: Segmenter, config: TrackConfig, target: Path) -> dict[str, Any]:
-    """Mask a video into a local file; a video in S3 lies beside it meanwhile.
+def mask(
+    work: VideoWork, segmenter: Segmenter, config: TrackConfig, target: Path
+) -> dict[str, Any]:
+    """Mask a video, and write its masks to a local file.
+
+    Args:
+        work: the video.
+        segmenter: makes the masks.
+        config: settings of the tracker.
+        target: file to write; a video in S3 is fetched to the same folder.
 
     Returns:
-        Its record: status ok, partial (something did not decode) or failed, with a code.
+        The video's record; its status is ok, partial (some of the file did not decode) or failed.
     """
     started = time.perf_counter()
-    record = _begun(work)
+    record = _new_record(work)
     try:
         path = localize_in(target.parent / "video", Location.parse(work.uri))
         with Video.open(path) as video:
             record["content_sha256"] = hash_of(path)
-            plans, size = plan(video, work.rows)
+            plans, size = resolve_prompts(video, work.rows)
             with Masking(video, segmenter, plans, size, config) as run:
                 _write(run, target, record)
-            record |= _about(video, size)
+            record |= _stream_facts(video, size)
     except VideoError as error:
         record |= {"code": error.code, "error": str(error)}
     except ManifestError as error:
         record |= {"code": "prompts", "error": str(error)}
-    except OSError as error:  # of storage, and of this machine's own disk
+    except OSError as error:  # from storage, or from this machine's disk
         record |= {"code": "storage", "error": str(error)}
     except MemoryError as error:
-        record |= {"code": "out_of_memory", "error": str(error) or "no memory left"}
+        record |= {"code": "out_of_memory", "error": str(error) or "the worker is out of memory"}
     except torch.OutOfMemoryError as error:
         record |= {"code": "out_of_memory", "error": str(error).splitlines()[0]}
     except torch.AcceleratorError:
-        os._exit(1)  # nothing works on this GPU's context any more; the attempt counts
-    except Exception as error:  # one video's trouble, whatever it is, is not the batch's
+        os._exit(1)  # this process can no longer use the GPU; its attempt at the video counts
+    except Exception as error:  # an error of one video must not end the batch
         record |= {"code": "unexpected", "error": f"{type(error).__name__}: {error}"}
     record["seconds"] = time.perf_counter() - started
     return record
@@ -101,7 +128,7 @@ def _write(run: Masking, target: Path, record: dict[str, Any]) -> None:
     }
 
 
-def _about(video: Video, size: tuple[int, int]) -> dict[str, Any]:
+def _stream_facts(video: Video, size: tuple[int, int]) -> dict[str, Any]:
     rate = None if video.rate is None else float(video.rate)
     return {
         "height": size[0],
@@ -113,7 +140,7 @@ def _about(video: Video, size: tuple[int, int]) -> dict[str, Any]:
 
 
 class Masker:
-    """What an actor of Ray Data holds: the segmenter; called with a video, it masks that one."""
+    """An actor of Ray Data that holds a segmenter and masks the video of each row."""
 
     def __init__(
         self,
@@ -133,45 +160,48 @@ class Masker:
 
         Args:
             out: folder of the run.
-            token: of this start of the job.
-            weights: a name or a path.
-            wanted: `settings_of` the weights that the driver saw.
-            precision: as of `masking.segmenter.sam.load`.
-            config: how objects are followed.
-            threads: of this process.
-            device: where it computes.
+            token: name of this start of the job.
+            weights: name or path of the weights.
+            wanted: what `settings_of` returned for the weights that the driver read.
+            precision: precision of the encoder, as in `masking.segmenter.sam.load`.
+            config: settings of the tracker.
+            threads: CPU threads of this process.
+            device: device of the segmenter.
             time_limit: seconds that a video may take.
-            node: name of the node that this is.
-            alive: whether a node of a name is still there.
+            node: returns the id of this node.
+            alive: returns whether the node with an id is alive.
+
+        Raises:
+            WorkerError: the weights differ from those of the driver.
         """
         torch.set_num_threads(threads)
-        cv2.setNumThreads(threads)  # it would take all cores, beside the other workers
+        cv2.setNumThreads(threads)  # by default it takes all cores, although workers share them
         self.segmenter = load_segmenter(weights, device, precision)
         if settings_of(locate(weights), precision, config) != wanted:
             raise WorkerError(
-                f"--weights {weights} are others on node {node()} than where the job was started;"
-                " put them where all nodes see the same"
+                f"--weights {weights}: node {node()} has other weights than the node where the job"
+                " was started; put them in storage that all nodes share"
             )
         self.config, self.time_limit, self.node = config, time_limit, node
         self.parts = Location.parse(out) / ".parts" / token
         self.attempts = Attempts(self.parts / "attempts", alive)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Mask a video: {"work": JSON} to {"record": JSON}, its masks under `.parts`."""
-        work = Work.from_json(row["work"])
-        record = _begun(work)
+        """Turn a row {"work": JSON} into {"record": JSON}; the masks are written below `.parts`."""
+        work = VideoWork.from_json(row["work"])
+        record = _new_record(work)
         try:
             code = self.attempts.begin(work.video_id, self.node())
             if code is not None:
-                record |= {"code": code, "error": why_not(code, self.time_limit)}
+                record |= {"code": code, "error": refusal_message(code, self.time_limit)}
             else:
-                record |= self._masked(work)
+                record |= self._mask(work)
                 self.attempts.done()
-        except OSError as error:  # storage, or this node's disk: the batch goes on without it
+        except OSError as error:  # from storage, or this node's disk: the batch continues
             record |= {"status": "failed", "code": "storage", "error": str(error)}
         return {"record": json.dumps(record)}
 
-    def _masked(self, work: Work) -> dict[str, Any]:
+    def _mask(self, work: VideoWork) -> dict[str, Any]:
         with scratch.folder() as folder, self.attempts.limited(self.time_limit):
             record = mask(work, self.segmenter, self.config, folder / "masks")
             if record["status"] != "failed":
@@ -180,8 +210,8 @@ class Masker:
         return record
 
 
-def _begun(work: Work) -> dict[str, Any]:
-    """The record of a video of which nothing is masked yet."""
+def _new_record(work: VideoWork) -> dict[str, Any]:
+    """Return the record of a video that is not masked yet."""
     return {
         "video_id": work.video_id, "uri": work.uri, "key": work.key, "status": "failed",
         "code": None, "error": None, "frames": 0, "extra": dict(work.extra), "seconds": 0.0,

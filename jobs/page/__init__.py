@@ -1,1 +1,1 @@
-"""The page of `jobs.prompt`: its server, session, store, videos, previews, tracking and review."""
+"""The page of `jobs.prompt`: server, session, manifest, videos, previews, tracking and review."""

@@ -1,8 +1,8 @@
-"""Frames of a video by number: the ones that `jobs.mask` will see, soon enough to step through.
+"""Frames of a video by number, the same that `jobs.mask` decodes, fast enough to step through.
 
-A thread goes through the file once, without converting it, and notes when each frame is shown: only
-so are numbers exact, containers' own counts being wrong too often. Any frame that it has passed is
-found again from the key frame before it.
+A thread decodes the whole file once and records the timestamp of each frame, because the counts in
+containers are often wrong. Each frame that it has passed can then be decoded from the key frame
+before it.
 """
 
 import os
@@ -16,97 +16,103 @@ import cv2
 import numpy as np
 
 from masking.images.arrays import Pixels
-from masking.video.reader import Frame, Moment, Video, VideoError
+from masking.video.frame import Frame, Timestamp, VideoError
+from masking.video.reader import Video
 
 KEPT_BYTES = 256 << 20
-"""Decoded frames that a video keeps."""
+"""Bytes of decoded frames that are kept per video."""
 BACK = 12
-"""Frames before the one that is asked for that are kept when going backward."""
-_NEAR = 8  # frames ahead up to which it is quicker to decode on than to look for a key frame
+"""Number of frames before the requested one that are decoded with it when stepping backward."""
+_NEAR = 8  # frames ahead up to which decoding on is faster than seeking a key frame
 _JPEG_QUALITY = 95
 _NICE = 10
 
 
-class Survey:
-    """When the frames of a video are shown: a list that grows until the file has been gone through.
+class VideoScan:
+    """A thread that decodes a video once and records the timestamp of each frame.
 
     Methods may be called from any thread.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file or a folder, and begin.
+        """Open a video file or a folder of frames, and start the thread.
 
         Raises:
             VideoError: it is no video.
         """
         self.path, self.version = path, version(path)
         self.video = Video.open(path)
-        self.moments: list[Moment] = []
+        self.timestamps: list[Timestamp] = []
         self.complete = self._closed = False
-        self._passed = threading.Condition()
-        self._thread = threading.Thread(target=self._pass, name="survey", daemon=True)
+        self._grown = threading.Condition()
+        self._thread = threading.Thread(target=self._scan, name="scan", daemon=True)
         self._thread.start()
 
     def close(self, wait: bool = False) -> None:
-        """Stop where it is."""
+        """Stop the thread; `wait` until it has stopped."""
         self._closed = True
         if wait:
             self._thread.join()
 
     @property
     def notes(self) -> list[str]:
-        """What is odd about the file, so far."""
+        """Messages about what is unusual in the part of the file that was scanned."""
         report = self.video.report
         lost = report.corrupt_packets
         return [*report.notes, *([f"{lost:,} packets did not decode"] if lost else [])]
 
     @property
     def changed(self) -> bool:
-        """Whether the file is another one by now, or gone."""
+        """Whether the file was replaced or deleted since it was opened."""
         return version(self.path) != self.version
 
     @property
     def clean(self) -> bool:
-        """Whether no damage was met, so far."""
+        """Whether every packet decoded in the part of the file that was scanned."""
         return not self.video.report.corrupt_packets
 
     def times(self, start: int = 0) -> tuple[list[float | None], bool]:
-        """Seconds of frames from `start` on, as far as they are known; whether these are all."""
-        with self._passed:
-            return [moment.time_s for moment in self.moments[start:]], self.complete
+        """Return the seconds of the frames from `start` on that are known, and if these are all."""
+        with self._grown:
+            return [known.time_s for known in self.timestamps[start:]], self.complete
 
     def wait(self, index: int, timeout: float | None = None) -> int:
-        """Wait until a frame is known, or that there is none; how many frames are known then."""
-        with self._passed:
-            self._passed.wait_for(lambda: self.complete or len(self.moments) > index, timeout)
-            return len(self.moments)
+        """Wait until a frame, or the end of the video, is known; returns the number known then.
 
-    def _pass(self) -> None:
+        Args:
+            index: number of the frame.
+            timeout: seconds to wait at most; None: without limit.
+        """
+        with self._grown:
+            self._grown.wait_for(lambda: self.complete or len(self.timestamps) > index, timeout)
+            return len(self.timestamps)
+
+    def _scan(self) -> None:
         try:
-            for index, moment in enumerate(self.video.moments()):
-                if index == _NEAR:  # the first ones are waited for
+            for index, timestamp in enumerate(self.video.timestamps()):
+                if index == _NEAR:  # a person waits for the frames before
                     yield_to_others()
-                with self._passed:
-                    self.moments.append(moment)
-                    self._passed.notify_all()
+                with self._grown:
+                    self.timestamps.append(timestamp)
+                    self._grown.notify_all()
                 if self._closed:
                     return
         except VideoError as error:
             self.video.report.note(str(error))
         finally:
-            with self._passed:
+            with self._grown:
                 self.complete = True
-                self._passed.notify_all()
+                self._grown.notify_all()
             self.video.close()
 
 
 class Frames:
-    """A video's frames by number, the last ones kept. Methods may be called from any thread."""
+    """The frames of a video by number, with a cache. Methods may be called from any thread."""
 
-    def __init__(self, survey: Survey) -> None:
-        """Of a video that is being gone through."""
-        self.survey = survey
-        self._video = Video.open(survey.path)
+    def __init__(self, scan: VideoScan) -> None:
+        """Open the video of a scan a second time, to decode frames."""
+        self.scan = scan
+        self._video = Video.open(scan.path)
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Frame] = OrderedDict()
         self._bytes = 0
@@ -122,43 +128,43 @@ class Frames:
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the first frame, in whose pixels clicks are meant; raises as `get`."""
+        """(H, W) of the first frame; clicks are in its pixels. Raises as `get`."""
         height, width = self.get(0).image.shape[:2]
         return height, width
 
     def get(self, index: int) -> Frame:
-        """A frame.
+        """Return a frame.
 
         Raises:
-            VideoError: `no_frames`, the video ends before it; `changed`, the file is not what it
-                was.
+            VideoError: with code `no_frames`, the video has no such frame; with code `changed`, the
+                file was replaced or deleted.
         """
-        path = self.survey.path
-        count = self.survey.wait(max(0, index))
+        path = self.scan.path
+        count = self.scan.wait(max(0, index))
         if not 0 <= index < count:
-            what = f"has no frame {index:,}" if count else "has not one frame that decodes"
+            what = f"has no frame {index:,}" if count else "has no frame that decodes"
             raise VideoError("no_frames", f"{path.name} {what}")
         with self._lock:
             if index in self._kept:
                 self._kept.move_to_end(index)
                 return self._kept[index]
-            if self.survey.changed:
-                raise VideoError("changed", f"{path} is not the file that was opened, or is gone")
+            if self.scan.changed:
+                raise VideoError("changed", f"{path} was replaced or deleted since it was opened")
             return self._decode(index)
 
     def _decode(self, index: int) -> Frame:
         ahead = index - self._next
         if self._cursor is None or not 0 <= ahead < _NEAR:
-            # Whoever goes back a frame will go back another one.
+            # A step backward is usually followed by another one.
             start = max(0, index - BACK) if -2 * BACK < ahead < 0 else index
-            self._cursor = self._video.seek(start, self.survey.moments, self.survey.clean)
+            self._cursor = self._video.seek(start, self.scan.timestamps, self.scan.clean)
         for frame in self._cursor:
             self._keep(frame)
             if frame.index == index:
                 self._next = index + 1
                 return frame
         self._cursor = None
-        path = self.survey.path
+        path = self.scan.path
         raise VideoError("changed", f"{path}: frame {index:,} does not decode a second time")
 
     def _keep(self, frame: Frame) -> None:
@@ -170,7 +176,7 @@ class Frames:
 
 
 def version(path: Path) -> str:
-    """What changes when a file is written anew; empty if it is gone."""
+    """Return a text that changes when the file is written again; empty if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -179,12 +185,17 @@ def version(path: Path) -> str:
 
 
 def yield_to_others() -> None:
-    """Have this thread wait where another one could work; Linux knows priorities of threads."""
+    """Lower the priority of this thread, which Linux allows, so that others come first."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 def jpeg(image: Pixels, longest: int | None = None) -> bytes:
-    """(H, W, 3) uint8 RGB as a JPEG, colours as sharp as light; at most `longest` pixels long."""
+    """Return an image as JPEG, with colours at full resolution (4:4:4).
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        longest: the image is shrunk to this longer side, in pixels; None: it keeps its size.
+    """
     if longest is not None and max(image.shape) > longest:
         scale = longest / max(image.shape[:2])
         size = tuple(max(1, round(side * scale)) for side in image.shape[1::-1])

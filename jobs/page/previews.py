@@ -1,8 +1,8 @@
-"""The mask of some clicks, at once: frames encoded ahead, and earlier answers gone on from.
+"""Previews of the masks of clicks, made fast: frames are encoded ahead, and results are cached.
 
-A preview is a function of an object's clicks on a frame, in their order: the first is asked alone,
-each further one together with the logits that the clicks before it gave, as SAM was trained. What
-was asked before is remembered, so a click costs one decoding.
+A preview is a function of an object's clicks on a frame, in their order. The first click is decoded
+without a mask; each further one with all clicks up to it and the logits of the step before, as SAM
+was trained. Results of earlier steps are cached, so a new click costs one decoding.
 """
 
 import threading
@@ -21,45 +21,54 @@ from numpy.typing import NDArray
 from jobs.page.frames import yield_to_others
 from masking.images.arrays import Bools, Pixels
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
-from masking.tracking.step import SURE
+from masking.tracking.prompting import SURE
 
 T = TypeVar("T")
 Key = tuple[str, str, int]
-"""Video, version of its file, frame."""
+"""A frame: id of the video, version of its file, number of the frame."""
 Logits = NDArray[np.float32]
+"""(H, W) of a mask at the low resolution of the decoder."""
 
 KEPT_BYTES = 256 << 20
-"""Embeddings that are kept."""
-_ANSWERS = 512  # that are remembered
+"""Bytes of embeddings that are kept."""
+_DECODED = 512  # results of the decoder that are kept
 
 
 @dataclass(frozen=True)
 class Click:
-    """A point, or a box."""
+    """A point, or a box, in pixels of the frame."""
 
     x: float
+    """Position of the point, or left edge of the box."""
     y: float
+    """Position of the point, or top edge of the box."""
     label: int = 1
-    """1 on the object, 0 not."""
+    """1: on the object; 0: not on it."""
     corner: tuple[float, float] | None = None
-    """Right and bottom edge: it is a box then."""
+    """Right and bottom edge of a box; None: a point."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a segmenter makes of an object's clicks."""
+    """The mask that a segmenter predicts for an object's clicks."""
 
     mask: Bools
-    """(H, W)."""
+    """(H, W), in pixels of the frame."""
     score: float
-    """IoU that it predicts."""
+    """Predicted IoU."""
 
 
-class Line:
-    """A thread that does one thing after another; what still waits can be cancelled."""
+class WorkQueue:
+    """A thread that runs one call after another; calls that have not begun can be cancelled."""
 
     def __init__(self, name: str, yielding: bool = False, newest_first: bool = False) -> None:
-        """`yielding`: other threads come first; `newest_first`: what came last is done next."""
+        """Start the thread.
+
+        Args:
+            name: of the thread.
+            yielding: whether other threads have priority.
+            newest_first: whether the last call that was submitted runs next, instead of the first.
+        """
         self._next = -1 if newest_first else 0
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._more = threading.Semaphore(0)
@@ -67,14 +76,14 @@ class Line:
         self._thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Have it done in its turn."""
+        """Add a call to the queue."""
         future: Future[T] = Future()
         self._waiting.append((future, call))
         self._more.release()
         return future
 
     def close(self) -> None:
-        """Give up what waits, and wait for what is being done: a process must not end under it."""
+        """Cancel calls that have not begun, and wait for the one that runs."""
         for future, _ in [*self._waiting]:
             future.cancel()
         self.submit(_end)
@@ -97,42 +106,42 @@ class Line:
 
 
 def _end() -> None:
-    """The last thing that a line does."""
+    """The call that ends a queue's thread."""
 
 
 class Previewer:
-    """A segmenter that is asked about frames; methods may be called from any thread."""
+    """Makes previews with a segmenter. Its methods may be called from any thread."""
 
     def __init__(self, segmenter: Segmenter) -> None:
-        """Take a segmenter that is ready."""
+        """Start the threads that use a segmenter."""
         self.segmenter = segmenter
-        # Who steps on does not wait for frames that were left: what is asked last is shown first.
-        self._front = Line("preview", newest_first=True)
-        self._behind = Line("encode ahead", yielding=True)
+        # The newest request is of the frame on the screen; older ones are of frames left behind.
+        self._requests = WorkQueue("preview", newest_first=True)
+        self._ahead = WorkQueue("encode ahead", yielding=True)
         self._lock = threading.Lock()
-        self._known: OrderedDict[Key, Future[Embeddings]] = OrderedDict()
+        self._embeddings: OrderedDict[Key, Future[Embeddings]] = OrderedDict()
         self._expected: list[Key] = []
-        self._answers: OrderedDict[Any, tuple[Logits, float]] = OrderedDict()
+        self._decoded: OrderedDict[Any, tuple[Logits, float]] = OrderedDict()
 
     def close(self) -> None:
-        """End its threads."""
-        self._behind.close()
-        self._front.close()
+        """End the threads."""
+        self._ahead.close()
+        self._requests.close()
 
-    def look(self, keys: Iterable[Key], image: Callable[[Key], Pixels]) -> None:
-        """Encode frames when nothing else is to be done, in this order, instead of earlier ones.
+    def encode_ahead(self, keys: Iterable[Key], image: Callable[[Key], Pixels]) -> None:
+        """Encode frames in the background, instead of those of the last call.
 
         Args:
-            keys: of the frames.
-            image: gives a frame, (H, W, 3) uint8 RGB.
+            keys: frames to encode, in this order.
+            image: returns a frame, (H, W, 3) uint8 RGB.
         """
         with self._lock:
             for key in self._expected:
-                if key in self._known and self._known[key].cancel():
-                    del self._known[key]
-            self._expected = [key for key in keys if key not in self._known]
+                if key in self._embeddings and self._embeddings[key].cancel():
+                    del self._embeddings[key]
+            self._expected = [key for key in keys if key not in self._embeddings]
             for key in self._expected:
-                self._known[key] = self._behind.submit(partial(self._encode_of, key, image))
+                self._embeddings[key] = self._ahead.submit(partial(self._encode, key, image))
 
     def preview(
         self,
@@ -141,61 +150,61 @@ class Previewer:
         clicks: Sequence[Click],
         before: Bools | None = None,
     ) -> Preview | None:
-        """The mask of an object's clicks; None if none of them says where it is.
+        """Return the mask of an object's clicks, or None if none of them is on the object.
 
         Args:
-            key: of the frame.
-            image: gives the frame.
-            clicks: in the order in which they were made.
-            before: (H, W) the mask that they correct.
+            key: the frame.
+            image: returns the frame, (H, W, 3) uint8 RGB.
+            clicks: clicks in the order in which they were made.
+            before: (H, W) mask that the clicks correct, if there is one.
 
         Raises:
-            PromptError: clicks outside the frame.
-            VideoError: the frame cannot be had.
+            PromptError: a click is outside the frame.
+            VideoError: the frame cannot be read.
         """
-        embeddings = self._embeddings(key, image).result()
-        return self._front.submit(lambda: self._answer(key, embeddings, clicks, before)).result()
+        embeddings = self._find_or_encode(key, image).result()
+        call = partial(self._predict, key, embeddings, clicks, before)
+        return self._requests.submit(call).result()
 
-    def _embeddings(self, key: Key, image: Callable[[Key], Pixels]) -> Future[Embeddings]:
-        """Of a frame: as they are known, or as they are being made, or made now."""
+    def _find_or_encode(self, key: Key, image: Callable[[Key], Pixels]) -> Future[Embeddings]:
         with self._lock:
-            found = self._known.get(key)
+            found = self._embeddings.get(key)
             failed = found is not None and found.done() and found.exception() is not None
             if found is None or failed or (key in self._expected and found.cancel()):
-                found = self._front.submit(partial(self._encode_of, key, image))
-                self._known[key] = found
+                found = self._requests.submit(partial(self._encode, key, image))
+                self._embeddings[key] = found
                 self._expected = [other for other in self._expected if other != key]
-            self._known.move_to_end(key)
+            self._embeddings.move_to_end(key)
             return found
 
-    def _encode_of(self, key: Key, image: Callable[[Key], Pixels]) -> Embeddings:
+    def _encode(self, key: Key, image: Callable[[Key], Pixels]) -> Embeddings:
         embeddings = self.segmenter.encode(image(key)[None])
         size = sum(part.numel() * part.element_size() for part in embeddings.features)
         with self._lock:
             kept = max(8, KEPT_BYTES // size)
-            done = [key for key, future in self._known.items() if future.done()]
-            for key in done[: max(0, len(self._known) - kept)]:
-                del self._known[key]
+            done = [key for key, future in self._embeddings.items() if future.done()]
+            for key in done[: max(0, len(self._embeddings) - kept)]:
+                del self._embeddings[key]
         return embeddings
 
-    def _answer(
+    def _predict(
         self, key: Key, embeddings: Embeddings, clicks: Sequence[Click], before: Bools | None
     ) -> Preview | None:
         size = embeddings.frame_size
         logits = None if before is None else self._as_logits(before, size)
         start = None if before is None else hash(before.tobytes())
         score = 0.0
-        told = before is not None
+        located = before is not None
         for count in range(1, len(clicks) + 1):
-            told = told or clicks[count - 1].label == 1
-            if not told:
+            located = located or clicks[count - 1].label == 1
+            if not located:
                 continue
-            asked = (key, start, tuple(clicks[:count]))
-            if asked not in self._answers:
-                self._answers[asked] = self._decode(embeddings, clicks[:count], logits)
-                while len(self._answers) > _ANSWERS:
-                    self._answers.popitem(last=False)
-            logits, score = self._answers[asked]
+            step = (key, start, tuple(clicks[:count]))
+            if step not in self._decoded:
+                self._decoded[step] = self._decode(embeddings, clicks[:count], logits)
+                while len(self._decoded) > _DECODED:
+                    self._decoded.popitem(last=False)
+            logits, score = self._decoded[step]
         if logits is None or not clicks:
             return None
         full = self.segmenter.upsample(torch.from_numpy(logits), size) > 0
@@ -213,15 +222,15 @@ class Previewer:
             boxes=[boxes[-1] if boxes else None],
             mask_input=[logits],
         )
-        # One click may mean several things: the best of three answers. More of them are clear.
-        alone = len(clicks) == 1 and not boxes and logits is None
+        # A single point is ambiguous, so the best of three masks is used; more clicks are not.
+        ambiguous = len(clicks) == 1 and not boxes and logits is None
         found = self.segmenter.logits(embeddings, prompts)
         outputs, scores = found[0][0], found[1][0]
-        best = 1 + int(scores[1:].argmax()) if alone else 0
+        best = 1 + int(scores[1:].argmax()) if ambiguous else 0
         return outputs[best].float().cpu().numpy(), float(scores[best])
 
     def _as_logits(self, mask: Bools, size: tuple[int, int]) -> Logits:
-        """A mask (H, W) as a network would have said it, at low resolution."""
+        """Return a mask (H, W) as the logits that a network would have predicted for it."""
         h, w = self.segmenter.low_res(size)
         scale = self.segmenter.mask_scale(size)
         inner = (max(1, min(w, round(size[1] * scale))), max(1, min(h, round(size[0] * scale))))

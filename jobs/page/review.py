@@ -1,4 +1,4 @@
-"""The output of a `jobs.mask` run, as a person looks through it: masks, states, doubtful spans."""
+"""A run of `jobs.mask` that is reviewed: its masks, states and doubtful spans."""
 
 import threading
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.masks.folder import commit_place, commits, table_of
+from jobs.masks.folder import marker_place, read_markers, table_of
 from jobs.masks.plan import is_accepted, key_of, settings_of, state_of
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
@@ -20,17 +20,17 @@ from masking.outputs.rows import mask_of
 from masking.tracking.state import TrackConfig
 
 Marker = Mapping[str, Any]
-_KEPT = 8  # tables of masks that are held
+_KEPT = 8  # tables of masks that are kept in memory
 
 
-class Run:
-    """A folder that `jobs.mask` wrote, and may write again. Usable from any thread."""
+class MaskRun:
+    """The output of `jobs.mask`, which may be written again. Usable from any thread."""
 
     def __init__(self, out: Location) -> None:
-        """Read its settings and markers.
+        """Read the settings and markers of a run.
 
         Raises:
-            ConfigError, CheckpointError, StorageError: it cannot be read.
+            ConfigError, SegmenterWeightsError, StorageError: the run cannot be read.
         """
         self.out = out
         given = parse_yaml((out / "config.yaml").read_text(), f"{out}/config.yaml")
@@ -38,36 +38,41 @@ class Run:
             track = TrackConfig(**given["track"])
             self.weights, precision = str(given["weights"]), given["precision"]
         except (KeyError, TypeError) as error:
-            raise ConfigError(f"{out}/config.yaml: not that of a jobs.mask run: {error}") from error
+            raise ConfigError(
+                f"{out}/config.yaml: expected that of a jobs.mask run: {error}"
+            ) from error
         self._settings = settings_of(locate(self.weights), precision, track)
-        self._markers = commits(out)
+        self._markers = read_markers(out)
         self._tables: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
     def refresh(self, video_id: str | None = None) -> None:
-        """Look whether a video, or any, was masked anew."""
+        """Read the marker of a video, or all markers, again."""
         if video_id is None:
-            self._markers = commits(self.out)
+            self._markers = read_markers(self.out)
             return
-        place = commit_place(self.out, video_id)
+        place = marker_place(self.out, video_id)
         if place.exists():
             self._markers[video_id] = place.read_json()
         else:
             self._markers.pop(video_id, None)
 
     def spans(self, video_id: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Its doubtful spans, worst first, each with what a person did about it.
+        """Return the doubtful spans of a video, worst first.
 
         Args:
-            video_id: of a video of the run, or of another one, which has none.
-            rows: of the video as they are now.
+            video_id: of the video; one that is not in the run has no spans.
+            rows: current rows of the video.
+
+        Returns:
+            Columns of review.csv for each span, and `answer`: accepted, corrected, or empty.
         """
         marker = self._good(video_id)
         found = [] if marker is None else marker["review"]
         return [{**span, "answer": _answer(rows, span)} for span in found]
 
     def states(self, video_id: str) -> dict[int, list[tuple[int, int, str]]]:
-        """Of each object: first frame, last frame and state of each run of equal states."""
+        """Return (first frame, last frame, state) of each stretch of equal states, by object id."""
         table = self._table(video_id)
         if table is None:
             return {}
@@ -76,10 +81,10 @@ class Run:
         for number, frame, state in zip(*columns, strict=True):
             if state is not None:
                 by_object.setdefault(number, []).append((frame, state))
-        return {number: _runs(mine) for number, mine in by_object.items()}
+        return {number: _stretches(states) for number, states in by_object.items()}
 
     def masks(self, video_id: str, frame: int) -> list[dict[str, Any]]:
-        """The rows of a frame, one an object, without what was not asked for."""
+        """Return the rows of a frame, one for each object that has a mask there."""
         table = self._table(video_id)
         if table is None:
             return []
@@ -89,13 +94,21 @@ class Run:
         return [row for row in rows if row["rle"] is not None]
 
     def mask(self, video_id: str, frame: int, object_id: int) -> Bools | None:
-        """(H, W) of an object on a frame; None: it is not to be seen there."""
+        """Return the (H, W) mask of an object on a frame, or None if it is not visible there."""
         rows = [row for row in self.masks(video_id, frame) if row["object_id"] == object_id]
         return mask_of(rows[0]) if rows and rows[0]["area"] else None
 
-    def standing(self, video_id: str, uri: str, rows: Sequence[Row]) -> str:
-        """What `jobs.mask` would say of a video: done, changed (it would be masked anew), failed,
-        or missing."""
+    def status(self, video_id: str, uri: str, rows: Sequence[Row]) -> str:
+        """Return the status of a video in the run.
+
+        Args:
+            video_id: of the video.
+            uri: absolute path or s3:// address of the video.
+            rows: current rows of the video.
+
+        Returns:
+            done, failed, missing, or changed: `jobs.mask` would mask it again.
+        """
         marker = self._markers.get(video_id)
         if marker is None:
             return "missing"
@@ -105,7 +118,7 @@ class Run:
         return "failed" if marker["status"] == "failed" else "done"
 
     def error(self, video_id: str) -> str:
-        """Why it failed; empty if it did not."""
+        """Return why a video failed; empty if it did not."""
         marker = self._markers.get(video_id, {})
         return f"{marker['code']}: {marker['error']}" if marker.get("status") == "failed" else ""
 
@@ -128,7 +141,7 @@ class Run:
 
 
 def _answer(rows: Sequence[Row], span: Mapping[str, Any]) -> str:
-    """accepted, corrected, or nothing yet."""
+    """Return what a person did about a span: accepted, corrected, or nothing (empty)."""
     if is_accepted(rows, span):
         return "accepted"
     before = [
@@ -140,15 +153,15 @@ def _answer(rows: Sequence[Row], span: Mapping[str, Any]) -> str:
     ]
     last = max(before, key=lambda row: row.frame or 0, default=None)
     inside = last is not None and (last.frame or 0) >= span["first_frame"]
-    told = last is not None and last.role in ("absent", "end")
-    return "corrected" if inside or told else ""
+    gone = last is not None and last.role in ("absent", "end")
+    return "corrected" if inside or gone else ""
 
 
-def _runs(states: Sequence[tuple[int, str]]) -> list[tuple[int, int, str]]:
-    """Frames that follow one another in the same state."""
-    runs = groupby(enumerate(states), key=lambda item: (item[1][0] - item[0], item[1][1]))
+def _stretches(states: Sequence[tuple[int, str]]) -> list[tuple[int, int, str]]:
+    """Return the first frame, last frame and state of consecutive frames in the same state."""
+    groups = groupby(enumerate(states), key=lambda item: (item[1][0] - item[0], item[1][1]))
     found = []
-    for (_, state), part in runs:
+    for (_, state), part in groups:
         frames = [frame for _, (frame, _) in part]
         found.append((frames[0], frames[-1], state))
     return found

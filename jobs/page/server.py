@@ -1,8 +1,8 @@
-"""The page and its requests over HTTP, for one person on this machine or behind an SSH tunnel.
+"""Serves the page over HTTP, for one person on this machine or behind an SSH tunnel.
 
-A request is answered if it carries the token (at first in the address, then in a cookie), names
-this server as its host (a page elsewhere could have its own name lead here), and does not come from
-another site's page. Videos are asked for by id, so no path can lead out of them.
+A request is answered only if it has the token (first in the address, then in a cookie), names this
+server as its host (against DNS rebinding), and does not come from the page of another site. Videos
+are requested by id, so that no request can name a path.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from aiohttp import web
 from jobs.page.session import Session, UnknownVideoError
 from jobs.page.store import StaleError
 from jobs.run.config import ConfigError
-from masking.video.reader import VideoError
+from masking.video.frame import VideoError
 
 PAGE = Path(__file__).with_name("web")
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
@@ -37,18 +37,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """A server on a thread of its own."""
+    """An HTTP server for a session, in a thread of its own."""
 
     def __init__(self, session: Session, host: str, port: int) -> None:
-        """Listen, and answer from now on.
+        """Start the server.
 
         Args:
-            session: what it shows.
-            host: to listen on.
-            port: to listen on; 0: one that is free.
+            session: answers the requests; the server closes it at the end.
+            host: address to listen on.
+            port: port to listen on; 0: any free port.
 
         Raises:
-            ConfigError: it cannot listen there.
+            ConfigError: the server cannot listen on this address and port.
         """
         self.session, self.host = session, host
         self.token = secrets.token_urlsafe(24)
@@ -63,52 +63,53 @@ class Server:
 
     @property
     def address(self) -> str:
-        """What a browser opens."""
+        """The address to open in a browser, with the token."""
         name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         name = f"[{name}]" if ":" in name else name
         return f"http://{name}:{self.port}/?token={self.token}"
 
     def wait(self) -> None:
-        """Until a person says that they are done, or `stop`."""
+        """Wait until Done is pressed in the page, or `stop` is called."""
         while self._thread.is_alive():
-            self._thread.join(0.2)  # a wait without end would keep signals waiting, too
+            self._thread.join(0.2)  # a join without timeout would delay signals
 
     def stop(self) -> None:
-        """End it; what was acknowledged is on disk."""
+        """End the server; all acknowledged changes are on disk."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._ended.set)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._answer())
+            self._loop.run_until_complete(self._serve_until_ended())
         finally:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self.session.close()
             self._loop.close()
 
-    async def _answer(self) -> None:
+    async def _serve_until_ended(self) -> None:
         self._loop.set_default_executor(self._threads)
-        preview = self._of(Session.preview, index=int, version=str, asked=list)
-        app = web.Application(middlewares=[self._guard, _explain], client_max_size=_LARGEST)
+        encode = self._handler(Session.encode_ahead, index=int, version=str)
+        preview = self._handler(Session.preview, index=int, version=str, objects=list)
+        app = web.Application(middlewares=[self._guard, _answer_errors], client_max_size=_LARGEST)
         app.add_routes(
             [
                 web.get("/", self._page),
                 web.get("/page/{name}", self._page),
                 web.get("/api/project", self._project),
-                web.get("/api/video", self._of(Session.state)),
-                web.get("/api/rows", self._of(Session.rows)),
-                web.get("/api/moments", self._of(Session.moments, start=int)),
+                web.get("/api/video", self._handler(Session.state)),
+                web.get("/api/rows", self._handler(Session.rows)),
+                web.get("/api/timestamps", self._handler(Session.timestamps, start=int)),
                 web.get("/api/frame", self._frame),
                 web.get("/api/thumbnail", self._thumbnail),
-                web.post("/api/look", self._of(Session.look, index=int, version=str)),
-                web.get("/api/masks", self._of(Session.masks, index=int)),
-                web.put("/api/rows", self._of(Session.change, revision=str, rows=list)),
-                web.post("/api/undo", self._of(Session.undo, revision=str, redo=bool)),
+                web.post("/api/encode", encode),
+                web.get("/api/masks", self._handler(Session.masks, index=int)),
+                web.put("/api/rows", self._handler(Session.change, revision=str, rows=list)),
+                web.post("/api/undo", self._handler(Session.undo, revision=str, redo=bool)),
                 web.post("/api/preview", preview),
-                web.post("/api/track", self._of(Session.track, here=int, count=int)),
-                web.get("/api/track", self._of(Session.tracked, since=int)),
-                web.delete("/api/track", self._of(Session.cancel)),
+                web.post("/api/track", self._handler(Session.track, frame=int, count=int)),
+                web.get("/api/track", self._handler(Session.tracked, since=int)),
+                web.delete("/api/track", self._handler(Session.cancel)),
                 web.post("/api/done", self._done),
             ]
         )
@@ -120,24 +121,24 @@ class Server:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse what does not come from the page."""
-        if not self._is_here(request.host):
-            return web.Response(status=403, text=f"this is not {request.host}\n")
+        """Refuse requests that do not come from the page."""
+        if not self._is_own_name(request.host):
+            return web.Response(status=403, text=f"this server is not {request.host}\n")
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
-            return web.Response(status=403, text=f"a page of {origin} may not ask\n")
+            return web.Response(status=403, text=f"requests from {origin} are not allowed\n")
         given = request.query.get("token") or request.cookies.get(self._cookie, "")
         if not secrets.compare_digest(given.encode(), self.token.encode()):
             return web.Response(
-                status=403, text="open the address that jobs.prompt printed: it has the token\n"
+                status=403, text="the token is missing: open the address that jobs.prompt printed\n"
             )
         response = await handler(request)
         response.headers.update(_HEADERS)
         return response
 
-    def _is_here(self, host: str) -> bool:
-        """Whether a request means this server: by a name of this machine, at any port, since an
-        SSH tunnel may have another one."""
+    def _is_own_name(self, host: str) -> bool:
+        """Return whether a Host header names this machine, with any port: that of an SSH tunnel
+        may differ."""
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         name = name.strip("[]").lower()
         if name in _LOOPBACK or name == self.host.lower():
@@ -148,11 +149,15 @@ class Server:
             ip_address(name)
         except ValueError:
             return name in (socket.gethostname().lower(), socket.getfqdn().lower())
-        return True  # no page elsewhere has an address for its name
+        return True  # DNS rebinding needs a name; an IP address is safe
 
-    def _of(self, call: Callable[..., Any], **arguments: type) -> Handler:
-        """A handler of a method of `Session`: what it takes beside the id comes by name, from the
-        query or from JSON, of these types; what it returns is JSON."""
+    def _handler(self, call: Callable[..., Any], **arguments: type) -> Handler:
+        """Return a handler that calls a method of `Session` with the video's id.
+
+        Args:
+            call: the method.
+            arguments: names and types of its other arguments, in the query or in JSON.
+        """
 
         async def handle(request: web.Request) -> web.Response:
             given = dict(request.query) if not request.can_read_body else await request.json()
@@ -176,7 +181,7 @@ class Server:
     async def _frame(self, request: web.Request) -> web.Response:
         query = request.query
         which = query["id"], int(query["index"]), query["version"]
-        # The address names the file's version, so that what it shows never changes.
+        # The address has the version of the file, so that the picture may be cached.
         return _picture(
             await asyncio.to_thread(self.session.frame, *which), "private, max-age=3600"
         )
@@ -187,10 +192,10 @@ class Server:
 
     async def _page(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info.get("name", "")
-        if not name and "token" in request.query:  # into a cookie: addresses are passed on
+        if not name and "token" in request.query:  # moved to a cookie: people share addresses
             moved = web.Response(status=303, headers={"Location": "/"})
-            # Lax: the address may be followed from a page elsewhere, a notebook's; what changes
-            # something is not a GET, and its Origin is looked at.
+            # Lax, because a notebook, a page of another site, may link here. Requests that change
+            # something are no GETs, and `_guard` checks their Origin.
             moved.set_cookie(self._cookie, self.token, httponly=True, samesite="Lax")
             return moved
         files = {file.name: file for file in PAGE.iterdir() if file.suffix in _TYPES}
@@ -204,28 +209,28 @@ class Server:
         )  # fmt: skip
 
     async def _done(self, request: web.Request) -> web.Response:
-        self._loop.call_later(0.3, self._ended.set)  # the answer first
+        self._loop.call_later(0.3, self._ended.set)  # after this response was sent
         return web.json_response({})
 
 
 @web.middleware
-async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """What went wrong, for the person at the page."""
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into responses with a message for the page."""
     try:
         return await handler(request)
     except web.HTTPException:
         raise
     except UnknownVideoError as error:
-        return _failure(404, f"{error.args[0]!r} is none of the videos")
+        return _failure(404, f"there is no video {error.args[0]!r}")
     except StaleError as error:
         return _failure(409, str(error))
     except VideoError as error:
         return _failure(410 if error.code == "changed" else 422, str(error))
     except (OSError, MemoryError) as error:
-        return _failure(500, str(error) or "no memory left")
+        return _failure(500, str(error) or "the machine is out of memory")
     except KeyError as error:
         return _failure(400, f"{error.args[0]} is missing")
-    except (ValueError, TypeError) as error:  # of manifests, clicks, and what is no JSON
+    except (ValueError, TypeError) as error:  # from manifests, clicks, and invalid JSON
         return _failure(400, str(error))
 
 
@@ -245,6 +250,6 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
-                f"--port {port} is in use on {host}: give another one, or 0 for any that is free"
+                f"--port {port} is in use on {host}; choose another one, or 0 for any free port"
             ) from error
         raise ConfigError(f"cannot listen on --host {host}, --port {port}: {error}") from error

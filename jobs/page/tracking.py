@@ -1,4 +1,4 @@
-"""A few seconds of tracking while a person waits, to see whether the clicks will do."""
+"""Tracks a few seconds of a video while a person waits, to check whether the clicks suffice."""
 
 import threading
 import time
@@ -11,69 +11,76 @@ from masking.images.arrays import Bools
 from masking.images.masks import decode_rle, encode_rle
 from masking.manifest.rows import ObjectPlan
 from masking.segmenter.sam import Segmenter
-from masking.tracking.masking import FrameMasks, Masking
+from masking.tracking.directions import Directions
+from masking.tracking.masking import Masking
+from masking.tracking.masks import FrameMasks
 from masking.tracking.state import TrackConfig
-from masking.tracking.ways import Ways
-from masking.video.reader import RING_BYTES, Frame, Report, Video, VideoError
+from masking.video.frame import Frame, Report, VideoError
+from masking.video.reader import RING_BYTES, Video
 
 UNWATCHED = 20.0
-"""Seconds after which a run that nobody asks about stops: its page is gone."""
+"""Seconds after which a track stops if no request asked for its progress: the page was closed."""
 
 
 class TrackError(ValueError):
-    """Nothing can be tracked; the message says why."""
+    """There is nothing to track."""
 
 
 class _CancelledError(Exception):
-    """A person, or the lack of one, stopped it."""
+    """The track was cancelled, or its page was closed."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Which part of a video is tracked, and what is asked there."""
+    """The part of a video that is tracked, with the prompts in it."""
 
     start: int
     """First frame."""
     stop: int
-    """Frame after the last."""
+    """Frame after the last one."""
     plans: tuple[ObjectPlan, ...]
+    """Objects that are tracked, with their prompts in the window."""
 
 
-def window(plans: Sequence[ObjectPlan], here: int, frames: int, count: int) -> Window:
-    """What has to be tracked in order to see a few frames from here on.
+def window(plans: Sequence[ObjectPlan], frame: int, frames: int, count: int) -> Window:
+    """Return what has to be tracked to show some frames.
 
-    An object is followed from the last clicks at or before `here` that say where it is, or else
-    from the first ones behind; what is asked of it beyond the window is left out.
+    An object is tracked from the last clicks on it at or before the first of these frames, or else
+    from the first clicks after it. Prompts beyond the window are left out.
 
     Args:
-        plans: of all objects.
-        here: the frame that a person looks at.
-        frames: how many to see.
-        count: of frames of the video.
+        plans: all objects of the video.
+        frame: first frame to show.
+        frames: number of frames to show.
+        count: number of frames of the video.
 
     Raises:
-        TrackError: no object is clicked on in reach.
+        TrackError: no object is clicked on before the last of these frames.
     """
-    stop = min(count, here + frames)
+    stop = min(count, frame + frames)
     chosen = []
     for plan in plans:
-        ways = Ways(plan)
-        begins = [index for index in plan.asked if ways.turns(index) and index < stop]
-        start = max((index for index in begins if index <= here), default=min(begins, default=stop))
-        asked = {index: word for index, word in plan.asked.items() if start <= index < stop}
-        ended = any(index <= here and word.role == "end" for index, word in asked.items())
-        if asked and not (ended and max(asked) <= here):
-            first = max(plan.start, min(start, here))
-            chosen.append(replace(plan, start=first, asked=asked))
+        directions = Directions(plan)
+        begins = [
+            index for index in plan.prompts if directions.starts_backward(index) and index < stop
+        ]
+        start = max(
+            (index for index in begins if index <= frame), default=min(begins, default=stop)
+        )
+        inside = {index: prompt for index, prompt in plan.prompts.items() if start <= index < stop}
+        ended = any(index <= frame and prompt.role == "end" for index, prompt in inside.items())
+        if inside and not (ended and max(inside) <= frame):
+            first = max(plan.start, min(start, frame))
+            chosen.append(replace(plan, start=first, prompts=inside))
     if not chosen:
         raise TrackError(
-            f"nothing to track: no object is clicked on at frame {stop - 1:,} or before"
+            f"nothing to track: no object is clicked on at frame {stop - 1:,} or before it"
         )
-    return Window(min(here, *(plan.start for plan in chosen)), stop, tuple(chosen))
+    return Window(min(frame, *(plan.start for plan in chosen)), stop, tuple(chosen))
 
 
-class _Part(Video):
-    """Some frames of a video, numbered as in all of it."""
+class _WindowVideo(Video):
+    """The frames of a window, with their numbers in the whole video."""
 
     def __init__(self, frames: Frames, window: Window, read: Callable[[], None]) -> None:
         self._frames, self._window, self._read = frames, window, read
@@ -99,28 +106,29 @@ class _Part(Video):
 
 
 class Tracking:
-    """Frames that are tracked by a thread of its own."""
+    """A thread that tracks a window, and the frames that it has tracked so far."""
 
     def __init__(
         self, frames: Frames, window: Window, size: tuple[int, int], segmenter: Segmenter
     ) -> None:
-        """Begin.
+        """Start the thread.
 
         Args:
-            frames: no one else's; closed at the end.
-            window: which of them, and what is asked.
-            size: (H, W) that the clicks are in pixels of.
-            segmenter: may be asked by others meanwhile.
+            frames: frames of the video; the thread closes them at the end.
+            window: part of the video to track.
+            size: (H, W) of the frame whose pixels the clicks are in.
+            segmenter: makes the masks; others may use it at the same time.
         """
-        stretches = [s for plan in window.plans if (s := Ways(plan).stretch()) is not None]
+        ranges = (Directions(plan).backward_range() for plan in window.plans)
+        stretches = [found for found in ranges if found is not None]
         back = max((s[1] for s in stretches), default=0) - min((s[0] for s in stretches), default=1)
         self.window, self._total = window, window.stop - window.start + back + 1
         self._read = 0
         self._found: list[dict[str, Any]] = []
         self._error = ""
         self._cancelled, self._done = threading.Event(), threading.Event()
-        self._asked = time.monotonic()
-        part = _Part(frames, window, self._step)
+        self._polled = time.monotonic()
+        part = _WindowVideo(frames, window, self._count_frame)
         masking = Masking(part, segmenter, window.plans, size, TrackConfig())
         self._thread = threading.Thread(
             target=self._run, args=(masking,), name="track", daemon=True
@@ -128,15 +136,15 @@ class Tracking:
         self._thread.start()
 
     def cancel(self, wait: bool = False) -> None:
-        """Stop after the frame that it is at; what was found stays."""
+        """Stop after the current frame; frames that were tracked stay."""
         self._cancelled.set()
         if wait:
             self._thread.join()
 
     def since(self, count: int) -> dict[str, Any]:
-        """How far it is, and the frames that were found after the first `count`."""
-        self._asked = time.monotonic()
-        done = self._done.is_set()  # asked first: what comes after it is known to be all
+        """Return the progress, and the frames that were tracked after the first `count`."""
+        self._polled = time.monotonic()
+        done = self._done.is_set()  # read first: if it is set, no frame follows
         return {
             "start": self.window.start, "stop": self.window.stop, "read": self._read,
             "total": self._total, "done": done, "cancelled": self._cancelled.is_set(),
@@ -144,17 +152,17 @@ class Tracking:
         }  # fmt: skip
 
     def mask(self, frame: int, object_id: int) -> Bools | None:
-        """(H, W) of an object on a frame; None: it was not seen there."""
-        found = [one for one in self._found if one["frame"] == frame]
-        for one in found[0]["objects"] if found else ():
-            if one["object_id"] == object_id:
-                mask = decode_rle(one["rle"], (found[0]["height"], found[0]["width"]))
+        """Return the (H, W) mask of an object on a frame, or None if it is not visible there."""
+        found = [each for each in self._found if each["frame"] == frame]
+        for each in found[0]["objects"] if found else ():
+            if each["object_id"] == object_id:
+                mask = decode_rle(each["rle"], (found[0]["height"], found[0]["width"]))
                 return mask if mask.any() else None
         return None
 
-    def _step(self) -> None:
+    def _count_frame(self) -> None:
         self._read += 1
-        if time.monotonic() - self._asked > UNWATCHED:
+        if time.monotonic() - self._polled > UNWATCHED:
             self._cancelled.set()
         if self._cancelled.is_set():
             raise _CancelledError
@@ -164,19 +172,19 @@ class Tracking:
         try:
             with masking:
                 for frame in masking:
-                    self._found.append(found_on(frame))
+                    self._found.append(frame_json(frame))
         except _CancelledError:
             pass
         except (VideoError, MemoryError) as error:
-            self._error = str(error) or "no memory left"
-        except Exception as error:  # a person waits: whatever it is, it has to be said
+            self._error = str(error) or "the machine is out of memory"
+        except Exception as error:  # the page shows any error to the person who waits
             self._error = f"{type(error).__name__}: {error}"
         finally:
             self._done.set()
 
 
-def found_on(frame: FrameMasks) -> dict[str, Any]:
-    """What the page shows of a frame."""
+def frame_json(frame: FrameMasks) -> dict[str, Any]:
+    """Return a tracked frame as the page takes it: its number, size in pixels, and objects."""
     height, width = frame.image.shape[:2]
     objects = [
         {"object_id": number, "state": one.state, "score": one.score,

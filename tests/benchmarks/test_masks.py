@@ -10,7 +10,7 @@ from benchmarks import stand_in
 from benchmarks.masking import tracking
 from benchmarks.masks import odd_batch
 from jobs.masks import plan
-from jobs.masks.plan import Work
+from jobs.masks.plan import VideoWork
 from jobs.weights.segmenter import load_segmenter, locate
 from masking.segmenter.sam import Segmenter
 from masking.tracking.masking import mask_video
@@ -23,13 +23,13 @@ def test_the_stand_in_is_followed_and_its_work_counted(tmp_path):
     clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
     manifest = stand_in.write_manifest(tmp_path / "clicks.csv", [clip.name], SIZE)
     settings = plan.settings_of(locate("mini"), "float32", TrackConfig())
-    [work] = plan.make([str(manifest)], None, settings).work
+    [work] = plan.plan_batch([str(manifest)], None, settings).work
     worker = stand_in.SleepingWorker(
         str(tmp_path), "t", "mini", settings, "float32", TrackConfig(), 1,
         torch.device("cpu"), 60.0, node=lambda: "here", alive=lambda name: True,
     )  # fmt: skip
     started = time.perf_counter()
-    record = json.loads(worker({"work": Work.to_json(work)})["record"])
+    record = json.loads(worker({"work": VideoWork.to_json(work)})["record"])
     assert time.perf_counter() - started >= record["busy"]
     assert record["status"] == "ok"
     assert record["objects"]["1"] == {"prompted": 1, "tracked": 5}

@@ -1,14 +1,14 @@
-// What keys and buttons do.
+// The actions of keys and buttons.
 
 import { isPlaced } from "./clicks.js";
 import { KEYS, listen } from "./keys.js";
 import { $, make, showKeys } from "./panels.js";
 
-export function listenToAll(page, api) {
+export function listenToInput(page, api) {
   const { state, view, clicks, tracks, layers, review } = page;
   const { open, show, play, pause, choose, render, say, known, objects, changed } = page;
 
-  /** Take the last change back, or make it again, and show where that was. */
+  /** Undo, or redo, the last change, and show its frame. */
   async function undo(redo) {
     if (clicks.id === null) return;
     const before = clicks.rows;
@@ -20,21 +20,21 @@ export function listenToAll(page, api) {
     await changed(clicks.objects.filter((object) => clicks.at(state.frame, object).length || layers.of(object)));
   }
 
-  /** Delete what is selected, or else was clicked last of the object on this frame. */
+  /** Delete the selected point or box, or else the last one of the object on this frame. */
   async function remove() {
-    const mine = clicks.at(state.frame, state.object).filter((row) => !row.pending);
-    const row = mine.find((one) => one.row === state.selected?.row) ?? mine.at(-1);
-    if (!row) return say("nothing of this object is clicked on this frame");
+    const rows = clicks.at(state.frame, state.object).filter((row) => !row.pending);
+    const row = rows.find((one) => one.row === state.selected?.row) ?? rows.at(-1);
+    if (!row) return say("This object has no click on this frame.");
     return (await clicks.remove(row)) && changed([row.object_id]);
   }
 
-  /** From this frame on the object is absent, or not asked for. */
-  async function word(role) {
+  /** Mark the object as absent, or as ended, from this frame on; or remove that mark. */
+  async function toggleRole(role) {
     const { object, frame } = state;
     if (!clicks.all.some((row) => row.object_id === object && isPlaced(row) && row.frame < frame)) {
-      return say("click on the object on an earlier frame first: from here on it can then be gone");
+      return say("Click on the object on an earlier frame first.");
     }
-    return (await clicks.word(frame, object, role)) && changed([object]);
+    return (await clicks.toggleRole(frame, object, role)) && changed([object]);
   }
 
   function newObject() {
@@ -46,7 +46,7 @@ export function listenToAll(page, api) {
   function track() {
     const seconds = Math.max(0.1, Number($("track-seconds").value.replace(",", ".")) || 3);
     const now = state.times[state.frame];
-    let end = state.frame + Math.round(seconds * 25); // where nothing says how long a frame is shown
+    let end = state.frame + Math.round(seconds * 25); // for videos without timestamps
     if (typeof now === "number") {
       end = state.times.findIndex((time) => time >= now + seconds);
       if (end < 0) end = known();
@@ -58,7 +58,7 @@ export function listenToAll(page, api) {
     await clicks.queue;
     if (clicks.refused) {
       clicks.refused = false;
-      return say("your last change was not saved: make it again, or press Done again to end without");
+      return say("Your last change was not saved. Make it again, or press Done again to end without it.");
     }
     try {
       await api.done();
@@ -81,8 +81,8 @@ export function listenToAll(page, api) {
     choose: (key) => objects()[key - 1] && choose(objects()[key - 1]),
     nextObject: () => choose(objects()[(objects().indexOf(state.object) + 1) % objects().length]),
     rename: () => document.querySelector(`[data-object="${state.object}"] input`)?.select(),
-    absent: () => word("absent"),
-    end: () => word("end"),
+    absent: () => toggleRole("absent"),
+    end: () => toggleRole("end"),
     prompted: (key) => {
       const to = key === "," ? clicks.prompted.filter((frame) => frame < state.frame).at(-1)
         : clicks.prompted.find((frame) => frame > state.frame);
@@ -120,7 +120,7 @@ export function listenToAll(page, api) {
   for (const [id, action] of Object.entries(buttons)) {
     $(id).addEventListener("click", () => {
       action();
-      if (!$("help").open) $("view").focus(); // so that keys go on meaning what they do there
+      if (!$("help").open) $("view").focus(); // so that the next key is not one of the button
     });
   }
   $("frame").addEventListener("keydown", (event) => {

@@ -1,6 +1,6 @@
-// The page: which video and frame is shown, and what is shown of them.
+// The page: its state, and how it is shown.
 
-import { listenToAll } from "./actions.js";
+import { listenToInput } from "./actions.js";
 import { api } from "./api.js";
 import { Clicks, isPlaced } from "./clicks.js";
 import { Frames } from "./frames.js";
@@ -11,7 +11,7 @@ import { Timeline } from "./timeline.js";
 import { Tracks } from "./tracks.js";
 import { View } from "./view.js";
 
-const GONE = 410; // what was asked for is of a file that is not there any more
+const GONE = 410; // the status of a request for a file that has changed
 const state = {
   project: null, video: null, info: null, frames: null, times: [], complete: false,
   frame: 0, object: 1, selected: null, playing: null, filter: "",
@@ -21,7 +21,7 @@ const page = { state, open, show, play, pause, choose, render, say, known, objec
 const failed = (error) => {
   say(error.message);
   if (error.status !== GONE || !state.info) return;
-  state.info = null; // the file is another one by now
+  state.info = null; // so that the changed file is opened
   open(state.video);
 };
 const clicks = (page.clicks = new Clicks(api, {
@@ -56,18 +56,18 @@ async function start() {
 
 // Videos and frames
 
-/** Show a video, on a frame, or else where it is clicked on first. */
+/** Show a video at a frame, or else at its first frame with clicks. */
 async function open(id, frame) {
   if (state.video === id && state.info) return frame === undefined ? undefined : show(frame);
   await clicks.queue;
   pause();
   Object.assign(state, { video: id, info: null, selected: null, times: [], complete: false, frame: 0 });
-  clicks.leave();
-  layers.leave();
-  tracks.leave();
+  clicks.clear();
+  layers.clear();
+  tracks.clear();
   view.picture = view.frame = null;
   view.draw();
-  $("empty").textContent = "opening…";
+  $("empty").textContent = "Opening…";
   $("empty").hidden = false;
   history.replaceState(null, "", `#${encodeURIComponent(id)}`);
   render();
@@ -80,8 +80,8 @@ async function open(id, frame) {
     clicks.take(id, info.rows);
     state.object = clicks.objects[0] ?? 1;
     view.fit();
-    count(id);
-    tracks.enter(id);
+    loadTimestamps(id);
+    tracks.resume(id);
     await show(frame ?? clicks.prompted[0] ?? 0);
   } catch (error) {
     if (state.video === id) $("empty").textContent = error.message;
@@ -89,22 +89,23 @@ async function open(id, frame) {
   return undefined;
 }
 
-/** Learn when frames are shown, as the server finds out. */
-async function count(id) {
+/** Load the timestamps of frames while the server scans the file. */
+async function loadTimestamps(id) {
   while (state.video === id && !state.complete) {
-    const { times, complete, notes } = await api.moments(id, state.times.length).catch(() => ({}));
+    const { times, complete, notes } =
+      await api.timestamps(id, state.times.length).catch(() => ({}));
     if (state.video !== id || !times) return;
     state.times.push(...times);
     state.complete = complete;
     $("count").title = notes.join("\n");
     if (complete && clicks.rows.some((row) => row.frame === null)) {
-      clicks.take(id, await api.rows(id)); // of clicks that are given by a time
+      clicks.take(id, await api.rows(id)); // now with the frames of clicks that have a time
     }
     render();
   }
 }
 
-/** How many frames there are, as far as is known. */
+/** The number of frames that are known. */
 function known() {
   return Math.max(state.times.length, state.frame + 1);
 }
@@ -114,7 +115,7 @@ async function show(wanted) {
   const frame = Math.min(Math.max(0, wanted), state.complete ? state.times.length - 1 : Infinity);
   if (frame !== state.frame || !view.picture) {
     state.selected = null;
-    layers.leave();
+    layers.clear();
   }
   state.frame = frame;
   render();
@@ -122,7 +123,7 @@ async function show(wanted) {
   const here = () => state.frame === frame && state.frames === frames;
   try {
     const picture = await frames.get(frame);
-    // One that was scrubbed past is shown, too, as long as the one that is wanted is not there.
+    // While scrubbing, a frame that was passed is shown until the wanted one is loaded.
     if (state.frames !== frames || (!here() && view.frame === state.frame)) return;
     Object.assign(view, { picture, frame });
     frames.shown = picture;
@@ -130,26 +131,27 @@ async function show(wanted) {
     render();
     if (!here()) return;
     layers.draw();
-    if (state.playing) state.frames.ahead([1, 2, 3, 4].map((step) => frame + step));
+    if (state.playing) state.frames.prefetch([1, 2, 3, 4].map((step) => frame + step));
     else await settle(state.video, frame);
   } catch (error) {
     if (here()) failed(error);
   }
 }
 
-/** What a frame has beside its picture, once a person stays on it. */
+/** Load the masks of a frame on which a person stays, and prefetch its neighbours. */
 async function settle(id, frame) {
-  api.look(id, frame, state.info.version).catch((error) => error.status === GONE && failed(error));
-  layers.ask(clicks.objects.filter((object) => clicks.at(frame, object).length));
-  if (state.project.review) await layers.fetch();
+  api.encodeAhead(id, frame, state.info.version)
+    .catch((error) => error.status === GONE && failed(error));
+  layers.loadPreviews(clicks.objects.filter((object) => clicks.at(frame, object).length));
+  if (state.project.review) await layers.loadRun();
   if (state.frame !== frame || state.video !== id) return;
   const last = state.complete ? state.times.length - 1 : Infinity;
   const near = [1, -1, 2, -2, 3].map((step) => frame + step);
-  state.frames.ahead(near.filter((index) => index >= 0 && index <= last));
+  state.frames.prefetch(near.filter((index) => index >= 0 && index <= last));
 }
 
 async function play() {
-  const turn = (state.playing = {}); // whoever plays again does not go on with this one
+  const turn = (state.playing = {}); // playing again starts another turn and ends this one
   while (state.playing === turn && state.frame < known() - 1) {
     const [before, after] = [state.times[state.frame], state.times[state.frame + 1]];
     const wait = typeof after === "number" ? Math.min(1, after - before) : 0.04;
@@ -168,35 +170,35 @@ function pause() {
 
 // Clicks
 
-/** frame: the one that was shown at the place when the pointer went down. */
+/** Add a point or a box; frame: the one that was on the screen when the pointer went down. */
 async function click(place, frame) {
   if (!state.info) return;
   if (state.playing) {
     state.playing = null;
     show(frame);
   } else if (frame !== state.frame) {
-    say("that frame was still on its way: click again");
+    say("The frame was still loading. Click again.");
     return;
   }
   const { object } = state;
-  // Where a mask is there to be corrected, it is gone on from; else the clicks say it all.
-  const corrects = clicks.begun(object, frame) && layers.of(object);
+  // A click where the object already has a mask corrects it; otherwise the clicks alone count.
+  const corrects = clicks.locatedBefore(object, frame) && layers.of(object);
   const saved = clicks.add(frame, object, place, corrects ? "correct" : "init");
-  layers.ask([object]);
+  layers.loadPreviews([object]);
   if (await saved) {
     state.selected = clicks.at(frame, object).at(-1) ?? null;
     await changed([]);
   } else {
-    await layers.ask([object]);
+    await layers.loadPreviews([object]);
   }
 }
 
-/** After a change is saved: what it answered, and the masks of objects that it was of. */
-async function changed(of) {
+/** After a change was saved: update the list of videos, and the masks of the objects in it. */
+async function changed(objects) {
   const place = state.project.videos.findIndex((video) => video.id === clicks.about.id);
   if (place >= 0) state.project.videos[place] = clicks.about;
   render();
-  await layers.ask(of);
+  await layers.loadPreviews(objects);
 }
 
 function choose(object) {
@@ -204,9 +206,9 @@ function choose(object) {
   render();
 }
 
-// What is shown
+// Drawing
 
-/** Objects that are clicked on, that the run has, and the one that is clicked for. */
+/** The objects with clicks, those of the run, and the chosen one. */
 function objects() {
   const masked = Object.keys(state.info?.states ?? {}).map(Number);
   return [...new Set([...clicks.objects, ...masked, state.object])].sort((a, b) => a - b);
@@ -218,11 +220,12 @@ function lanes() {
       .filter((row) => row.object_id === object && row.frame !== null && row.role !== "accept")
       .map((row) => ({ frame: row.frame, kind: isPlaced(row) ? "click" : row.role }));
     const run = state.info?.states[object] ?? [];
-    return { object, marks, runs: [...clicks.coverage(object, known()), ...run, ...tracks.runs(object)] };
+    const stretches = [...clicks.coverage(object, known()), ...run, ...tracks.stretches(object)];
+    return { object, marks, stretches };
   });
 }
 
-/** Show everything anew: what can be clicked on at once, the rest before the browser next draws. */
+/** Update everything: what can be clicked on at once, the rest before the browser draws again. */
 function render() {
   Object.assign(view, {
     marks: clicks.at(view.frame), active: state.object, selected: state.selected?.row ?? null,
@@ -264,7 +267,7 @@ function paint() {
 function described(object) {
   const found = layers.shown && layers.of(object);
   const points = clicks.all.filter((row) => row.object_id === object && isPlaced(row)).length;
-  const score = found?.mask.score ? found.mask.score.toFixed(2) : ""; // IoU that is predicted
+  const score = found?.mask.score ? found.mask.score.toFixed(2) : ""; // the predicted IoU
   const note = found && `${found.mask.state ?? found.from} ${score}`.trim();
   return { object, name: clicks.nameOf(object), points, note };
 }
@@ -281,7 +284,7 @@ function say(text) {
   say.timer = setTimeout(() => { $("message").hidden = true; }, 8000);
 }
 
-/** A change that was not saved: say so, and show what is on disk. */
+/** After a change was not saved: say so, and show the clicks that are on disk. */
 async function notSaved(error) {
   status("Not saved", "failed");
   say(`Not saved: ${error.message}`);
@@ -289,10 +292,10 @@ async function notSaved(error) {
   const id = clicks.id, answer = await api.rows(id).catch(() => null);
   if (!answer || clicks.id !== id) return;
   clicks.take(id, answer);
-  say(`Not saved: ${error.message}. They are shown as they are now; click again.`);
+  say(`Not saved: ${error.message}. The page now shows the current clicks. Click again.`);
   show(state.frame);
 }
 
-listenToAll(page, api);
+listenToInput(page, api);
 window.patchray = page; // for the console, and for tests
 start().catch(failed);

@@ -1,9 +1,8 @@
-// The rows of a video: what they say, and changes of them, saved one after another.
+// The rows of a video, and changes of them, which are saved one after another.
 
-const WORDS = ["accept", "end", "absent"];
+const ROLES_WITHOUT_PLACE = ["accept", "end", "absent"];
 
-export const isWord = (row) => WORDS.includes(row.role);
-export const isPlaced = (row) => row.x !== undefined && !isWord(row);
+export const isPlaced = (row) => row.x !== undefined && !ROLES_WITHOUT_PLACE.includes(row.role);
 const keep = (row) => ({ row: row.row });
 const covers = (row, frame) => row.frame <= frame && frame <= (row.until ?? row.frame);
 
@@ -12,20 +11,20 @@ export class Clicks {
   constructor(send, on) {
     this.send = send;
     this.on = on;
-    this.names = new Map(); // of objects that have no row yet
+    this.names = new Map(); // names of objects that have no row yet
     this.queue = Promise.resolve();
     this.waiting = 0;
     this.refused = false; // whether the last change was not saved
-    this.leave();
+    this.clear();
   }
 
-  /** Be of no video, until rows are taken. */
-  leave() {
+  /** Forget the video; there is none until `take` is called. */
+  clear() {
     Object.assign(this, { id: null, rows: [], pending: [], undoable: 0, redoable: 0, about: {} });
     this.names.clear();
   }
 
-  /** Take a video's rows, as the server gave them. */
+  /** Replace the rows by those in an answer of the server. */
   take(id, answer) {
     this.id = id;
     Object.assign(this, {
@@ -35,7 +34,7 @@ export class Clicks {
     this.on.changed();
   }
 
-  // What they say
+  // Queries
 
   get all() {
     return [...this.rows, ...this.pending];
@@ -58,39 +57,39 @@ export class Clicks {
     return named?.object_name ?? this.names.get(object) ?? "";
   }
 
-  /** Frames on which something is said, in order. */
+  /** The frames with prompts, in order. */
   get prompted() {
     const frames = this.all.filter((row) => row.role !== "accept").map((row) => row.frame);
     return [...new Set(frames)].filter((frame) => frame !== null).sort((a, b) => a - b);
   }
 
-  /** Whether it was said before a frame where an object is. */
-  begun(object, frame) {
+  /** Whether an object has a positive point or a box before a frame. */
+  locatedBefore(object, frame) {
     const before = this.all.filter((row) => row.object_id === object && row.frame < frame);
     return before.some((row) => isPlaced(row) && (row.label === 1 || row.x2 !== undefined));
   }
 
-  /** Runs [first, last, state] on which an object is asked for, absent, or ended. */
+  /** Stretches [first, last, state] of frames on which an object is requested or absent. */
   coverage(object, count) {
-    const words = this.all
+    const rows = this.all
       .filter((row) => row.object_id === object && row.frame !== null && row.role !== "accept")
       .sort((a, b) => a.frame - b.frame);
-    if (!words.length) return [];
-    const runs = [];
-    let first = 0, state = "asked";
-    for (const word of words) {
-      const now = word.role === "absent" || word.role === "end" ? word.role : "asked";
+    if (!rows.length) return [];
+    const stretches = [];
+    let first = 0, state = "requested";
+    for (const row of rows) {
+      const now = row.role === "absent" || row.role === "end" ? row.role : "requested";
       if (now === state) continue;
-      if (word.frame > first && state !== "end") runs.push([first, word.frame - 1, state]);
-      [first, state] = [word.frame, now];
+      if (row.frame > first && state !== "end") stretches.push([first, row.frame - 1, state]);
+      [first, state] = [row.frame, now];
     }
-    if (state !== "end") runs.push([first, count - 1, state]);
-    return runs;
+    if (state !== "end") stretches.push([first, count - 1, state]);
+    return stretches;
   }
 
   // Changes
 
-  /** Add a point or a box. role: what a first click of its object on that frame is. */
+  /** Add a point or a box; role: that of the first click of an object on a frame. */
   add(frame, object, place, role) {
     const here = this.all.find((row) => row.frame === frame && row.object_id === object && isPlaced(row));
     const columns = {
@@ -101,18 +100,18 @@ export class Clicks {
     const shown = { ...columns, pending: true };
     const boxed = place.x2 !== undefined;
     return this.edit([shown], (rows) => [
-      ...rows.filter((row) => !gone(row, frame, object, boxed)).map(keep), plain(columns),
+      ...rows.filter((row) => !replaced(row, frame, object, boxed)).map(keep), withoutEmpty(columns),
     ]);
   }
 
-  /** Say a word (absent, end) of an object from a frame on, instead of clicks; or unsay it. */
-  word(frame, object, role) {
-    const mine = (row) => row.frame === frame && row.object_id === object && row.role !== "accept";
+  /** Mark an object as absent or ended from a frame on, instead of its clicks there; or unmark it. */
+  toggleRole(frame, object, role) {
+    const here = (row) => row.frame === frame && row.object_id === object && row.role !== "accept";
     return this.edit([], (rows) => {
-      const said = rows.some((row) => mine(row) && row.role === role);
-      const others = rows.filter((row) => !mine(row)).map(keep);
-      const name = this.nameOf(object);
-      return said ? others : [...others, plain({ object_id: object, object_name: name, frame, role })];
+      const others = rows.filter((row) => !here(row)).map(keep);
+      if (rows.some((row) => here(row) && row.role === role)) return others;
+      const columns = { object_id: object, object_name: this.nameOf(object), frame, role };
+      return [...others, withoutEmpty(columns)];
     });
   }
 
@@ -120,21 +119,21 @@ export class Clicks {
     const row = {
       object_id: span.object_id, frame: span.first_frame, until: span.last_frame, role: "accept",
     };
-    return this.edit([], (rows) => [...rows.map(keep), plain(row)]);
+    return this.edit([], (rows) => [...rows.map(keep), withoutEmpty(row)]);
   }
 
-  /** Change columns of a row, such as where it is. */
+  /** Change columns of a row, such as its position. */
   change(row, columns) {
     return this.edit([], (rows) => {
-      const mine = find(rows, row);
-      return rows.map((other) => (other === mine ? { ...keep(other), ...columns } : keep(other)));
+      const found = find(rows, row);
+      return rows.map((other) => (other === found ? { ...keep(other), ...columns } : keep(other)));
     });
   }
 
   remove(row) {
     return this.edit([], (rows) => {
-      const mine = find(rows, row);
-      return rows.filter((other) => other !== mine).map(keep);
+      const found = find(rows, row);
+      return rows.filter((other) => other !== found).map(keep);
     });
   }
 
@@ -148,28 +147,29 @@ export class Clicks {
   }
 
   undo(redo = false) {
-    return this.after(async () => this.send.undo(this.id, this.revision, redo));
+    return this.enqueue(async () => this.send.undo(this.id, this.revision, redo));
   }
 
-  /** Have the rows replaced by change(rows), once all changes before are on disk. */
+  /** Replace the rows by change(rows), once all earlier changes are on disk. */
   edit(shown, change) {
     this.pending.push(...shown);
     this.on.changed();
-    return this.after(async () => {
+    return this.enqueue(async () => {
       const answer = await this.send.save(this.id, this.revision, change(this.rows));
       this.pending = this.pending.filter((row) => !shown.includes(row));
       return answer;
     }, shown);
   }
 
-  after(request, shown = []) {
+  /** Send a request after the earlier ones; returns a promise of whether it was saved. */
+  enqueue(request, shown = []) {
     const id = this.id;
     this.waiting++;
     this.on.saving();
     const turn = this.queue.then(async () => {
       try {
         if (id === null) throw new Error("the video is not open yet");
-        if (id !== this.id) throw new Error("this video was left before its last click was saved");
+        if (id !== this.id) throw new Error("another video was opened before the last click was saved");
         const answer = await request();
         if (id === this.id) this.take(id, answer);
         this.waiting--;
@@ -190,21 +190,22 @@ export class Clicks {
   }
 }
 
-/** What a new click of an object replaces: a word on its frame, an accept of it, a second box. */
-function gone(row, frame, object, boxed) {
+/** Whether a new click replaces a row: an end or absent there, an accept, or an earlier box. */
+function replaced(row, frame, object, boxed) {
   if (row.object_id !== object) return false;
   if (row.role === "accept") return covers(row, frame);
-  return row.frame === frame && (isWord(row) || (boxed && row.x2 !== undefined));
+  const withoutPlace = ROLES_WITHOUT_PLACE.includes(row.role);
+  return row.frame === frame && (withoutPlace || (boxed && row.x2 !== undefined));
 }
 
-/** The row that is meant: its number may have changed since it was shown. */
+/** The current row for a row that was shown, whose number may have changed. */
 function find(rows, row) {
   const names = ["object_id", "frame", "role", "x", "y", "x2", "y2", "label"];
   return rows.find((other) => names.every((name) => other[name] === row[name]));
 }
 
-/** Columns of a new row, without those that say nothing. */
-function plain(columns) {
+/** The columns of a new row without empty values and defaults. */
+function withoutEmpty(columns) {
   const { role, object_name: name, prompt_type: type, label, ...rest } = columns;
   if (label !== undefined && type === undefined) rest.label = label;
   if (type) rest.prompt_type = type;

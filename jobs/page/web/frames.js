@@ -1,36 +1,36 @@
-// Frames of a video as pictures: the last ones are kept, the next ones fetched before they are wanted.
+// The frames of a video as pictures, with a cache and prefetching.
 
 const KEPT = 40;
 
 export class Frames {
-  /** load(index): a promise of a Blob */
+  /** load(index): returns a promise of a Blob */
   constructor(load) {
     this.load = load;
-    this.known = new Map(); // index: promise of an ImageBitmap, the latest last
-    this.wanted = null; // that is to be shown
-    this.expected = new Set(); // that may be wanted next
+    this.known = new Map(); // index: promise of an ImageBitmap, the most recent last
+    this.wanted = null; // index of the frame to show
+    this.expected = new Set(); // indices of the frames that are prefetched
     this.queue = Promise.resolve();
-    this.shown = null; // the picture that must not be closed
+    this.shown = null; // the picture on the screen, which must not be closed
   }
 
-  /** What is asked for while another one is on its way is forgotten once yet another is wanted. */
+  /** Load the frame to show. A frame that still waits in the queue is dropped if another is wanted. */
   get(index) {
     this.wanted = index;
     this.expected = new Set();
-    return this.bring(index);
+    return this.cached(index);
   }
 
-  /** Fetch a few frames, one after another, until others are wanted. */
-  async ahead(indices) {
-    const mine = (this.expected = new Set(indices));
+  /** Load a few frames, one after another, until others are wanted. */
+  async prefetch(indices) {
+    const expected = (this.expected = new Set(indices));
     for (const index of indices) {
-      if (this.expected !== mine) return;
-      await this.bring(index).catch(() => {});
+      if (this.expected !== expected) return;
+      await this.cached(index).catch(() => {});
     }
   }
 
-  bring(index) {
-    const found = this.known.get(index) ?? this.fetch(index);
+  cached(index) {
+    const found = this.known.get(index) ?? this.enqueue(index);
     this.known.delete(index);
     this.known.set(index, found);
     while (this.known.size > KEPT) {
@@ -41,10 +41,10 @@ export class Frames {
     return found;
   }
 
-  /** One at a time: saves and previews must not wait behind frames that were scrubbed past. */
-  fetch(index) {
+  /** Load one frame at a time, so that saves and previews do not wait behind skipped frames. */
+  enqueue(index) {
     const found = this.queue.then(async () => {
-      if (index !== this.wanted && !this.expected.has(index)) throw new Error("not wanted any more");
+      if (index !== this.wanted && !this.expected.has(index)) throw new Error("no longer wanted");
       return createImageBitmap(await this.load(index));
     });
     this.queue = found.catch(() => { this.known.delete(index); });

@@ -1,46 +1,46 @@
-// What each key does; the help shows the same table.
+// The table of keys and their actions, which the help shows, too.
 
-/** [group, [[keys as shown, what it does, keys as events have them, action], ...]] */
+/** [group, [[keys as shown, description, keys as in events, action], ...]] */
 export const KEYS = [
   ["Clicking", [
-    ["Click", "on the object"],
-    ["Right click / Alt + click", "not on the object"],
-    ["Drag", "a box; a point or a box's corner is moved by it"],
-    ["Del", "delete what was clicked last", ["Delete", "Backspace"], "remove"],
+    ["Click", "add a point on the object"],
+    ["Right click / Alt + click", "add a point that is not on the object"],
+    ["Drag", "add a box, or move a point or the corner of a box"],
+    ["Del", "delete the selected or last click", ["Delete", "Backspace"], "remove"],
     ["Ctrl + Z", "undo", ["ctrl+z"], "undo"],
     ["Ctrl + Shift + Z", "redo", ["ctrl+shift+z", "ctrl+y"], "redo"],
   ]],
   ["Objects", [
     ["N", "new object", ["n"], "newObject"],
     ["1 / … / 9", "choose an object", ["1", "2", "3", "4", "5", "6", "7", "8", "9"], "choose"],
-    ["O", "next object", ["o"], "nextObject"],
-    ["R", "name it", ["r"], "rename"],
-    ["X", "not to be seen from this frame on", ["x"], "absent"],
-    ["E", "not asked for from this frame on", ["e"], "end"],
+    ["O", "choose the next object", ["o"], "nextObject"],
+    ["R", "rename the object", ["r"], "rename"],
+    ["X", "mark the object as not visible from this frame on", ["x"], "absent"],
+    ["E", "end the object: no masks from this frame on", ["e"], "end"],
   ]],
   ["Time", [
-    ["← / →", "a frame back, forward", ["ArrowLeft", "ArrowRight"], "step"],
-    ["Shift + ← / →", "ten frames", ["shift+ArrowLeft", "shift+ArrowRight"], "step"],
-    [", / .", "clicked frame before, after", [",", "."], "prompted"],
+    ["← / →", "previous, next frame", ["ArrowLeft", "ArrowRight"], "step"],
+    ["Shift + ← / →", "ten frames back, forward", ["shift+ArrowLeft", "shift+ArrowRight"], "step"],
+    [", / .", "previous, next frame with clicks", [",", "."], "prompted"],
     ["Home / End", "first, last frame", ["Home", "End"], "edge"],
-    ["G", "go to a frame by number", ["g"], "goto"],
-    ["Space", "play", [" "], "play"],
-    ["T", "track a few seconds from here", ["t"], "track"],
+    ["G", "go to a frame by its number", ["g"], "goto"],
+    ["Space", "play, pause", [" "], "play"],
+    ["T", "track a few seconds from this frame on", ["t"], "track"],
     ["Esc", "stop tracking", ["Escape"], "escape"],
   ]],
   ["View", [
     ["Wheel / + / -", "zoom", ["+", "=", "-"], "zoom"],
-    ["0", "fit the window", ["0"], "fit"],
-    ["Z", "a screen pixel for every pixel", ["z"], "actual"],
-    ["Ctrl + drag", "move the picture; also the middle button"],
-    ["M", "hide and show masks", ["m"], "masks"],
-    ["Page ↑ / Page ↓", "video before, after", ["PageUp", "PageDown"], "video"],
+    ["0", "fit the frame to the window", ["0"], "fit"],
+    ["Z", "actual size: one screen pixel per pixel", ["z"], "actual"],
+    ["Ctrl + drag", "move the frame (also with the middle button)"],
+    ["M", "hide, show masks", ["m"], "masks"],
+    ["Page ↑ / Page ↓", "previous, next video", ["PageUp", "PageDown"], "video"],
     ["/", "filter videos", ["/"], "filter"],
-    ["?", "this list", ["?"], "help"],
+    ["?", "show this list", ["?"], "help"],
   ]],
   ["Review", [
-    ["[ / ]", "doubtful span before, after", ["[", "]"], "span"],
-    ["A", "accept it: the masks are right", ["a"], "accept"],
+    ["[ / ]", "previous, next doubtful span", ["[", "]"], "span"],
+    ["A", "accept the span: its masks are right", ["a"], "accept"],
   ]],
 ];
 
@@ -50,7 +50,7 @@ const ACTIONS = new Map(
     .flatMap(([, , events, action]) => events.map((event) => [event, action])),
 );
 
-/** Call actions[name](key) for keys that are not typed into a field. */
+/** Call actions[name](key, shift) for keys that are not typed into a field. */
 export function listen(actions) {
   addEventListener("keydown", (event) => {
     if (event.target.matches("input") || event.altKey) return;

@@ -1,33 +1,33 @@
-// The masks of the frame that is shown: of clicks, of what was tracked, of a run.
+// The masks on the frame that is shown: previews of clicks, tracked masks, and those of a run.
 
 import { colourOf, tinted } from "./masks.js";
 
-const tints = new WeakMap(); // mask: its picture
+const tints = new WeakMap(); // mask: its tinted picture
 
 export class Layers {
-  /** page: its state, clicks, tracks and view; on.changed(), on.failed(error); send: of api.js */
+  /** send: the requests of api.js; page: its state, clicks, tracks, view; on.changed(), on.failed(error) */
   constructor(send, page, on) {
     Object.assign(this, { send, page, on });
     this.shown = true;
-    this.asking = new Map(); // object: what aborts its last question
-    this.leave();
+    this.requests = new Map(); // object: the AbortController of its last request
+    this.clear();
   }
 
-  /** Forget the frame that was shown. */
-  leave() {
+  /** Forget the masks of the frame. */
+  clear() {
     this.preview = new Map(); // object: its mask
     this.run = []; // masks of the run
   }
 
-  /** The mask of an object, with `from`: where it comes from. */
+  /** The mask of an object; from: preview, tracked or run. */
   of(object) {
     const { state, tracks } = this.page;
-    const mine = (masks) => masks.find((one) => one.object_id === object);
+    const find = (masks) => masks.find((one) => one.object_id === object);
     const preview = this.preview.get(object);
     if (preview) return { from: "preview", mask: preview };
-    const tracked = mine(tracks.at(state.frame));
+    const tracked = find(tracks.at(state.frame));
     if (tracked) return { from: "tracked", mask: tracked };
-    const run = mine(this.run);
+    const run = find(this.run);
     return run && { from: "run", mask: run };
   }
 
@@ -44,17 +44,17 @@ export class Layers {
     view.draw();
   }
 
-  /** Ask for the masks of objects by their clicks on the frame. */
-  ask(objects) {
-    return Promise.all(objects.map((object) => this.askOne(object)));
+  /** Load the masks of objects by their clicks on the frame. */
+  loadPreviews(objects) {
+    return Promise.all(objects.map((object) => this.loadPreview(object)));
   }
 
-  async askOne(object) {
+  async loadPreview(object) {
     const { state, clicks } = this.page;
     if (!state.info) return undefined;
     const { video, frame, info: { version } } = state;
     const here = () => state.video === video && state.frame === frame;
-    this.asking.get(object)?.abort();
+    this.requests.get(object)?.abort();
     const rows = clicks.at(frame, object);
     if (!rows.length) {
       this.preview.delete(object);
@@ -62,14 +62,14 @@ export class Layers {
       return this.on.changed();
     }
     const abort = new AbortController();
-    this.asking.set(object, abort);
-    const asked = {
+    this.requests.set(object, abort);
+    const prompt = {
       object_id: object, corrects: rows[0].role === "correct",
       clicks: rows.map(({ x, y, x2, y2, label }) =>
         (x2 === undefined ? { x, y, label } : { x, y, x2, y2 })),
     };
     try {
-      const [mask] = await this.send.preview(video, frame, version, [asked], abort.signal);
+      const [mask] = await this.send.preview(video, frame, version, [prompt], abort.signal);
       if (!here() || abort.signal.aborted) return undefined;
       if (mask) this.preview.set(object, mask);
       else this.preview.delete(object);
@@ -80,8 +80,8 @@ export class Layers {
     return this.on.changed();
   }
 
-  /** Fetch the masks of the run. */
-  async fetch() {
+  /** Load the masks of the run on the frame. */
+  async loadRun() {
     const { state } = this.page, { video, frame } = state;
     const masks = await this.send.masks(video, frame);
     if (state.video !== video || state.frame !== frame) return;

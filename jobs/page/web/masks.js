@@ -1,4 +1,4 @@
-// Masks: COCO's packed run lengths to pixels, and pixels to a tinted picture with an outline.
+// Decodes masks from COCO's packed run lengths, and draws them as tinted pictures with an outline.
 
 export const COLOURS = [
   [0, 158, 255], [255, 94, 58], [46, 204, 113], [255, 200, 0], [171, 71, 255], [0, 200, 200],
@@ -7,7 +7,7 @@ export const COLOURS = [
 export const colourOf = (object) => COLOURS[(object - 1) % COLOURS.length];
 export const css = (rgb, alpha = 1) => `rgb(${rgb.join(" ")} / ${alpha})`;
 
-/** Lengths of runs of 0, 1, 0, ... down the columns, as pycocotools packs them. */
+/** Decode packed run lengths of 0, 1, 0, ... in column-major order, as pycocotools packs them. */
 export function runLengths(text) {
   const runs = [];
   let value = 0, shift = 0;
@@ -23,7 +23,7 @@ export function runLengths(text) {
   return runs;
 }
 
-/** Uint8Array of height x width, row by row: 1 where the object is. */
+/** Decode a mask to a Uint8Array of height x width, row by row: 1 on the object, else 0. */
 export function decode(text, height, width) {
   const mask = new Uint8Array(height * width);
   let at = 0, inside = 0;
@@ -37,7 +37,7 @@ export function decode(text, height, width) {
   return mask;
 }
 
-/** A canvas of the mask's size: its inside tinted, its border opaque. */
+/** Draw a mask on a canvas of its size: its inside tinted, its outline opaque. */
 export function tinted({ rle, height, width }, colour, fill = 0.38) {
   const mask = decode(rle, height, width);
   const picture = new ImageData(width, height);

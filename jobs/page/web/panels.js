@@ -1,10 +1,10 @@
-// Lists beside the frame: videos, objects, spans to review, keys.
+// The lists of the page: videos, objects, spans to review, keys.
 
 import { colourOf, css } from "./masks.js";
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element: its classes after dots in the name, then properties, then children. */
+/** Make an element; its name may have classes after dots, as in "p.muted". */
 export function make(name, properties = {}, ...children) {
   const [tag, ...classes] = name.split(".");
   const element = Object.assign(document.createElement(tag), properties);
@@ -16,18 +16,18 @@ export function make(name, properties = {}, ...children) {
 export const counted = (count, word) =>
   `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
 
-const STANDING = {
-  changed: "will be masked anew", missing: "not masked yet", failed: "failed", done: "",
+const STATUS = {
+  changed: "to be masked again", missing: "not masked yet", failed: "failed", done: "",
 };
 
 function about(video, review) {
   const parts = [];
   if (video.clicks) parts.push(counted(video.clicks, "click"), counted(video.objects, "object"));
-  else parts.push("nothing clicked yet");
+  else parts.push("no clicks yet");
   if (review) {
     const open = video.spans.filter((span) => !span.answer).length;
     if (open) parts.push(`${open.toLocaleString("en")} to review`);
-    if (STANDING[video.standing]) parts.push(STANDING[video.standing]);
+    if (STATUS[video.status]) parts.push(STATUS[video.status]);
   }
   return parts.join(" · ");
 }
@@ -35,7 +35,7 @@ function about(video, review) {
 export function showVideos(project, chosen, filter, open) {
   const wanted = project.videos.filter((v) => v.id.toLowerCase().includes(filter.toLowerCase()));
   const clicked = project.videos.filter((video) => video.clicks).length;
-  $("video-count").textContent = `${clicked} of ${project.videos.length} clicked`;
+  $("video-count").textContent = `${clicked} of ${project.videos.length} with clicks`;
   sync($("videos"), wanted.map((video) => ({
     key: video.id, current: video.id === chosen, text: about(video, project.review),
     clicked: video.clicks > 0, faulty: video.faults.length > 0,
@@ -55,19 +55,19 @@ export function showVideos(project, chosen, filter, open) {
 }
 
 /**
- * Bring a list up to date: items [{key, ...}]; create(item) makes an element, update(element, item)
- * tells it what is new. Elements stay as long as their key: what is pressed, typed into or has the
- * focus must not be replaced under a person's hands.
+ * Update a list to show items [{key, ...}]; create(item) makes an element, update(element, item)
+ * updates it. An element stays as long as an item has its key, so that an element that is pressed,
+ * typed into or focused is not replaced.
  */
 function sync(list, items, create, update) {
   const before = new Map([...list.children].map((element) => [element.dataset.key, element]));
   const after = items.map((item) => {
-    const key = String(item.key), said = JSON.stringify(item);
+    const key = String(item.key), content = JSON.stringify(item);
     const element = before.get(key) ?? create(item);
     before.delete(key);
     element.dataset.key = key;
-    if (element.said !== said) update(element, item);
-    element.said = said;
+    if (element.content !== content) update(element, item);
+    element.content = content;
     return element;
   });
   for (const element of before.values()) element.remove();
@@ -83,7 +83,7 @@ function mark(element, current) {
   else element.removeAttribute("aria-current");
 }
 
-// Thumbnails one after another, as they come into sight: frames must not wait behind them.
+// Thumbnails are loaded one after another when they become visible, so that frames do not wait.
 let loading = Promise.resolve();
 const seen = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
@@ -116,7 +116,8 @@ export function showObjects(objects, active, { choose, rename }) {
     });
     const swatch = make("i.swatch");
     swatch.style.background = css(colourOf(object));
-    label.addEventListener("blur", () => { item.said = null; }); // what was typed may be refused
+    // The server may refuse the name that was typed: show the saved one after the next update.
+    label.addEventListener("blur", () => { item.content = null; });
     const item = make("li.object", { onclick: () => choose(object) },
       make("kbd"), swatch, label, make("span.about"));
     item.dataset.object = object;
@@ -124,7 +125,7 @@ export function showObjects(objects, active, { choose, rename }) {
   }, (item, { current, name, digit, text }) => {
     const [key, , label, about] = item.children;
     key.textContent = digit;
-    if (label !== document.activeElement) label.value = name; // it may be being typed
+    if (label !== document.activeElement) label.value = name; // a person may be typing in it
     about.textContent = text;
     mark(item, current);
   });
@@ -159,8 +160,8 @@ export function showSpans(spans, chosen, names, open) {
 export function showKeys(groups) {
   $("keys").replaceChildren(...groups.map(([title, keys]) => make("section", {},
     make("h3", { textContent: title }),
-    make("dl", {}, ...keys.flatMap(([key, does]) => [
+    make("dl", {}, ...keys.flatMap(([key, description]) => [
       make("dt", {}, ...key.split(" / ").map((one) => make("kbd", { textContent: one }))),
-      make("dd", { textContent: does }),
+      make("dd", { textContent: description }),
     ])))));
 }

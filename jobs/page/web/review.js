@@ -1,4 +1,4 @@
-// Doubtful spans of a run of jobs.mask: from one to the next, until something is said of each.
+// The review of a run of jobs.mask: steps through its doubtful spans.
 
 import { $, counted, showSpans } from "./panels.js";
 
@@ -6,10 +6,10 @@ export class Review {
   /** page: its state, clicks, open, choose, render, say */
   constructor(page) {
     this.page = page;
-    this.chosen = -1; // place in the list
+    this.chosen = -1; // index in `spans`
   }
 
-  /** All spans of all videos, worst first, as review.csv has them. */
+  /** The spans of all videos, worst first, as in review.csv. */
   get spans() {
     const found = this.page.state.project.videos.flatMap((video) => video.spans ?? []);
     return found.sort((a, b) => b.severity - a.severity);
@@ -22,24 +22,24 @@ export class Review {
     this.page.choose(span.object_id);
   }
 
-  /** The span before or after that nothing was said of yet. */
+  /** Open the next (step 1) or previous (step -1) span without an answer. */
   next(step) {
     const all = this.spans, from = this.chosen < 0 && step < 0 ? 0 : this.chosen;
     for (let i = 1; i <= all.length; i++) {
       const place = (from + step * i + all.length * 2) % all.length;
       if (!all[place].answer) return this.open(place);
     }
-    this.page.say(all.length ? "every span has been looked at" : "this run has no doubtful span");
+    this.page.say(all.length ? "All spans are reviewed." : "This run has no doubtful spans.");
     return this.page.render();
   }
 
-  /** The masks of the span that was chosen are right. */
+  /** Accept the masks of the chosen span. */
   async accept() {
     const span = this.spans[this.chosen];
     if (!span || span.video_id !== this.page.state.video) {
-      return this.page.say("choose a span first: ]");
+      return this.page.say("Choose a span first: press ].");
     }
-    if (this.page.clicks.id === null) return this.page.say("the video is not open yet");
+    if (this.page.clicks.id === null) return this.page.say("The video is not open yet.");
     if (!span.answer) {
       if (!(await this.page.clicks.accept(span))) return undefined;
       await this.page.changed([]);
@@ -53,7 +53,7 @@ export class Review {
       const name = span.video_id === state.video && clicks.nameOf(span.object_id);
       return `${span.video_id} · ${name || `object ${span.object_id}`}`;
     }, (place) => this.open(place));
-    const changed = state.project.videos.filter((video) => video.standing === "changed").length;
-    $("redo-count").textContent = `jobs.mask would mask ${counted(changed, "video")} anew`;
+    const changed = state.project.videos.filter((video) => video.status === "changed").length;
+    $("redo-count").textContent = `jobs.mask would mask ${counted(changed, "video")} again`;
   }
 }

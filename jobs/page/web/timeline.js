@@ -1,9 +1,9 @@
-// The scrubber: of each object the states that are known, its prompts, and the frame that is shown.
+// The timeline: a lane for each object, with its states and prompts, and the current frame.
 
 import { colourOf, css } from "./masks.js";
 
 const LANE = 12, TOP = 20, EDGE = 10; // CSS pixels
-const LANES = 5; // at a time: with them the height stays, lest the frame moves under the pointer
+const LANES = 5; // that are visible; the height is fixed, or the frame would move under the pointer
 export const STATES = { uncertain: "#e8a33d", lost: "#e5484d", absent: "#5b616b" };
 
 export class Timeline {
@@ -21,9 +21,9 @@ export class Timeline {
   }
 
   /**
-   * count: of frames; frame: that is shown; active: object;
-   * lanes: [{object, runs: [[first, last, state]], marks: [{frame, kind}]}];
-   * spans: [{first_frame, last_frame, answer}].
+   * count: number of frames; frame: the current one; active: the chosen object;
+   * lanes: [{object, stretches: [[first, last, state]], marks: [{frame, kind}]}];
+   * spans: [{first_frame, last_frame, answer, reason}].
    */
   show(data) {
     this.data = data;
@@ -75,21 +75,21 @@ export class Timeline {
     context.fillRect(this.x(first), TOP - 3, Math.max(2, this.x(last + 1) - this.x(first)), 2);
   }
 
-  lane(context, { object, runs, marks }, place) {
+  lane(context, { object, stretches, marks }, place) {
     const y = TOP + place * LANE, colour = colourOf(object), active = object === this.data.active;
     context.fillStyle = active ? "#3a404a" : "#2a2e35";
     context.fillRect(EDGE, y + 2, this.width, LANE - 4);
-    for (const [first, last, state] of runs) {
+    for (const [first, last, state] of stretches) {
       const x = this.x(first), width = Math.max(1, this.x(last + 1) - x);
-      this.run(context, state, x, y + 2, width, colour);
+      this.stretch(context, state, x, y + 2, width, colour);
     }
     for (const mark of marks) this.mark(context, mark, y + LANE / 2, colour);
   }
 
-  /** States differ in shape, too: an object may have the colour of one. */
-  run(context, state, x, y, width, colour) {
+  /** States differ in shape, too, because an object may have the colour of a state. */
+  stretch(context, state, x, y, width, colour) {
     const height = LANE - 4;
-    context.fillStyle = STATES[state] ?? css(colour, state === "asked" ? 0.28 : 0.85);
+    context.fillStyle = STATES[state] ?? css(colour, state === "requested" ? 0.28 : 0.85);
     context.fillRect(x, y, width, height);
     if (state === "lost") {
       context.fillStyle = "#1c1f24";

@@ -1,12 +1,12 @@
-// The frame: zoom and pan, masks and clicks drawn over it, and which pixel the pointer is on.
+// The frame: zooms and pans, draws masks and clicks, and finds the pixel under the pointer.
 //
-// Places are in pixels of the frame. Pixel (i, j) covers [i, i + 1) x [j, j + 1).
+// Positions are in pixels of the frame. Pixel (i, j) covers [i, i + 1) x [j, j + 1).
 
 import { colourOf, css } from "./masks.js";
 
-const NEAR = 9; // CSS pixels from a point within which it is meant
-const DRAG = 5; // CSS pixels that the pointer moves before it is a drag
-const MOST = 64; // CSS pixels per pixel of the frame
+const NEAR = 9; // distance in CSS pixels within which the pointer grabs a point
+const DRAG = 5; // distance in CSS pixels from which a movement is a drag
+const MOST = 64; // largest zoom, in CSS pixels per pixel of the frame
 
 export class View {
   /**
@@ -16,15 +16,15 @@ export class View {
   constructor(canvas, on) {
     this.canvas = canvas;
     this.on = on;
-    this.picture = null; // what is drawn: an ImageBitmap
-    this.frame = null; // its number
+    this.picture = null; // ImageBitmap of the frame
+    this.frame = null; // number of the frame
     this.size = [1, 1]; // width, height of the frame
     this.layers = []; // tinted masks
-    this.marks = []; // rows with a place on this frame
-    this.selected = null; // number of a row
-    this.active = null; // object that is clicked for
+    this.marks = []; // rows with a position on this frame
+    this.selected = null; // number of the selected row
+    this.active = null; // the chosen object
     this.scale = 1; // CSS pixels per pixel of the frame
-    this.left = this.top = 0; // CSS pixels of the frame's corner
+    this.left = this.top = 0; // position of the frame's corner in CSS pixels
     this.fitted = true;
     this.pointer = null;
     this.gesture = null;
@@ -40,17 +40,17 @@ export class View {
 
   // Geometry
 
-  /** [x, y] of the pixel that is shown at a place of the window, whether in the frame or not. */
+  /** The pixel [x, y] at a position in the window; it may be outside of the frame. */
   pixelAt(clientX, clientY) {
     const box = this.canvas.getBoundingClientRect();
-    const half = 0.5 / devicePixelRatio; // the middle of the screen's own pixel
+    const half = 0.5 / devicePixelRatio; // the middle of a physical pixel
     return [
       Math.floor((clientX + half - box.left - this.left) / this.scale),
       Math.floor((clientY + half - box.top - this.top) / this.scale),
     ];
   }
 
-  /** Where in the window the middle of a pixel is. */
+  /** The position in the window of the middle of a pixel. */
   clientOf(x, y) {
     const box = this.canvas.getBoundingClientRect();
     const middle = (at, corner) => corner + (at + 0.5) * this.scale;
@@ -79,7 +79,7 @@ export class View {
   }
 
   place(scale, left, top) {
-    // On the screen's own pixels, so that edges are sharp and a pixel is where it seems to be.
+    // Aligned to physical pixels, so that edges are sharp and clicks hit the pixel that is seen.
     const snap = (at) => Math.round(at * devicePixelRatio) / devicePixelRatio;
     [this.scale, this.left, this.top] = [scale, snap(left), snap(top)];
     this.fitted = false;
@@ -87,7 +87,7 @@ export class View {
     this.draw();
   }
 
-  /** Zoom about a place of the window, or about the middle. */
+  /** Zoom about a position in the window, or about the middle. */
   zoom(factor, clientX, clientY) {
     const box = this.canvas.getBoundingClientRect();
     const x = (clientX ?? box.left + box.width / 2) - box.left;
@@ -180,20 +180,21 @@ export class View {
     return [Math.min(Math.max(x, 0), this.size[0] - 1), Math.min(Math.max(y, 0), this.size[1] - 1)];
   }
 
-  /** The box that a drag spans, whole pixels. */
+  /** The box that a drag spans, in whole pixels. */
   box({ pixel, to }) {
     const from = this.clamped(pixel);
     const [x, y] = [Math.min(from[0], to[0]), Math.min(from[1], to[1])];
     return { x, y, x2: Math.max(from[0], to[0]) + 1, y2: Math.max(from[1], to[1]) + 1 };
   }
 
-  /** What is dragged by: a point of the object that is clicked for, or the corner of its box. */
+  /** The point, or the corner of a box, of the chosen object under the pointer. */
   handleAt(clientX, clientY) {
     const box = this.canvas.getBoundingClientRect();
     const [x, y] = [clientX - box.left, clientY - box.top];
     let found = null, least = NEAR;
     for (const mark of this.marks) {
-      if (mark.object_id !== this.active || mark.pending) continue; // others must not be in the way
+      // The clicks of other objects must not be in the way of new ones.
+      if (mark.object_id !== this.active || mark.pending) continue;
       for (const [corner, at] of this.handles(mark)) {
         const far = Math.hypot(this.left + at[0] * this.scale - x, this.top + at[1] * this.scale - y);
         if (far <= least) [found, least] = [{ mark, corner }, far];
@@ -208,7 +209,7 @@ export class View {
       ["x y2", [mark.x, mark.y2]], ["x2 y2", [mark.x2, mark.y2]]];
   }
 
-  /** Columns that a drag of a handle changes. */
+  /** The columns that change when a handle is dragged. */
   change({ handle: { mark, corner }, to }) {
     if (!corner) return { x: to[0], y: to[1] };
     const [a, b] = corner.split(" ");
@@ -231,7 +232,7 @@ export class View {
   paint() {
     const context = this.canvas.getContext("2d");
     const ratio = devicePixelRatio, { clientWidth, clientHeight } = this.canvas;
-    // On another screen: its size in CSS pixels, which is what is observed, may be as before.
+    // Another screen may have another ratio but the same size in CSS pixels, which is observed.
     if (this.canvas.width !== Math.round(clientWidth * ratio)
       || this.canvas.height !== Math.round(clientHeight * ratio)) this.resize();
     context.setTransform(1, 0, 0, 1, 0, 0);
@@ -300,7 +301,7 @@ export class View {
     context.lineWidth = selected ? 2 : 1;
     context.strokeStyle = selected ? "#fff" : "rgb(0 0 0 / 0.7)";
     context.stroke();
-    context.beginPath(); // plus or minus: colour alone does not tell
+    context.beginPath(); // a plus or a minus, as not everyone sees the colours
     context.moveTo(x - 3, y);
     context.lineTo(x + 3, y);
     if (positive) {

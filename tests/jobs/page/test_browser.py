@@ -1,4 +1,4 @@
-"""jobs.prompt in a real browser: clicking, tracking, reviewing; nothing that was saved is lost."""
+"""jobs.prompt in a real browser: clicking, tracking, reviewing; no saved click is lost."""
 
 import csv
 import io
@@ -13,9 +13,10 @@ import torch
 
 from docs.demo import SIZE as CLIP_SIZE
 from docs.demo import stages
-from jobs.masks.folder import commits
+from jobs import mask
+from jobs.masks.folder import read_markers
 from jobs.page import videos as prompt_videos
-from jobs.page.review import Run
+from jobs.page.review import MaskRun
 from jobs.page.server import Server
 from jobs.page.session import Session
 from jobs.page.store import Store
@@ -25,12 +26,13 @@ from masking.images.masks import decode_rle
 from masking.video.reader import Video
 from masking.video.writer import Film
 from tests.conftest import ROOT
+from tests.masked import mask_without_ray
 from tests.masking.tracking.test_masking import film
 from tests.moving import picture
 from tests.moving import segmenter as seeing
 
 FLOWER, LEAF = (110, 150), (357, 110)
-"""Places on the two things of the demo's clip, on its first frame."""
+"""Points on the two objects of the demo's clip, on its first frame."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def mini():
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-    """The demo's clip, a short one, and the short one turned."""
+    """The demo's clip, a short one, and the short one rotated."""
     folder = tmp_path_factory.mktemp("clips")
     with Film(folder / "demo.mp4", "overlay", CLIP_SIZE) as target:
         for index, (image, _) in zip(range(30), stages()["flower"], strict=False):
@@ -55,13 +57,13 @@ def clips(tmp_path_factory):
 
 @pytest.fixture
 def serve(clips, tmp_path):
-    """Serve some of the clips with a segmenter; returns the server."""
+    """Return a function that serves some of the clips with a segmenter."""
     started = []
 
     def begin(segmenter, videos=clips, run=None):
         source = prompt_videos.find(str(run or videos), tmp_path / "m.csv", None)
         store = Store(tmp_path / "m.csv", source.rows)
-        reviewed = None if source.run is None else Run(source.run)
+        reviewed = None if source.run is None else MaskRun(source.run)
         server = Server(Session(store, source.clips, segmenter, reviewed), "127.0.0.1", 0)
         started.append(server)
         return server
@@ -77,7 +79,7 @@ def saved(path):
 
 
 def overlap(page, object_id, truth):
-    """IoU of the mask that is shown with the truth."""
+    """Return the IoU of the mask that is shown with the true mask."""
     rle = page.wait(
         "const found = patchray.layers.preview.get(arguments[0]); return found && found.rle",
         object_id,
@@ -87,7 +89,7 @@ def overlap(page, object_id, truth):
 
 
 def complaints(page):
-    """What the browser complained of, but for answers that refuse."""
+    """Return the errors in the browser's console, except for refused requests."""
     return [
         e["message"]
         for e in page.driver.get_log("browser")
@@ -157,9 +159,9 @@ def test_absent_and_end_and_what_replaces_them(page, serve, tmp_path):
     roles = [(r["frame"], r.get("role", "")) for r in saved(tmp_path / "m.csv")]
     assert roles == [("0", ""), ("4", "absent"), ("7", ""), ("8", "end")]
     assert page.run("return patchray.clicks.coverage(1, 12)") == [
-        [0, 3, "asked"], [4, 6, "absent"], [7, 7, "asked"],
+        [0, 3, "requested"], [4, 6, "absent"], [7, 7, "requested"],
     ]  # fmt: skip
-    page.keys("e")  # said again: unsaid
+    page.keys("e")  # pressed again: removed
     page.keys(",", ",")
     assert page.run("return patchray.state.frame") == 4
     page.click(38, 40, saved=False)
@@ -173,7 +175,7 @@ def test_absent_and_end_and_what_replaces_them(page, serve, tmp_path):
 
 @pytest.mark.parametrize("video", ["discs", "turned"])
 def test_a_click_lands_on_the_pixel_that_it_is_aimed_at(page, serve, tmp_path, video):
-    """Corners of the image, at three zooms, two densities of the screen, turned or not."""
+    """Corners of the image, at three zooms, on two pixel ratios, rotated or not."""
     page.open(serve(seeing()).address + f"#{video}")
     width, height = page.run("return patchray.view.size")
     assert (width, height) == ((160, 96) if video == "discs" else (96, 160))
@@ -217,7 +219,7 @@ def test_the_frame_stays_under_the_pointer_when_objects_come(page, serve):
 
 
 def test_a_click_lands_where_it_is_aimed_at_on_another_screen(page, serve):
-    """The window is moved to a screen of another density: its size in CSS pixels is as before."""
+    """The window moves to a screen with another pixel ratio; its size in CSS pixels stays."""
     page.open(serve(seeing()).address + "#discs")
     page.size(1440, 900, 2)
     page.run("patchray.view.hover([700, 400])")
@@ -229,37 +231,37 @@ def test_a_click_lands_where_it_is_aimed_at_on_another_screen(page, serve):
 
 @pytest.fixture
 def slow(page):
-    """Has the page's frames wait until they are let go."""
+    """Return a function that holds the page's frames back until the test releases them."""
     return lambda: page.run("""
         const { frames } = patchray.state, load = frames.load;
         frames.known.clear();
         window.asked = [];
         frames.load = (index) => {
           asked.push(index);
-          return new Promise((go) => { window.letGo = () => go(load(index)); });
+          return new Promise((go) => { window.release = () => go(load(index)); });
         };""")
 
 
-def test_a_click_is_of_the_frame_that_is_shown(page, serve, slow):
+def test_a_click_is_on_the_frame_that_is_shown(page, serve, slow):
     page.open(serve(seeing()).address + "#discs")
     slow()
     page.run("patchray.show(9)")
     page.run("const v = patchray.view; v.on.click(30, 40, false, v.frame)")
-    page.says("#message", "still on its way")
+    page.says("#message", "was still loading")
     assert page.rows() == []
-    page.wait("window.letGo?.(); return patchray.view.frame === 9")
+    page.wait("window.release?.(); return patchray.view.frame === 9")
     page.click(48, 40)
     assert [row["frame"] for row in page.rows()] == [9]
 
 
-def test_frames_that_are_scrubbed_past_are_not_asked_for(page, serve, slow):
-    """So that nothing waits behind them; what was shown stays until the last one has come."""
+def test_frames_that_are_scrubbed_past_are_not_requested(page, serve, slow):
+    """Nothing waits behind them; the last picture stays until the wanted frame is loaded."""
     page.open(serve(seeing()).address + "#discs")
     slow()
     page.run("patchray.show(3)")
-    page.wait("return asked.at(-1) === 3 || (window.letGo?.(), false)")
+    page.wait("return asked.at(-1) === 3 || (window.release?.(), false)")
     page.run("for (const frame of [4, 5, 6, 7, 8, 11]) patchray.show(frame)")
-    page.wait("letGo(); return patchray.view.frame === 11")
+    page.wait("release(); return patchray.view.frame === 11")
     asked = page.run("return asked")
     assert asked[asked.index(3) + 1] == 11
     assert not {4, 5, 6, 7, 8} & {*asked}
@@ -282,7 +284,7 @@ def test_while_a_video_opens_keys_change_no_other(page, serve, clips, tmp_path):
     assert [(row["video_id"], row["x"]) for row in saved(tmp_path / "m.csv")] == [("a", "30")]
 
 
-def test_what_is_pressed_or_focused_is_not_replaced(page, serve):
+def test_elements_that_are_pressed_or_focused_are_not_replaced(page, serve):
     page.open(serve(seeing()).address + "#discs")
     page.run("""
         window.before = [...document.querySelectorAll("#videos button, #objects li")];
@@ -309,7 +311,7 @@ def test_playing_again_plays_once(page, serve):
     assert shown[0] <= shown[1] / 40 + 2  # of 25 a second: a slow machine shows fewer
 
 
-def test_a_click_beside_the_frame_is_none(page, serve):
+def test_a_click_beside_the_frame_is_ignored(page, serve):
     page.open(serve(seeing()).address + "#discs")
     page.run("patchray.view.zoomTo(2)")
     page.click(-3, 40, saved=False)
@@ -369,7 +371,7 @@ def test_cancel_a_track(page, serve, mini):
     page.says("#track-state", "cancelled after")
 
 
-def test_the_later_of_two_tabs_is_told(page, serve, tmp_path):
+def test_a_tab_with_old_clicks_is_refused(page, serve, tmp_path):
     address = serve(seeing()).address
     page.open(address + "#discs")
     first = page.driver.current_window_handle
@@ -393,7 +395,7 @@ def test_keys_are_listed_and_a_window_of_1024_pixels_is_enough(page, serve):
     page.open(serve(seeing()).address + "#discs")
     page.size(1024, 700)
     page.keys("?")
-    assert "not to be seen from this frame on" in page.text("#help")
+    assert "not visible from this frame on" in page.text("#help")
     page.keys("\ue00c")
     inside = page.run("""return [...document.querySelectorAll("button, input")]
         .filter((one) => one.checkVisibility())
@@ -440,7 +442,7 @@ class Job:
         self.address = next(line.strip() for line in lines if "token=" in line)
 
     def end(self, number):
-        """By a signal; returns exit code and output."""
+        """End the job by a signal; returns its exit code and output."""
         self.process.send_signal(number)
         output = self.process.communicate(timeout=60)[0]
         return self.process.returncode, output
@@ -500,7 +502,7 @@ def test_done_does_not_say_that_all_is_saved_where_it_is_not(page, serve, tmp_pa
     page.click(30, 40, saved=False)
     page.says("#saved", "Not saved")
     page.press("#done")
-    page.says("#message", "your last change was not saved")
+    page.says("#message", "Your last change was not saved")
     monkeypatch.undo()
     page.click(30, 40)
     page.press("#done")
@@ -512,28 +514,25 @@ def test_done_does_not_say_that_all_is_saved_where_it_is_not(page, serve, tmp_pa
 
 
 @pytest.fixture
-def masked(ray_cluster, tmp_path):
-    """Two clips from which a disc goes away, masked by `jobs.mask`; and the way to do it again."""
+def masked(tmp_path, monkeypatch):
+    """Two clips in which a disc disappears, masked by `jobs.mask`, and a function to mask again."""
     for name in "ab":
         places = [(30 + 2 * t, 40, 13) if t < 12 else None for t in range(30)]
         film(tmp_path / f"{name}.mp4", [picture({1: place}, ord(name)) for place in places])
     rows = [f"{name}.mp4,1,0,30,40,1" for name in "ab"]
     (tmp_path / "first.csv").write_text("\n".join(["uri,object_id,frame,x,y,label", *rows]) + "\n")
     out = Location.parse(tmp_path / "masks")
+    mask_without_ray(monkeypatch)
 
-    def mask(manifest):
-        flags = ["--manifest", manifest, "--out", out, "--device", "cpu", "--cpus-per-worker", 0.5]
-        job = ray_cluster.job(*flags, module="jobs.mask")
-        output = job.communicate(timeout=280)[0]
-        assert job.returncode == 0, output
-        return output
+    def run(manifest):
+        assert mask.main(["--manifest", str(manifest), "--out", str(out)]) == 0
 
-    mask(tmp_path / "first.csv")
-    return out, mask
+    run(tmp_path / "first.csv")
+    return out, run
 
 
 def correct(page, video):
-    """In a video: a click on the last frame with the disc; from the next one on it is gone."""
+    """Click on the last frame with the disc, and mark it as absent from the next frame on."""
     assert page.run("return patchray.state.video") == video
     page.show(11)
     page.wait("return patchray.layers.run.length === 1 && patchray.view.layers.length === 1")
@@ -542,10 +541,10 @@ def correct(page, video):
     page.keys("x")
 
 
-def test_mask_review_and_redo_only_one_video(page, serve, masked, mini, tmp_path):
-    """One of two videos is corrected, what is doubtful in the other accepted."""
-    out, mask = masked
-    before = commits(out)
+def test_mask_review_and_redo_only_one_video(page, serve, masked, mini, tmp_path, capsys):
+    """One of two videos is corrected; the doubtful spans of the other are accepted."""
+    out, mask_again = masked
+    before = read_markers(out)
     spans = sorted(
         (s for name in "ab" for s in before[name]["review"]), key=lambda s: -s["severity"]
     )
@@ -566,20 +565,22 @@ def test_mask_review_and_redo_only_one_video(page, serve, masked, mini, tmp_path
         page.wait("return patchray.state.video === arguments[0] && patchray.state.info", other)
         page.keys("a")
     page.says("#span-count", "0 of")
-    page.says("#redo-count", "1 video anew")
-    told = [(r["uri"][0], r["role"]) for r in saved(tmp_path / "m.csv") if r["role"]]
+    page.says("#redo-count", "1 video again")
+    roles = [(r["uri"][0], r["role"]) for r in saved(tmp_path / "m.csv") if r["role"]]
     accepts = [(other, "accept")] * len(before[other]["review"])
-    assert sorted(told) == sorted(
+    assert sorted(roles) == sorted(
         [(worst["video_id"], "correct"), (worst["video_id"], "absent"), *accepts]
     )
 
-    assert "2 videos, 2 objects, 1 videos done, 0 with faults" in mask(tmp_path / "m.csv")
-    after = commits(out)
+    capsys.readouterr()
+    mask_again(tmp_path / "m.csv")
+    assert "2 videos, 2 objects, 1 videos done, 0 with faults" in capsys.readouterr().out
+    after = read_markers(out)
     assert after[other] == before[other]
     assert after[worst["video_id"]]["key"] != before[worst["video_id"]]["key"]
     assert after[worst["video_id"]]["objects"]["1"]["absent"] == 18
     assert saved(tmp_path / "masks" / "review.csv") == []
     page.driver.refresh()
     page.wait(
-        "return window.patchray?.state.project?.videos.every((video) => video.standing === 'done')"
+        "return window.patchray?.state.project?.videos.every((video) => video.status === 'done')"
     )

@@ -24,11 +24,11 @@ import pytest
 from jobs import mask, prompt
 from jobs.masks import batch
 from jobs.masks import plan as mask_plan
-from jobs.masks.folder import commits, masked_videos, part_place
+from jobs.masks.folder import masked_videos, part_place, read_markers
 from jobs.page import videos as prompt_videos
-from jobs.page.frames import Frames, Survey
+from jobs.page.frames import Frames, VideoScan
 from jobs.page.previews import Click, Previewer
-from jobs.page.review import Run
+from jobs.page.review import MaskRun
 from jobs.page.server import Server
 from jobs.page.session import Session
 from jobs.page.store import StaleError, Store
@@ -40,7 +40,8 @@ from masking.images.masks import decode_rle
 from masking.manifest.rows import ManifestError, read_rows, resolve
 from masking.segmenter.sam import PromptError
 from masking.tracking.masking import mask_video
-from masking.video.reader import Video, VideoError
+from masking.video.frame import VideoError
+from masking.video.reader import Video
 from tests.conftest import ROOT
 from tests.masking.tracking.test_masking import film
 from tests.moving import SIZE, picture, segmenter
@@ -134,7 +135,7 @@ def test_undo_and_redo_survive_a_restart(tmp_path):
     def places():
         return [int(one["x"]) for one in again.rows("a")]
 
-    assert (places(), again.steps("a")) == ([0, 1], (2, 1))
+    assert (places(), again.undo_counts("a")) == ([0, 1], (2, 1))
     again.undo("a", again.revision("a"))
     assert places() == [0]
     again.undo("a", again.revision("a"), redo=True)
@@ -142,10 +143,10 @@ def test_undo_and_redo_survive_a_restart(tmp_path):
     assert places() == [0, 1, 2]
     again.undo("a", again.revision("a"))
     add(again, "a", row(x=7))
-    assert (places(), again.steps("a")) == ([0, 1, 7], (3, 0))
+    assert (places(), again.undo_counts("a")) == ([0, 1, 7], (3, 0))
     for _ in range(5):
         again.undo("a", again.revision("a"))
-    assert (places(), again.steps("a")) == ([], (0, 3))
+    assert (places(), again.undo_counts("a")) == ([], (0, 3))
 
 
 def test_undo_after_a_restart_gives_back_what_json_does_not_know(tmp_path):
@@ -174,7 +175,7 @@ def test_a_journal_that_is_ahead_is_made_up_for(tmp_path):
     path.write_bytes(before)
     again = Store(path)
     assert path.read_bytes() == after
-    assert again.steps("a") == (2, 0)
+    assert again.undo_counts("a") == (2, 0)
     again.close()
     with path.with_name("m.csv.journal").open("ab") as journal:
         journal.write(b'{"kind": "edit", "video')  # and killed while it was written
@@ -189,7 +190,7 @@ def test_a_journal_of_another_manifest_is_left_alone(tmp_path):
     add(store, "a", row(x=1))
     store.close()
     (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\na.mp4,1,5,6,7\n")
-    assert Store(tmp_path / "m.csv").steps("a") == (0, 0)
+    assert Store(tmp_path / "m.csv").undo_counts("a") == (0, 0)
 
 
 def test_a_disk_that_refuses_leaves_all_as_it_was(tmp_path, monkeypatch):
@@ -203,7 +204,7 @@ def test_a_disk_that_refuses_leaves_all_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="nothing was changed"):
         add(store, "a", row(x=1))
     assert store.revision("a") == before
-    assert store.steps("a") == (0, 0)
+    assert store.undo_counts("a") == (0, 0)
     monkeypatch.undo()
     store.close()
     assert len(Store(tmp_path / "m.csv").rows("a")) == 1
@@ -243,7 +244,7 @@ store.close()
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=ROOT)
     store = Store(path)
     assert [record["x"] for record in store.rows("a")] == ["1", "2", "3", "4"]
-    assert store.steps("a") == (4, 0)
+    assert store.undo_counts("a") == (4, 0)
 
 
 def test_one_process_at_a_time(tmp_path):
@@ -302,7 +303,7 @@ def test_a_name_that_is_no_id_gets_one_that_the_manifest_can_be_read_by(tmp_path
 
 @pytest.mark.parametrize("name", ["", "gone"])
 def test_nothing_to_click_on_is_said(tmp_path, name):
-    with pytest.raises(ConfigError, match=r"holds no video|is not there"):
+    with pytest.raises(ConfigError, match=r"holds no video|does not exist"):
         prompt_videos.find(str(tmp_path / name), tmp_path / "m.csv", None)
 
 
@@ -314,8 +315,8 @@ def test_a_manifest_that_moves_keeps_its_videos_and_their_ids(videos, tmp_path):
     assert source.rows[0]["uri"] == str(tmp_path / "sub" / "a.mp4")
     same = prompt_videos.find(str(tmp_path / "m.csv"), tmp_path / "n.csv", None)
     assert same.rows[0] == {"uri": "sub/a.mp4", "object_id": "1", "frame": "0", "x": "3", "y": "4"}
-    with pytest.raises(ManifestError, match="another one for"):
-        prompt_videos.joined(same.clips, [Clip("sub/a", "x", Location.parse("/x"))])
+    with pytest.raises(ManifestError, match="another id for"):
+        prompt_videos.join_clips(same.clips, [Clip("sub/a", "x", Location.parse("/x"))])
 
 
 # Frames
@@ -324,7 +325,7 @@ def test_a_manifest_that_moves_keeps_its_videos_and_their_ids(videos, tmp_path):
 def test_any_frame_is_the_one_that_jobs_mask_sees(videos):
     with Video.open(videos / "a.mp4") as video:
         expected = {frame.index: frame for frame in video}
-    frames = Frames(Survey(videos / "a.mp4"))
+    frames = Frames(VideoScan(videos / "a.mp4"))
     order = [
         *range(LENGTH),
         *reversed(range(LENGTH)),
@@ -352,7 +353,7 @@ def test_any_frame_of_odd_files_too(name, vision_data):
     path = vision_data / "videos" / name
     with Video.open(path) as video:
         expected = {frame.index: frame.image for _, frame in zip(range(60), video, strict=False)}
-    frames = Frames(Survey(path))
+    frames = Frames(VideoScan(path))
     for index in random.Random(1).choices(range(len(expected)), k=25):
         assert np.array_equal(frames.get(index).image, expected[index])
 
@@ -367,11 +368,11 @@ def vision_data():
 
 def test_a_file_that_is_replaced_is_not_mixed_up(clip, videos, tmp_path):
     path = film(tmp_path / "c.mp4", clip[:4])
-    frames = Frames(Survey(path))
+    frames = Frames(VideoScan(path))
     frames.get(3)
     path.unlink()
     assert frames.get(3).index == 3  # as it was seen
-    with pytest.raises(VideoError, match="not the file that was opened, or is gone"):
+    with pytest.raises(VideoError, match="was replaced or deleted since it was opened"):
         frames.get(1)
 
 
@@ -430,9 +431,9 @@ def test_frames_ahead_are_encoded_once_and_others_given_up(clip):
     def image(key):
         return clip[key[2]][0]
 
-    previewer.look([("a", "1", number) for number in (0, 1, 2)], image)
+    previewer.encode_ahead([("a", "1", number) for number in (0, 1, 2)], image)
     time.sleep(0.1)  # the first is begun
-    previewer.look([("a", "1", number) for number in (5, 0)], image)
+    previewer.encode_ahead([("a", "1", number) for number in (5, 0)], image)
     gate.set()
     assert previewer.preview(("a", "1", 5), image, [Click(40, 40)]) is not None
     assert previewer.preview(("a", "1", 0), image, [Click(30, 40)]) is not None
@@ -502,7 +503,7 @@ def test_what_is_tracked_from_a_frame_on():
     some = plans(row(frame=2), row(frame=8, role="correct", label=0, x=1), far)
     found = window(some, 10, 5, LENGTH)
     assert (found.start, found.stop, [plan.object_id for plan in found.plans]) == (2, 15, [1])
-    assert [*found.plans[0].asked] == [2, 8]
+    assert [*found.plans[0].prompts] == [2, 8]
     found = window(some, 18, 50, LENGTH)
     assert (found.start, found.stop) == (2, LENGTH)
     assert [plan.start for plan in found.plans] == [2, 18]  # the second one backward from 20
@@ -576,7 +577,7 @@ def test_rows_are_shown_in_frames_and_pixels_and_changed_in_them(session):
         {**text, "time_s": "0.55", "x": "0.5", "y": "0.25", "coords": "normalized"},
     )
     session.state("a")
-    while not session.moments("a", 0)["complete"]:
+    while not session.timestamps("a", 0)["complete"]:
         time.sleep(0.01)
     found = session.rows("a")
     assert found["rows"] == [
@@ -588,7 +589,7 @@ def test_rows_are_shown_in_frames_and_pixels_and_changed_in_them(session):
     (kept,) = session.store.rows("a")
     assert (kept["note"], kept["coords"]) == ("dusk", None)
     for bad in ({"row": 5}, {"uri": "b.mp4"}, {"colour": 1}):
-        with pytest.raises(ValueError, match=r"row 5 is not there|no column"):
+        with pytest.raises(ValueError, match=r"row 5 does not exist|expected columns of a click"):
             session.change("a", found["revision"], [bad])
     assert session.undo("a", found["revision"], False)["rows"][0]["x"] == 80
 
@@ -607,7 +608,7 @@ def test_a_video_that_goes_away_or_is_none_costs_the_others_nothing(
         more.state("bad")
     assert more.state("gone")["width"] == SIZE[1]
     path.unlink()
-    with pytest.raises(VideoError, match=r"not there \(any more\)"):
+    with pytest.raises(VideoError, match="does not exist"):
         more.frame("gone", 2, "")
     assert more.state("a")["height"] == SIZE[0]
     assert len(more.videos()) == 3
@@ -622,7 +623,7 @@ def test_a_file_that_is_replaced_while_it_is_shown_is_said(clip, tmp_path):
     assert more.frame("c", 5, version)
     path.unlink()
     film(path, clip[:3])
-    ways = [more.frame, more.look, partial(more.preview, asked=[])]
+    ways = [more.frame, more.encode_ahead, partial(more.preview, objects=[])]
     for ask_of in ways:
         with pytest.raises(VideoError, match="was replaced") as caught:
             ask_of("c", 0, version)
@@ -671,9 +672,9 @@ def run_by_hand(config, out, only=None):
     from jobs.weights.segmenter import locate
 
     wanted = mask_plan.settings_of(locate("mini"), "float32", config.track)
-    plan = mask_plan.make(config.manifest, None, wanted)
+    plan = mask_plan.plan_batch(config.manifest, None, wanted)
     assert plan.faults == []
-    done, there = commits(out), masked_videos(out)
+    done, there = read_markers(out), masked_videos(out)
     todo = [w for w in plan.work if not mask.is_done(done.get(w.video_id), w, config, there)]
     describe(out, config)
     records = []
@@ -698,13 +699,13 @@ def test_review_end_to_end_redoes_only_what_was_corrected(masked, tmp_path, caps
     out, _ = masked
     path = tmp_path / "corrected.csv"
     source = prompt_videos.find(str(out), path, None)
-    run = Run(source.run)
+    run = MaskRun(source.run)
     store = Store(path, source.rows)
     session = Session(store, source.clips, segmenter(), run)
 
     def answers(video_id):
         about = session.video(video_id)
-        return about["standing"], [span["answer"] for span in about["spans"]]
+        return about["status"], [span["answer"] for span in about["spans"]]
 
     assert answers("a") == answers("b") == ("done", ["", ""])
     assert session.state("a")["states"][1][0] == (0, 0, "prompted")
@@ -731,18 +732,18 @@ def test_review_end_to_end_redoes_only_what_was_corrected(masked, tmp_path, caps
     review = (out / "review.csv").read_text()
     assert "b,1,5,7" in review
     assert "b,1,2,3" not in review  # accepted
-    again = Session(Store(path), source.clips, segmenter(), Run(out))
-    assert again.video("a")["standing"] == again.video("b")["standing"] == "done"
+    again = Session(Store(path), source.clips, segmenter(), MaskRun(out))
+    assert again.video("a")["status"] == again.video("b")["status"] == "done"
     again.close()
 
 
 def test_accepts_change_no_key_and_no_prompt(videos, tmp_path):
     lines = ["uri,object_id,frame,x,y,role,until", "a.mp4,1,0,30,40,,"]
     (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
-    before = mask_plan.make([str(tmp_path / "m.csv")], str(videos), "settings")
+    before = mask_plan.plan_batch([str(tmp_path / "m.csv")], str(videos), "settings")
     lines += ["a.mp4,1,4,,,accept,9", "a.mp4,1,12,,,accept,"]
     (tmp_path / "m.csv").write_text("\n".join(lines) + "\n")
-    after = mask_plan.make([str(tmp_path / "m.csv")], str(videos), "settings")
+    after = mask_plan.plan_batch([str(tmp_path / "m.csv")], str(videos), "settings")
     assert after.work == before.work
     span = {"object_id": 1, "first_frame": 4, "last_frame": 9}
     rows = after.accepted["a"]
@@ -815,7 +816,7 @@ def test_no_path_leads_out(server, path):
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "message"),
     [
-        ("GET", "/api/video?id=../../etc/passwd", None, 404, "none of the videos"),
+        ("GET", "/api/video?id=../../etc/passwd", None, 404, "there is no video"),
         ("GET", "/api/frame?id=a&index=99&version={version}", None, 422, "a.mp4 has no frame"),
         ("GET", "/api/frame?id=a&index=-1&version={version}", None, 422, "a.mp4 has no frame"),
         ("GET", "/api/frame?id=a&index=one", None, 400, "invalid literal"),
@@ -825,7 +826,7 @@ def test_no_path_leads_out(server, path):
         ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": []}, 409, "another tab"),
         ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": 1}, 400, "expected list"),
         ("PUT", "/api/rows", {"id": "a"}, 400, "revision is missing"),
-        ("POST", "/api/track", {"id": "a", "here": 0, "count": 5}, 400, "click on an object"),
+        ("POST", "/api/track", {"id": "a", "frame": 0, "count": 5}, 400, "click on an object"),
     ],
 )
 def test_bad_requests_are_told_why(server, session, method, path, body, status, message):
@@ -863,10 +864,10 @@ def test_a_port_that_is_taken_is_said(server, session):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["{videos}", "--out", "{tmp}/m.txt"], "its name must end in .csv"),
-        (["{tmp}/empty", "--out", "{tmp}/m.csv"], "is not there; expected videos"),
-        (["{tmp}/bad.csv", "--out", "{tmp}/m.csv"], "2 faults in"),
-        (["{videos}", "--out", "{tmp}/bad.csv"], "2 faults in"),
+        (["{videos}", "--out", "{tmp}/m.txt"], "the name of a manifest must end in .csv"),
+        (["{tmp}/empty", "--out", "{tmp}/m.csv"], "does not exist; expected videos"),
+        (["{tmp}/bad.csv", "--out", "{tmp}/m.csv"], "has 2 faults"),
+        (["{videos}", "--out", "{tmp}/bad.csv"], "has 2 faults"),
         (["{videos}", "--out", "/proc/m.csv"], "/proc"),
         (["{videos}", "--out", "{tmp}/m.csv", "--weights", "gone.pth"], "gone.pth: neither a name"),
         (["{videos}", "--out", "{tmp}/m.csv", "--port", "70000"], "--port is 70000"),
