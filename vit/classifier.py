@@ -1,4 +1,4 @@
-"""A trained model and what goes before it: uint8 images to logits, as its training evaluated."""
+"""A trained classifier with its preprocessing: uint8 images to logits, as in its evaluation."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from vit.weights import Weights, WeightsError, fit
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model on its device, ready for images."""
+    """A trained model on its device, with the cropping and normalisation of its training."""
 
     model: VisionTransformer
     dataset: DatasetConfig
@@ -23,12 +23,12 @@ class Classifier:
 
     @property
     def stored_size(self) -> int:
-        """Side in pixels at which images are decoded for it."""
+        """Side in pixels to which images must be decoded, S."""
         return self.dataset.store_size or self.model.config.image_size
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of images: (B, 3, S, S) uint8, on any device, to (B, C) float32 on the model's."""
+        """Compute logits, (B, C) float32 on the model's device, of (B, 3, S, S) uint8 images."""
         images = images.to(self.device, non_blocking=True)
         cut = center_crop(images, self.model.config.image_size)
         inputs = normalize(cut, self.dataset.mean, self.dataset.std)
@@ -43,15 +43,22 @@ def load(
     numerics: Numerics,
     device: torch.device,
 ) -> Classifier:
-    """Put weights into a model of shape `config`, whose head is the weights' own.
+    """Load weights, head included, into a model of the shape `config`.
+
+    Args:
+        weights: as read from a file.
+        config: shape of the model; it must fit the weights.
+        dataset: `store_size`, `mean` and `std` say how images are prepared.
+        numerics: how the model is computed.
+        device: where it is computed.
 
     Raises:
-        WeightsError: there is no head, or what `vit.weights.fit` raises.
+        WeightsError: the weights have no head, or do not fit `config`.
     """
     head = weights.tensors.get("head.bias")
     if head is None:
         raise WeightsError(
-            f"{weights.source} has no head, so it names no class; train one with"
+            f"{weights.source} has no head, so it names no class; train a head with"
             " `python -m jobs.train --init-weights`"
         )
     with torch.device("meta"):

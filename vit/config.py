@@ -1,18 +1,18 @@
-"""Model, data, augmentation and optimisation as typed fields: each is declared here and only here.
+"""Settings of model, data, augmentation and optimisation, each declared here and only here.
 
 Flags, YAML, `--help`, checks, the sweep's search space and the run's `config.yaml` come from these
-fields. Checks across fields raise ValueError with both values.
+fields. A check across fields raises ValueError with both values.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 _MAY_CHANGE = {"may_change": True}
-"""Metadata of what a resumed run may set anew, as of `jobs.run.config`: memory, not results."""
+"""Metadata of settings that a resumed run may change (`jobs.run.config`): memory, not results."""
 
 
 def swept(bounds: str, by_default: bool = False) -> dict[str, Any]:
-    """Metadata of a field that a sweep may vary within `bounds`, in the words of `vit.search`."""
+    """Metadata of a field that a sweep may vary within `bounds`, as `vit.search` reads them."""
     return {"sweep": {"bounds": bounds, "by_default": by_default}}
 
 
@@ -40,20 +40,21 @@ class ModelConfig:
     image_size: int = 32
     """Side of the square input image, in pixels."""
     patch_size: int = 4
-    """Side of a patch, in pixels; divides image_size."""
+    """Side of a patch, in pixels; it divides image_size."""
     embed_dim: int = field(default=192, metadata=swept("64..512 step 64"))
-    """Width of the tokens."""
+    """Features of a token."""
     depth: int = field(default=6, metadata=swept("2..12", by_default=True))
     """Number of transformer blocks."""
     num_heads: int = field(default=3, metadata=swept("1, 2, 3, 4, 6, 8, 12", by_default=True))
-    """Attention heads; divides embed_dim."""
+    """Number of attention heads; it divides embed_dim."""
     mlp_ratio: float = field(default=4.0, metadata=swept("1, 2, 3, 4"))
-    """Width of the hidden layer of a block's MLP over embed_dim."""
+    """Width of the hidden layer of a block's MLP, as a multiple of embed_dim."""
     drop_rate: float = 0.0
     """Dropout after the position embedding, after the attention's projection and in the MLP.
-    Above 0 a run is repeatable at one number of workers only."""
+    Above 0, a run can be repeated only with the same number of workers."""
     attn_drop_rate: float = 0.0
-    """Dropout of attention weights. Above 0 a run is repeatable at one number of workers only."""
+    """Dropout of attention weights. Above 0, a run can be repeated only with the same number of
+    workers."""
     drop_path_rate: float = field(default=0.0, metadata=swept("0..0.3"))
     """Stochastic depth per sample, rising linearly from 0 at the first block to this at
     the last."""
@@ -66,15 +67,15 @@ class ModelConfig:
     qkv_bias: bool = True
     """Bias in the query, key and value projections."""
     init_values: float | None = None
-    """Initial value of LayerScale; none leaves LayerScale out."""
+    """Initial value of LayerScale; none: no LayerScale."""
     reg_tokens: int = 0
     """Number of register tokens."""
     stem: Literal["patch", "conv"] = "patch"
     """How patches become tokens: one projection, or a stack of 3x3 convolutions (Xiao et al. 2021),
-    whose weights plain timm cannot load."""
+    whose weights timm cannot load."""
 
     def __post_init__(self) -> None:
-        """Check what no single field shows."""
+        """Check the fields, by themselves and against each other."""
         _check_positive(
             self,
             "model",
@@ -100,34 +101,36 @@ class ModelConfig:
         )
         _check(
             self.pos_embed == "learn" or self.embed_dim % 4 == 0,
-            f"model.pos_embed sincos2d needs a multiple of 4; model.embed_dim is {self.embed_dim}",
+            f"model.embed_dim is {self.embed_dim}; model.pos_embed sincos2d needs a multiple of 4",
         )
         halvings = self.patch_size.bit_length() - 1
         _check(
             self.stem == "patch" or (self.patch_size == 2**halvings and self.patch_size > 1),
-            f"model.stem conv halves the image step by step: model.patch_size {self.patch_size}"
-            " must be 2, 4, 8, 16 or 32",
+            f"model.patch_size is {self.patch_size}; model.stem conv halves the image step by step"
+            " and needs 2, 4, 8, 16 or 32",
         )
         _check(
             self.stem == "patch" or self.embed_dim % (self.patch_size // 2) == 0,
-            f"model.stem conv doubles its width to embed_dim: model.embed_dim {self.embed_dim}"
-            f" must be a multiple of {self.patch_size // 2} at model.patch_size {self.patch_size}",
+            f"model.embed_dim is {self.embed_dim}; model.stem conv doubles its width step by step"
+            f" and needs a multiple of {self.patch_size // 2} at model.patch_size"
+            f" {self.patch_size}",
         )
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Augmentation of training images; validation and test images get a centre crop at most."""
+    """Augmentation of training images; validation and test images are only cut to their centre."""
 
     crop: Literal["pad", "resized"] = "pad"
-    """Random crop: pad, then cut model.image_size out; or a random part of the image, resized
-    to it (RandomResizedCrop)."""
+    """Random crop. pad: the image is padded and a square of model.image_size cut out; resized: a
+    random part of the image is resized to model.image_size (RandomResizedCrop)."""
     crop_padding: int = 4
-    """Crop pad: so many black pixels on each side; 0, at one stored and model size: no crop."""
+    """Crop pad: black pixels added on each side. At 0 nothing is cropped if images are stored at
+    model.image_size."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Crop resized: least and largest share of the image's area."""
+    """Crop resized: smallest and largest share of the image's area."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Crop resized: least and largest width over height."""
+    """Crop resized: smallest and largest ratio of width to height."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     policy: Literal[
@@ -136,26 +139,27 @@ class AugmentConfig:
     """Automatic augmentation: none; AutoAugment's policy for CIFAR-10 or ImageNet; RandAugment;
     TrivialAugment (wide)."""
     randaugment_ops: int = 2
-    """RandAugment: operations one after the other."""
+    """RandAugment: number of operations, one after the other."""
     randaugment_magnitude: int = field(default=9, metadata=swept("0..20"))
     """RandAugment: strength, 0 to 30."""
     erasing: float = 0.0
-    """Probability of random erasing: a rectangle of the normalised image becomes 0."""
+    """Probability of random erasing, which sets a rectangle of the normalised image to 0."""
     mixup: float = field(default=0.0, metadata=swept("0..1"))
-    """Mixup: alpha of the Beta distribution of the share; 0: off."""
+    """Mixup: alpha of the Beta distribution from which a sample's share is drawn; 0: off."""
     cutmix: float = field(default=0.0, metadata=swept("0..1"))
-    """CutMix: alpha of the Beta distribution of the area; 0: off. With mixup on too, each sample
-    gets one of them at even odds."""
+    """CutMix: alpha of the Beta distribution from which the area is drawn; 0: off. With mixup on,
+    too, each sample gets one of the two at even odds."""
     mix_prob: float = 1.0
-    """Probability that a sample is mixed at all, where mixup or cutmix is on."""
+    """Probability that a sample is mixed, where mixup or cutmix is on."""
     mix_until: float = 1.0
-    """Share of the epochs after which mixing ends: late epochs without it fit the data closer."""
+    """Share of the epochs after which mixing ends: late epochs without it fit the data more
+    closely."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         for name in ("crop_padding", "mixup", "cutmix"):
             value = getattr(self, name)
-            _check(value >= 0, f"augment.{name} is {value}; it must be >= 0")
+            _check(value >= 0, f"augment.{name} is {value}; it must be at least 0")
         for name in ("hflip", "erasing", "mix_prob", "mix_until"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"augment.{name} is {value}; it must lie in 0 to 1")
@@ -163,8 +167,8 @@ class AugmentConfig:
             low, high = getattr(self, name)
             _check(
                 0 < low <= high <= most,
-                f"augment.{name} is {low} to {high}; it must rise, above 0"
-                + (" and up to 1" if most == 1 else ""),
+                f"augment.{name} is {low} to {high}; it must rise and lie above 0"
+                + (", up to 1" if most == 1 else ""),
             )
         _check(
             self.randaugment_ops >= 1,
@@ -184,41 +188,43 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Loss, optimizer, learning-rate schedule after a linear warm-up, average of the weights."""
+    """Loss, optimizer, schedule of the learning rate, average of the weights."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW for all; or Muon for the matrices of the blocks and AdamW for the rest."""
+    """adamw: AdamW for all parameters; muon: Muon for the matrices of the blocks, AdamW for the
+    rest."""
     lr: float = field(default=1e-3, metadata=swept("1e-4..1e-2 log", by_default=True))
-    """Peak learning rate of AdamW, for the global batch as it is (not scaled by it)."""
+    """Peak learning rate of AdamW; it is not scaled by the size of the global batch."""
     muon_lr: float = field(default=0.02, metadata=swept("3e-3..6e-2 log"))
-    """Peak learning rate of Muon, which knows no other scale than this."""
+    """Peak learning rate of Muon."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """After the warm-up: half a cosine to min_lr; constant, then linear to min_lr over `cooldown`;
-    or constant to the end."""
+    """Learning rate after the warm-up. cosine: half a cosine down to min_lr; wsd: constant, then
+    linear to min_lr over `cooldown`; constant: constant to the end."""
     cooldown: float = 0.2
     """Schedule wsd: share of all steps in which the learning rate falls."""
     min_lr: float = 0.0
-    """Learning rate at the end of the schedule; Muon's falls to the same share of its peak."""
+    """AdamW's learning rate at the end of the schedule; Muon's falls to the same share of its
+    peak."""
     warmup_epochs: float = 5.0
-    """Epochs over which the learning rate rises linearly; fractions count."""
+    """Epochs over which the learning rate rises linearly; may be a fraction."""
     weight_decay: float = field(default=0.05, metadata=swept("1e-3..0.5 log"))
-    """Decoupled weight decay; norms, biases, positions and tokens have none."""
+    """Decoupled weight decay of AdamW; norms, biases, positions and tokens have none."""
     muon_weight_decay: float = 0.05
-    """Decoupled weight decay of Muon's matrices (a step takes muon_lr times this off)."""
+    """Decoupled weight decay of Muon's matrices: a step subtracts muon_lr times this share."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the first and second moment."""
+    """AdamW's decay rates of the first and the second moment."""
     layer_decay: float = field(default=1.0, metadata=swept("0.6..1"))
-    """Factor on the learning rate from each block to the one before it; below 1 for
+    """Factor by which the learning rate falls from each block to the one before it; below 1 for
     fine-tuning (BEiT)."""
     clip_norm: float = 1.0
-    """Largest norm of the whole gradient; larger ones are scaled down; 0: no clipping."""
+    """Largest norm of the whole gradient; a larger gradient is scaled down; 0: no clipping."""
     label_smoothing: float = field(default=0.1, metadata=swept("0..0.2"))
-    """Share of the target spread evenly over all classes; with mixing, smoothed before mixed."""
+    """Share of the target that is spread evenly over all classes, before samples are mixed."""
     accumulate: int = field(default=1, metadata=_MAY_CHANGE)
-    """Parts of a worker's batch that go through the model one after the other, to save memory."""
+    """Number of parts in which a worker's batch goes through the model, to save memory."""
     ema_half_life: float = 0.0
     """Average of the weights over steps: samples after which a step's share has halved; 0: none.
-    The average is evaluated too, and is what counts and is exported."""
+    The average is evaluated too; checkpoints are chosen by it, and it is exported."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -243,28 +249,29 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Which images there are, how validation is held out of them, how pixels are normalised."""
+    """The data set, its validation split, and the normalisation of pixels."""
 
     name: Literal["digits", "cifar10", "cifar100", "imagefolder", "parquet"] = "digits"
-    """Data set: scikit-learn's digits (built in), CIFAR (archive, its folder, or Parquet), a folder
-    of images by class, or Parquet shards of encoded images and labels."""
+    """The data set: scikit-learn's digits (built in), CIFAR (archive, its folder, or Parquet), a
+    folder of images by class, or Parquet shards of encoded images and labels."""
     store_size: int | None = None
-    """Side in pixels at which decoded images are stored, what crops are cut from; none:
-    model.image_size."""
+    """Side in pixels of decoded images, from which crops are cut; none: model.image_size."""
     cache_gb: float = field(default=16.0, metadata=_MAY_CHANGE)
-    """Decoded images are kept, once a node, if all of them take no more than this (GiB); else they
-    are decoded anew whenever they are wanted, ahead of the training."""
+    """Decoded images are kept, once a node, if all of them take no more than this many GiB; else
+    they are decoded for each batch, ahead of the training."""
     max_bad_images: int = field(default=0, metadata=_MAY_CHANGE)
-    """So many images that do not decode are named and left out; one more is an error."""
+    """Largest number of images that may fail to decode; they are named and left out."""
     val_fraction: float = 0.1
     """Share of the training images held out for validation, the same of every class; unused where
-    the data bring a validation set."""
+    the data have a validation set of their own."""
     split_seed: int = 0
-    """Seed of that split, apart from the run's seed: runs with other seeds stay comparable."""
+    """Seed of that split. It is not the run's seed, so that runs with other seeds stay
+    comparable."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Mean of red, green, blue, in 0 to 1, taken off each pixel."""
+    """Means of red, green and blue, in units of 0 to 1, subtracted from each pixel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """What red, green, blue are then divided by, in units of 0 to 1."""
+    """Standard deviations of red, green and blue, in units of 0 to 1, by which pixels are then
+    divided."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -273,7 +280,7 @@ class DatasetConfig:
         _check(
             self.cache_gb >= 0 and self.max_bad_images >= 0,
             f"dataset.cache_gb is {self.cache_gb} and dataset.max_bad_images"
-            f" {self.max_bad_images}; neither may be below 0",
+            f" {self.max_bad_images}; each must be at least 0",
         )
         _check(
             0 < self.val_fraction < 1,

@@ -1,4 +1,4 @@
-"""How numbers are computed: precision, kind of attention and memory layout, chosen by a probe."""
+"""How a model is computed: precision, kind of attention and memory layout, chosen by a probe."""
 
 import time
 from dataclasses import dataclass, replace
@@ -12,25 +12,24 @@ from vit.model import Attention
 
 Precision = Literal["float32", "bfloat16"]
 
-
 PROBED = 32
-"""Samples that a probe takes: enough to tell, and a large model takes seconds for each."""
+"""Samples that a probe takes: enough to compare speeds; a large model takes seconds for each."""
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which a forward pass runs at `precision`; parameters stay float32."""
+    """Return the context in which a forward pass runs at `precision`; parameters stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a model is computed: what changes its speed, and its results by rounding only."""
+    """Choices that change the speed of a model, and its results by rounding only."""
 
     precision: Precision
     fused_attention: bool
-    """Attention through torch's fused kernel, or as plain products."""
+    """Whether attention uses torch's fused kernel; else it is computed as plain products."""
     channels_last: bool
-    """Memory layout of the stem's convolutions."""
+    """Whether the stem's convolutions have the memory layout channels last; else channels first."""
 
     def __str__(self) -> str:
         attention = "fused" if self.fused_attention else "plain"
@@ -38,7 +37,7 @@ class Numerics:
         return f"{self.precision}, {attention} attention, channels {channels}"
 
     def prepare(self, model: nn.Module) -> None:
-        """Set a bare model up, and this process: float32 shall be that in convolutions, too."""
+        """Apply the choices to a bare model, and forbid TF32 in this process at float32."""
         if self.precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
         for module in model.modules():
@@ -52,7 +51,7 @@ class Numerics:
 
 @cache
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 itself: to emulate it takes many times as long."""
+    """Whether a device multiplies bfloat16 in hardware: emulation takes many times as long."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
@@ -61,17 +60,20 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def choose_numerics(
     model: nn.Module, inputs: Tensor, precision: Literal["auto", "float32", "bfloat16"]
 ) -> tuple[Numerics, str]:
-    """Decide how to compute, and say why: on a GPU by what it can do, on a CPU by a probe.
+    """Choose how to compute, and say why: on a GPU by what it can do, on a CPU by a probe.
 
-    A GPU with bfloat16 gains from it, the fused kernel and channels last. On a CPU it hangs on the
-    processor and on the shape, so ways are timed; what is not the plain choice (float32, fused,
-    channels first) must win by 5 %. A precision that is asked for comes with what mostly suits
-    it, without a probe: the same on every start of every run.
+    A GPU with bfloat16 gains from it, from the fused kernel and from channels last. On a CPU the
+    gain depends on the processor and the shape, so choices are timed; one other than the default
+    (float32, fused, channels first) must win by 5 %. With a precision that is given, the choices
+    that mostly suit it are made without a probe: the same on every start of every run.
 
     Args:
         model: the bare model; its gradients are cleared.
-        inputs: (B, 3, S, S) float32 on the model's device, of which `PROBED` are looked at.
-        precision: one that is wanted, or auto.
+        inputs: (B, 3, S, S) float32 on the model's device, of which `PROBED` are used.
+        precision: a precision, or auto to choose it, too.
+
+    Returns:
+        The choices, and the reason for them in a few words.
     """
     cuda = inputs.device.type == "cuda"
     if precision != "auto":
@@ -84,20 +86,20 @@ def choose_numerics(
     if multiplies_bfloat16(inputs.device):
         precisions.append("bfloat16")
     few = inputs[:PROBED]
-    ways = [Numerics(name, fused, False) for name in precisions for fused in (True, False)]
-    seconds = {way: _probe(model, few, way) for way in ways}
+    choices = [Numerics(name, fused, False) for name in precisions for fused in (True, False)]
+    seconds = {choice: _probe(model, few, choice) for choice in choices}
     last = replace(min(seconds, key=seconds.__getitem__), channels_last=True)
     seconds[last] = _probe(model, few, last)
-    plain, best = ways[0], min(seconds, key=seconds.__getitem__)
-    if seconds[best] > 0.95 * seconds[plain]:
-        return plain, "no other way was faster in a probe"
-    return best, f"{seconds[plain] / seconds[best]:.2f} times as fast as {plain} in a probe"
+    default, best = choices[0], min(seconds, key=seconds.__getitem__)
+    if seconds[best] > 0.95 * seconds[default]:
+        return default, "no other choice was faster in a probe"
+    return best, f"{seconds[default] / seconds[best]:.2f} times as fast as {default} in a probe"
 
 
 def _probe(model: nn.Module, inputs: Tensor, numerics: Numerics) -> float:
-    """Shorter of two forward and backward passes on a CPU, after one to warm up.
+    """Time the shorter of two forward and backward passes on a CPU, after one to warm up.
 
-    In seconds of CPU time: what else runs on the machine must not decide.
+    Returns seconds of CPU time, so that other processes on the machine do not decide.
     """
     numerics.prepare(model)
     times = []

@@ -1,4 +1,4 @@
-"""AdamW, or Muon beside it, and the schedule of the learning rate."""
+"""The optimizers, AdamW and Muon, and the schedule of the learning rate."""
 
 import math
 from collections import defaultdict
@@ -13,17 +13,17 @@ from vit.model import VisionTransformer
 from vit.numerics import multiplies_bfloat16
 
 MUON_MOMENTUM = 0.95
-"""Of the gradient, with Nesterov's look ahead: the value of every published Muon run."""
+"""Momentum of Muon, with Nesterov's correction: the value of every published Muon run."""
 
 
 def parameter_groups(model: VisionTransformer, config: OptimConfig) -> list[dict[str, Any]]:
-    """Groups of trainable parameters that share optimizer, peak learning rate and weight decay.
+    """Group trainable parameters by optimizer, peak learning rate and weight decay.
 
     A group's `part` names its optimizer, its `peak` the learning rate at the top of the schedule.
-    Muon takes the matrices of the blocks; embeddings, stem, head and all that has no weight decay
-    (biases, norms, positions, tokens) stay with AdamW. With layer decay (Bao et al. 2022, BEiT) the
-    peak shrinks by the factor from the head, layer L + 1, over block i, layer i + 1, down to the
-    embeddings, layer 0, as timm's `param_groups_layer_decay` counts them.
+    Muon takes the matrices of the blocks; embeddings, stem, head and all parameters without weight
+    decay (biases, norms, positions, tokens) stay with AdamW. With layer decay (Bao et al. 2022,
+    BEiT) the peak shrinks by the factor from layer to layer: from the head, layer L + 1, over block
+    i, layer i + 1, down to the embeddings, layer 0, as in timm's `param_groups_layer_decay`.
     """
     no_decay = model.no_weight_decay()
     groups: dict[tuple[str, int, bool], list[nn.Parameter]] = defaultdict(list)
@@ -46,7 +46,7 @@ def parameter_groups(model: VisionTransformer, config: OptimConfig) -> list[dict
 
 
 def _layer(name: str, depth: int) -> int:
-    """Which layer a parameter belongs to: the last norm to the last block, as in timm."""
+    """The layer that a parameter belongs to, from 0; the last norm counts as the last block's."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
     if name.startswith("norm."):
@@ -55,20 +55,20 @@ def _layer(name: str, depth: int) -> int:
 
 
 class Muon(torch.optim.Optimizer):
-    """torch.optim.Muon (Jordan 2024), its iteration in float32 where bfloat16 is not multiplied.
+    """Muon as torch.optim.Muon (Jordan 2024), but in float32 where bfloat16 would be emulated.
 
-    torch's iterates in bfloat16 on any device. A CPU that has to emulate it needs twenty times as
-    long, more than the rest of a small model's step. Where bfloat16 is multiplied, the numbers are
-    torch's to the last bit.
+    torch iterates in bfloat16 on any device. A CPU that emulates it takes twenty times as long,
+    more than the rest of a small model's step. On a device with bfloat16 the numbers are torch's
+    to the last bit.
     """
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float) -> None:
-        """Over matrices; every group says its `lr` and `weight_decay`."""
+        """Optimize groups of matrices, each with its own `lr` and `weight_decay`."""
         super().__init__(groups, {"momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Turn each matrix's momentum, with Nesterov's look ahead, into an orthogonal step."""
+        """Turn each matrix's momentum, with Nesterov's correction, into an orthogonal step."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -86,14 +86,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """About U V^T of the matrix' U S V^T, by five Newton-Schulz iterations (Jordan 2024).
+    """Make a matrix nearly orthogonal by five Newton-Schulz iterations (Jordan 2024).
 
-    What is left of S lies between about 0.5 and 1.5: a polynomial with a steep start at zero needs
-    few iterations and does not converge.
+    For a matrix with the singular value decomposition U S V^T the result is near U V^T: its
+    singular values lie between about 0.5 and 1.5. The iteration does not converge further, as its
+    polynomial is steep at zero to need few steps.
 
     Args:
         matrix: (M, N).
-        dtype: what it is computed in.
+        dtype: dtype of the computation and of the result.
 
     Returns:
         (M, N) of that dtype.
@@ -111,12 +112,11 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 class Optimizer(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019), and Muon (Jordan 2024) for the groups that it takes.
 
-    One optimizer to whoever saves and restores it: the two work on the groups and the state of this
-    one.
+    It saves and restores as one optimizer: the two parts work on its groups and its state.
     """
 
     def __init__(self, model: VisionTransformer, config: OptimConfig) -> None:
-        """Over the trainable parameters of a bare model."""
+        """Optimize the trainable parameters of a bare model."""
         super().__init__(parameter_groups(model, config), {})
         by_part = {part: list(self._groups(part)) for part in ("adamw", "muon")}
         self._parts: dict[str, torch.optim.Optimizer] = {
@@ -124,7 +124,7 @@ class Optimizer(torch.optim.Optimizer):
         }
         if by_part["muon"]:
             self._parts["muon"] = Muon(by_part["muon"], momentum=MUON_MOMENTUM)
-        # The two copied the groups: these have their defaults beside what was given.
+        # The two copied the groups and added their defaults to the copies.
         self.param_groups = [g for part in self._parts.values() for g in part.param_groups]
         self._share()
 
@@ -132,18 +132,18 @@ class Optimizer(torch.optim.Optimizer):
         return (group for group in self.param_groups if group["part"] == part)
 
     def _share(self) -> None:
-        """Let the parts work on the groups and the state of the whole."""
+        """Make the parts work on the groups and the state of the whole."""
         for name, part in self._parts.items():
             part.param_groups = list(self._groups(name))
             part.state = self.state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         super().load_state_dict(state_dict)
         self._share()
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every part."""
+        """Take a step of every part."""
         for part in self._parts.values():
             part.step()
 
@@ -151,10 +151,10 @@ class Optimizer(torch.optim.Optimizer):
 def rate(config: OptimConfig, step: int, total_steps: int, warmup_steps: int) -> float:
     """Learning rate of optimizer step `step` (0-based) of `total_steps`, as a share of the peak.
 
-    It rises linearly over the warm-up. Then it falls along half a cosine (Loshchilov & Hutter
-    2017); or stays, and falls linearly in the last `cooldown` of all steps (WSD: Hu et al. 2024,
-    arXiv 2404.06395; Hägele et al. 2024, arXiv 2405.18392); or stays. A function of the step, so a
-    resumed run needs no state for it.
+    It rises linearly over the warm-up. Then, by `config.schedule`, it falls along half a cosine
+    (Loshchilov & Hutter 2017); or stays constant and falls linearly in the last share `cooldown` of
+    all steps (WSD: Hu et al. 2024, arXiv 2404.06395; Hägele et al. 2024, arXiv 2405.18392); or
+    stays constant to the end. It is a function of the step, so a resumed run needs no state of it.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps

@@ -1,9 +1,9 @@
-"""Randomness without state: every draw is a function of (seed, stream, time, sample).
+"""Randomness without state: every draw is a function of seed, stream, epoch or step, and sample.
 
 A generator that advances would make an augmentation depend on how many draws came before it on
 this process, so on the number of workers and on every restart. Here a draw is a hash of its
-coordinates, the same wherever and whenever it is computed (the idea of counter-based generators:
-Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+coordinates and is the same wherever and whenever it is computed. This is the idea of counter-based
+generators (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 """
 
 import functools
@@ -24,7 +24,7 @@ def fold(*parts: int | str) -> int:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """lowbias32 (C. Wellons, 2018): a bijection of 32-bit integers, held in int64, that avalanches.
+    """Hash 32-bit integers, held in int64, by lowbias32 (C. Wellons, 2018), a bijection.
 
     Products wrap modulo 2^64 on every device; only their low 32 bits are kept.
     """
@@ -34,12 +34,12 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(samples: Tensor, draws: int, *key: int | str) -> Tensor:
-    """Uniform numbers in [0, 1), one row a sample.
+    """Draw uniform numbers in [0, 1), a row for each sample.
 
     Args:
-        samples: (B,) int64, the samples' indices in their data set, below 2^32.
-        draws: how many numbers each sample gets; a larger number leaves the first ones as they are.
-        key: what else the draws depend on: seed, the name of the stream, epoch or step.
+        samples: (B,) int64 indices of samples in their data set, below 2^32.
+        draws: how many numbers each sample gets; more draws do not change the first ones.
+        key: what else the draws depend on, such as seed, name of the stream, epoch, step.
 
     Returns:
         (B, draws) float32 on the device of `samples`, multiples of 2^-24.
@@ -52,11 +52,11 @@ def uniform(samples: Tensor, draws: int, *key: int | str) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _columns(draws: int, seed: int, device: torch.device) -> Tensor:
-    """(draws,) hashes of the columns; kept, as they are the same for every batch of an epoch."""
+    """Hashes of the columns, (draws,) int64; cached, as all batches of an epoch share them."""
     columns = torch.arange(1, draws + 1, device=device, dtype=torch.int64)
     return _mix((columns * 0x9E3779B9 + (seed >> 31)) & _MASK)
 
 
 def permutation(n: int, *key: int | str) -> Tensor:
-    """A permutation of range(n) that is a function of `key`: (n,) int64 on the CPU."""
+    """Draw a permutation of range(n) as a function of `key`: (n,) int64 on the CPU."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(fold(*key)))

@@ -1,4 +1,4 @@
-"""One training step and one evaluation of a classifier, on whatever device its tensors are."""
+"""The gradient of a training step and the evaluation of a classifier, on any device."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,59 +25,70 @@ class Batch:
     labels: Tensor
     """(B,) int64."""
     samples: Tensor
-    """(B,) int64 on the CPU: indices in the training set, which all randomness hangs on."""
+    """(B,) int64 on the CPU: indices in the training set, on which all randomness depends."""
     global_size: int
-    """Samples of the global batch over all ranks."""
+    """Number of samples of the global batch, over all ranks."""
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """Settings that all steps of a training share."""
+
+    model: ModelConfig
+    augment: AugmentConfig
+    dataset: DatasetConfig
+    optim: OptimConfig
+    precision: Precision
+    """Precision of the forward pass."""
+    seed: int
+    """Seed of all randomness."""
+    world: int = 1
+    """Number of ranks."""
 
 
 def _sums(loss: Tensor, correct: Tensor, labels: Tensor) -> Tensor:
-    """(3,) float64: sum of losses, correct predictions, samples. Counts below 2^53 are exact."""
+    """Pack sum of losses, correct predictions and samples into (3,) float64, exact below 2^53."""
     count = torch.full((), labels.shape[0], dtype=torch.float64, device=labels.device)
     return torch.stack([loss.double(), correct.sum().double(), count])
 
 
 def gradients(
-    model: nn.Module,
-    batch: Batch,
-    shape: ModelConfig,
-    augmentation: AugmentConfig,
-    dataset: DatasetConfig,
-    optim: OptimConfig,
-    precision: Precision,
-    *,
-    seed: int,
-    epoch: int,
-    step: int,
-    mixing: bool = False,
-    world: int = 1,
+    model: nn.Module, batch: Batch, config: StepConfig, *, epoch: int, step: int, mixing: bool
 ) -> Tensor:
-    """Forward and backward: leaves in `.grad` the gradient of the mean loss of the global batch.
+    """Run forward and backward passes; `.grad` then has the mean loss's gradient.
 
-    Gradients are averaged over ranks by DistributedDataParallel, so each rank's sum of losses is
-    weighted by world / global_size: parts of unequal size then count sample by sample. The batch
-    goes through the model in `optim.accumulate` parts; ranks speak to each other in the last.
+    The mean is over the global batch. Gradients are averaged over ranks by DistributedDataParallel,
+    so each rank's sum of losses is weighted by world / global_size: parts of unequal size then
+    count sample by sample. The batch goes through the model in `config.optim.accumulate` parts;
+    ranks exchange gradients in the last one.
 
     Args:
-        mixing: whether neighbours in the batch are mixed now; its size must then be even.
+        model: a classifier, bare or wrapped for data parallelism.
+        batch: this rank's part of the global batch.
+        config: settings of the training.
+        epoch: epoch of the batch, on which augmentation depends.
+        step: step of the training, on which stochastic depth depends.
+        mixing: whether neighbours in the batch are mixed; its size must then be even.
 
     Returns:
         (3,) float64, detached, on the batch's device: this rank's sum of losses, correct
         predictions, samples.
     """
-    parts = _parts(batch, optim.accumulate, unit=2 if mixing else 1)
+    parts = _parts(batch, config.optim.accumulate, unit=2 if mixing else 1)
     total = torch.zeros(3, dtype=torch.float64, device=batch.images.device)
     for number, part in enumerate(parts, start=1):
-        alone = number < len(parts) and isinstance(model, DistributedDataParallel)
+        more = number < len(parts) and isinstance(model, DistributedDataParallel)
         with record_function("augment"):
-            inputs, share = _inputs(part, augmentation, dataset, shape, seed, epoch, mixing)
-        with model.no_sync() if alone else nullcontext():  # type: ignore[operator]
+            inputs, share = _inputs(part, config, epoch, mixing)
+        with model.no_sync() if more else nullcontext():  # type: ignore[operator]
             with record_function("forward"):
-                draws = _drop_path_draws(part.samples, shape, seed, step, inputs.device)
-                with autocast(inputs.device, precision):
+                draws = _drop_path_draws(part.samples, config, step, inputs.device)
+                with autocast(inputs.device, config.precision):
                     logits = model(inputs, draws)
-                loss, counts = _loss(logits.float(), part.labels, share, optim.label_smoothing)
+                smoothing = config.optim.label_smoothing
+                loss, counts = _loss(logits.float(), part.labels, share, smoothing)
             with record_function("backward"):
-                (loss * (world / batch.global_size)).backward()
+                (loss * (config.world / batch.global_size)).backward()
         total += counts
     return total
 
@@ -95,37 +106,39 @@ def _parts(batch: Batch, parts: int, unit: int) -> list[Batch]:
 
 
 def _inputs(
-    batch: Batch,
-    config: AugmentConfig,
-    dataset: DatasetConfig,
-    shape: ModelConfig,
-    seed: int,
-    epoch: int,
-    mixing: bool,
+    batch: Batch, config: StepConfig, epoch: int, mixing: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """What the model sees, and the share of a sample's own label where samples are mixed."""
-    images = augment(batch.images, config, seed, epoch, batch.samples, shape.image_size)
-    inputs = normalize(images, dataset.mean, dataset.std)
-    if config.erasing > 0:
-        inputs = erase(inputs, config, seed, epoch, batch.samples)
-    return mix(inputs, config, seed, epoch, batch.samples) if mixing else (inputs, None)
+    """Augment and normalise a batch.
+
+    Returns:
+        (B, 3, S, S) float32, and the share of each sample's own label, (B,), if samples are mixed.
+    """
+    how, seed, samples = config.augment, config.seed, batch.samples
+    images = augment(batch.images, how, seed, epoch, samples, config.model.image_size)
+    inputs = normalize(images, config.dataset.mean, config.dataset.std)
+    if how.erasing > 0:
+        inputs = erase(inputs, how, seed, epoch, samples)
+    return mix(inputs, how, seed, epoch, samples) if mixing else (inputs, None)
 
 
 def _drop_path_draws(
-    samples: Tensor, shape: ModelConfig, seed: int, step: int, device: torch.device
+    samples: Tensor, config: StepConfig, step: int, device: torch.device
 ) -> Tensor | None:
-    if shape.drop_path_rate == 0:
+    """Draw (2L, B) uniform numbers for stochastic depth, if the model has it."""
+    if config.model.drop_path_rate == 0:
         return None
-    draws = rng.uniform(samples, 2 * shape.depth, seed, "drop_path", step).T
+    draws = rng.uniform(samples, 2 * config.model.depth, config.seed, "drop_path", step).T
     return draws.to(device, non_blocking=True)
 
 
 def _loss(
     logits: Tensor, labels: Tensor, share: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the losses, and the counts; a mixed sample is right by the share of the label named.
+    """Sum the losses, () float32, and count as `_sums` does.
 
-    The loss is linear in the target, so mixing two smoothed losses is smoothing first, then mixing.
+    A mixed sample counts as correct by the share of the label that was predicted. The loss is
+    linear in the target, so a mixture of two smoothed losses is the loss of smoothed, then mixed
+    targets.
     """
     own = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     correct = (logits.detach().argmax(dim=1) == labels).double()
@@ -150,14 +163,17 @@ def evaluate(
     device: torch.device,
     batch_size: int,
 ) -> Tensor:
-    """Loss without smoothing and correct predictions over `samples`, without padding.
+    """Sum the loss, without smoothing, and count correct predictions over `samples`.
 
     Args:
         model: a bare classifier (not wrapped for data parallelism: ranks may hold unequal parts).
-        take: from samples (B,) to their images (B, 3, S, S) uint8 and labels (B,) on `device`.
-        samples: (n,) int64 on the CPU: what this rank evaluates; may be empty.
-        size: S of the model; larger images are cut to their centre.
-        batch_size: samples that go through the model at a time.
+        take: returns images (B, 3, S, S) uint8 and labels (B,) int64 of samples (B,), on `device`.
+        samples: (n,) int64 on the CPU, this rank's part of a set; may be empty.
+        size: side in pixels of the model's images; larger images are cut to their centre.
+        dataset: its `mean` and `std` normalise images.
+        precision: precision of the forward pass.
+        device: device of the model.
+        batch_size: samples that go through the model at a time; the last batch may be smaller.
 
     Returns:
         (3,) float64 on `device`: this rank's sum of losses, correct predictions, samples.

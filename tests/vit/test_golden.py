@@ -43,7 +43,7 @@ CONFIGURATIONS = {
 
 
 def cpu():
-    """What rounding hangs on beside torch itself: the kernels that this CPU gets."""
+    """What rounding depends on: the version of torch, and the kernels that this CPU gets."""
     kernels = torch.backends.cpu.get_cpu_capability()
     amx = ", AMX" if torch.cpu._is_amx_tile_supported() else ""
     return f"torch {torch.__version__}, {platform.machine()}, {kernels}{amx}"
@@ -57,7 +57,7 @@ def ten_steps(name):
     task = VitTask(config, load(config), torch.device("cpu"), Ranks(0, 1))
     model = task.build()
     optimizer, average = task.optimizer(model), task.average(model)
-    task.settle(model, task.decide(model, config.batch_size))
+    task.apply(model, task.decide(model, config.batch_size))
     lines = []
     for step in range(10):
         loss = task.gradients(model, 0, step, step)[0].item() / config.batch_size

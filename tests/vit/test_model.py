@@ -375,5 +375,5 @@ def test_conv_stem_is_a_stack_of_torchs_convolutions():
 
 @pytest.mark.parametrize(("patch", "dim"), [(3, 48), (1, 48), (8, 6)])
 def test_conv_stem_that_cannot_halve_is_refused(patch, dim):
-    with pytest.raises(ValueError, match=r"model.stem conv .*model.patch_size"):
+    with pytest.raises(ValueError, match=r"model\.(patch_size|embed_dim) is .*model\.stem conv"):
         ModelConfig(image_size=24, patch_size=patch, embed_dim=dim, num_heads=1, stem="conv")

@@ -13,7 +13,7 @@ from tests.ranks import on_ranks
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.model import build
 from vit.numerics import Numerics, choose_numerics
-from vit.steps import Batch, gradients
+from vit.steps import Batch, StepConfig, gradients
 
 SHAPE = ModelConfig(image_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, stem="conv")
 MIXED = AugmentConfig(crop_padding=1, erasing=0.5, mixup=0.8, cutmix=1.0, mix_prob=0.8)
@@ -27,10 +27,10 @@ def batch(size=12, seed=0):
     return Batch(images, labels, torch.arange(size) + 100, size)
 
 
-def step(model, part, augment=MIXED, optim=None, shape=SHAPE, **changes):
-    more = {"seed": 3, "epoch": 1, "step": 7, "mixing": augment.mixes} | changes
+def step(model, part, optim=None, shape=SHAPE, world=1):
     optim = optim or OptimConfig()
-    return gradients(model, part, shape, augment, DatasetConfig(), optim, "float32", **more)
+    config = StepConfig(shape, MIXED, DatasetConfig(), optim, "float32", seed=3, world=world)
+    return gradients(model, part, config, epoch=1, step=7, mixing=True)
 
 
 def grads(model):
@@ -107,7 +107,7 @@ def test_numerics_change_rounding_only():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_precision_that_is_asked_for_needs_no_probe(precision, monkeypatch):
+def test_a_given_precision_needs_no_probe(precision, monkeypatch):
     monkeypatch.setattr("vit.numerics._probe", None)
     numerics, reason = choose_numerics(None, torch.zeros(4, 3, 8, 8), precision)
     assert (numerics.precision, numerics.fused_attention) == (precision, precision == "float32")
