@@ -4,11 +4,11 @@
 
 tries depths, heads and learning rates on scikit-learn's digits. batch_size and every setting of
 model, augment and optim that is one number or word may vary: --space model.depth 2..8
-optim.lr "1e-4..1e-2 log" model.num_heads "2, 4". Trials are compared
-at equal training FLOPs, by the validation set alone. The same command on the same folder goes on
-where it stopped, whatever stopped it; more --trials, or a higher limit, makes it go on too.
+optim.lr "1e-4..1e-2 log" model.num_heads "2, 4". Trials are compared on the validation set, at
+equal training FLOPs. The same command on the same folder resumes, whatever ended it; with more
+--trials, or a higher limit, it continues a sweep that is over.
 
-At the end --out has trials.csv, report.html and best.yaml:
+At the end --out contains trials.csv, report.html and best.yaml:
 
     python -m jobs.train --config runs/sweep/best.yaml --out runs/best --workers 2
 """
@@ -22,22 +22,24 @@ from typing import Any
 
 import yaml
 
-from jobs.classifier.task import VitConfig, absolute, check_present, local_paths
+from jobs.classifier.task import VitConfig, local_paths
 from jobs.cluster import connect
 from jobs.cluster.link import Link
 from jobs.cluster.workers import LaunchError, LostNodes, Resources
-from jobs.run.config import ConfigError, as_settings, parse
+from jobs.run.config import ConfigError, as_settings
 from jobs.run.folder import check_same, describe
+from jobs.run.main import run_job
 from jobs.run.progress import clock
 from jobs.run.signals import Stop, background
-from jobs.run.submitted import refuse_relative
+from jobs.run.submitted import absolute, check_present, refuse_relative
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.sweep.config import BUDGETS, TuneConfig
-from jobs.sweep.plan import Plan
+from jobs.sweep.plan import SweepPlan
 from jobs.sweep.progress import SweepProgress, sample_text
-from jobs.sweep.record import Sweep, Trial
+from jobs.sweep.record import Trial
 from jobs.sweep.report import report
-from jobs.sweep.searchers import Past
+from jobs.sweep.searchers import PastTrial
+from jobs.sweep.state import Sweep
 from jobs.sweep.tables import COUNTED, summarize, write_trials
 from jobs.sweep.tuner import run_trials
 from jobs.weights.classifier import load_weights
@@ -47,63 +49,74 @@ from vit.search import Dimension, Sample, SearchError, size, space
 from vit.weights import WeightsError
 
 SHOW_SECONDS = 0.3
-"""Between two looks at what trials pushed."""
+"""Time between two updates of the progress."""
 
 
 def tune(config: TuneConfig) -> int:
-    """The stages of the job, in order."""
-    # 1. What can be known before a trial starts.
+    """Run the stages of the job, in order; returns the exit code."""
+    # 1. Checks before any trial starts.
     refuse_relative(config.out)
-    config = absolute(config)
+    config = absolute(config, "out", "data", "init_weights")
     out = Location.parse(config.out)
     plan, dimensions = check(config, out)
     searcher = plan.searcher(dimensions)
     if searcher.listed is not None and (whole := size(dimensions)) != len(searcher.listed):
-        print(f"{len(searcher.listed)} of {whole} samples can be; one cannot: {searcher.refusal}")
+        print(
+            f"{len(searcher.listed)} of {whole} samples can be trained; one that cannot:"
+            f" {searcher.last_rejection}"
+        )
     check_writable(out)
     describe(out, config)
     check_data(plan, out)
     sweep = Sweep(plan, out, searcher.next)
-    # 2. The trials, and the best of them once more.
+    # 2. The trials, then the best ones again.
     with Stop() as stop:
         if not sweep.is_over:
-            on_cluster(sweep, stop)
+            run_on_cluster(sweep, stop)
         if stop.requested.is_set():
-            print("stopped; the same command goes on")
+            print("stopped; the same command resumes")
             return stop.exit_code or 1
         again = retrain(sweep, stop)
         if stop.requested.is_set():
             return stop.exit_code or 1
-    # 3. What they leave.
+    # 3. The results.
     try:
         return conclude(sweep, dimensions, again)
     except StorageError as error:
         raise LaunchError(
-            f"{error}; the trials are over, and the same command writes it"
+            f"{error}; the trials are over, and the same command writes the results"
         ) from error
 
 
-def check(config: TuneConfig, out: Location) -> tuple[Plan, tuple[Dimension, ...]]:
-    """Find the faults that show without trials; fetches a data set that was not given."""
-    dimensions = space(as_vit(config), config.space)
+def check(config: TuneConfig, out: Location) -> tuple[SweepPlan, tuple[Dimension, ...]]:
+    """Check the settings and the data, and return the plan and the settings that vary.
+
+    A data set that was not given is fetched.
+    """
+    dimensions = space(training_settings(config), config.space)
     check_same(out, config, began="trials")
-    check_present(config)
+    check_present("--data", config.data)
     summary = sets.check(config.dataset, local_paths(config))
-    plan = Plan.of(
+    plan = SweepPlan.of(
         config, summary, load_weights(config.init_weights) if config.init_weights else None
     )
     unit = BUDGETS[config.budget]
     print(
         "space: " + "; ".join(f"{each.name} {each}" for each in dimensions) + "\n"
-        f"a whole trial: {plan.most:.3g} {unit}; data: {summary.train:,} train, {summary.val:,} val"
+        f"a whole trial: {plan.trial_budget:.3g} {unit};"
+        f" data: {summary.train:,} train, {summary.val:,} val"
     )
     if config.scheduler != "none" and not config.optim.ema_half_life:
-        print("optim.ema_half_life is 0: early values of weights that are not averaged are noisy")
+        print("optim.ema_half_life is 0: without averaged weights, early values are noisy")
     return plan, dimensions
 
 
-def check_data(plan: Plan, out: Location) -> None:
-    """Check that the data are those of the first start: trials on others cannot be compared."""
+def check_data(plan: SweepPlan, out: Location) -> None:
+    """Check that the data are those of the first start, so that trials can be compared.
+
+    Raises:
+        ConfigError: they differ.
+    """
     summary, place = plan.summary, out / "data.json"
     now = {
         "train": summary.train,
@@ -117,100 +130,117 @@ def check_data(plan: Plan, out: Location) -> None:
     then = place.read_json()
     if differing := [name for name in now if then[name] != now[name]]:
         raise ConfigError(
-            f"the data are not those that {out} began with: {', '.join(differing)}"
-            f" ({then['train']:,} images train and {then['val']:,} val then); bring them back, or"
-            " begin anew in another --out"
+            f"the data changed since {out} was started: {', '.join(differing)} (then"
+            f" {then['train']:,} train and {then['val']:,} val images); restore the earlier data,"
+            " or start in another --out"
         )
 
 
-def as_vit(config: TuneConfig) -> VitConfig:
-    """What of the settings may vary."""
+def training_settings(config: TuneConfig) -> VitConfig:
+    """Return the settings of a training, which may vary."""
     return VitConfig(**{item.name: getattr(config, item.name) for item in fields(VitConfig)})
 
 
-def on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
-    """Run the trials of a sweep on a Ray that can hold one; returns when none is left."""
+def run_on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
+    """Run the trials of a sweep on Ray until none is left.
+
+    Args:
+        sweep: its trials.
+        stop: ends them.
+        test: whether to measure on the test set at the end of each trial.
+
+    Raises:
+        ClusterError: not even one trial fits.
+        LaunchError: Ray gave up, nodes were lost, or storage failed.
+    """
     config = sweep.config
-    workers, cpus, gpus = sweep.plan.shares()
+    workers, cpus, gpus = sweep.plan.trial_resources()
     with connect.connect():
         cuda, gpus = connect.choose_device(config.device, workers, cpus, gpus)
         connect.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
         fitting = config.concurrent or max(1, connect.max_processes(cpus, gpus) // workers)
-        slots = min(fitting, config.trials)
-        print(f"trials at once: {slots}, {workers} x ({cpus:g} CPU, {gpus:g} GPU) each")
+        at_once = min(fitting, config.trials)
+        print(f"trials at once: {at_once}, {workers} x ({cpus:g} CPU, {gpus:g} GPU) each")
         link = Link.open()
-        stop.then(lambda: sweep.refuse_more("stopped"))
+        stop.then(lambda: sweep.halt("stopped"))
         stop.then(link.stop)
         resources = Resources(workers, cpus, gpus, cuda)
-        sweep.gpus = gpus * workers
-        running = background(lambda: run_trials(sweep, resources, slots, link, test))
+        sweep.trial_gpus = gpus * workers
+        running = background(lambda: run_trials(sweep, resources, at_once, link, test))
         lost = LostNodes(resources, config.wait_for_nodes, trial=True)
         with SweepProgress(sweep) as progress:
             while not running.done():
                 progress.show(link.drain())
                 if not stop.requested.is_set():
                     lost.check(progress.say)
-                sweep.forget_checkpoints()
-                sweep.note_clock()
+                sweep.delete_checkpoints()
+                sweep.clock.save()
                 time.sleep(SHOW_SECONDS)
         try:
             running.result()
         except StorageError as error:
-            raise LaunchError(f"a trial could not be written down: {error}") from error
-    sweep.forget_checkpoints(again=True)
-    sweep.note_clock(now=True)
+            raise LaunchError(f"a trial could not be recorded: {error}") from error
+    sweep.delete_checkpoints(again=True)
+    sweep.clock.save(now=True)
 
 
 def retrain(sweep: Sweep, stop: Stop) -> list[Trial] | None:
-    """Train the best again, with several seeds, to their end; the test set is read here.
+    """Train the best samples again, with several seeds, to the end, and measure on the test set.
 
-    What earlier starts trained again counts, though the best may have been others then.
+    Trials that earlier starts trained again are used, also if other samples are the best by now.
+
+    Returns:
+        The trials of the best samples; None if there is none, or the sweep is not over.
     """
     config = sweep.config
     best = [trial for trial in sweep.ranking() if trial.fate == "finished"][: config.retrain_top]
     if not best:
         return None
-    if sweep.left:
-        print("the best are not trained again yet: some trials are left")
+    if sweep.unfinished:
+        print("the best are not trained again yet: some trials have not ended")
         return None
-    samples = [again_of(sweep, t, config.seed + 1 + k) for t in best for k in range(config.seeds)]
+    samples = [
+        retraining_sample(sweep, t, config.seed + 1 + k) for t in best for k in range(config.seeds)
+    ]
 
-    def take_up(trials: int) -> Sweep:
+    def retraining(trials: int) -> Sweep:
         limits: dict[str, Any] = {"max_hours": None, "max_flops": None, "max_gpu_hours": None}
         full = replace(config, scheduler="none", trials=trials, **limits)
-        most = math.inf if config.budget == "seconds" else sweep.plan.most  # epochs end it
-        plan = replace(sweep.plan, config=full, most=most)
-        return Sweep(plan, sweep.folder / "retrain", lambda past: _missing(samples, past))
+        budget = math.inf if config.budget == "seconds" else sweep.plan.trial_budget
+        plan = replace(sweep.plan, config=full, trial_budget=budget)
+        return Sweep(plan, sweep.folder / "retrain", lambda past: _next_sample(samples, past))
 
-    others = [trial for trial in take_up(1).trials if trial.sample not in samples]
-    again = take_up(len(samples) + len(others))
+    others = [trial for trial in retraining(1).trials if trial.sample not in samples]
+    again = retraining(len(samples) + len(others))
     print(f"training the best {len(best)} again, {config.seeds} seeds each")
     if not again.is_over:
-        on_cluster(again, stop, test=True)
+        run_on_cluster(again, stop, test=True)
     return [trial for trial in again.snapshot() if trial.sample in samples]
 
 
-def again_of(sweep: Sweep, trial: Trial, seed: int) -> Sample:
-    """The sample of a trial that is trained again with another seed."""
-    epochs = {"epochs": whole_epochs(sweep, trial)} if sweep.config.budget == "seconds" else {}
+def retraining_sample(sweep: Sweep, trial: Trial, seed: int) -> Sample:
+    """Return the sample of a trial that is trained again with another seed."""
+    epochs = (
+        {"epochs": epochs_of_finished(sweep, trial)} if sweep.config.budget == "seconds" else {}
+    )
     return trial.sample | epochs | {"seed": seed}
 
 
-def whole_epochs(sweep: Sweep, trial: Trial) -> int:
-    """Epochs of a trial that came to its end: where seconds ended it, as many as it had."""
+def epochs_of_finished(sweep: Sweep, trial: Trial) -> int:
+    """Return the epochs of a finished trial; if seconds ended it, those that it completed."""
     if sweep.config.budget != "seconds":
         return trial.epochs
     return max(len(trial.rows), int(sweep.settings(trial).optim.warmup_epochs) + 1)
 
 
-def _missing(samples: Sequence[Sample], past: Sequence[Past]) -> Sample | None:
-    """The first of the samples that was not begun."""
-    begun = [trial.sample for trial in past]
-    return next((sample for sample in samples if sample not in begun), None)
+def _next_sample(samples: Sequence[Sample], past: Sequence[PastTrial]) -> Sample | None:
+    """Return the first of the samples that no trial has."""
+    tried = [trial.sample for trial in past]
+    return next((sample for sample in samples if sample not in tried), None)
 
 
 def conclude(sweep: Sweep, dimensions: Sequence[Dimension], again: list[Trial] | None) -> int:
-    """Write down what was tried and found, and say it; returns the exit code."""
+    """Write and print the results; returns the exit code."""
     out = sweep.folder
     write_trials(sweep, out)
     summary = summarize(sweep, again)
@@ -220,14 +250,14 @@ def conclude(sweep: Sweep, dimensions: Sequence[Dimension], again: list[Trial] |
     report(sweep, dimensions, again, out)
     (out / "summary.json").write_json(summary)
     print_result(sweep, summary)
-    whole = summary["best"] is not None and (not sweep.over or sweep.at_limit)
-    return 0 if whole else 1
+    complete = summary["best"] is not None and (not sweep.halted or sweep.at_limit)
+    return 0 if complete else 1
 
 
 def best_yaml(sweep: Sweep, trial: Trial) -> str:
-    """The settings of a trial's training, as `jobs.train --config` takes them."""
-    settings = as_settings(replace(sweep.settings(trial), epochs=whole_epochs(sweep, trial)))
-    own = (
+    """Return the settings of a trial's training as YAML for `jobs.train --config`."""
+    settings = as_settings(replace(sweep.settings(trial), epochs=epochs_of_finished(sweep, trial)))
+    of_the_sweep = (
         "out",
         "config",
         "workers",
@@ -236,7 +266,7 @@ def best_yaml(sweep: Sweep, trial: Trial) -> str:
         "gpus_per_worker",
         "wait_for_nodes",
     )
-    kept = {name: value for name, value in settings.items() if name not in own}
+    kept = {name: value for name, value in settings.items() if name not in of_the_sweep}
     head = (
         f"# Trial {trial.number} of {sweep.folder}\n"
         f"#\n#   python -m jobs.train --config best.yaml --out runs/best --workers 2\n"
@@ -245,7 +275,7 @@ def best_yaml(sweep: Sweep, trial: Trial) -> str:
 
 
 def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that say nothing."""
+    """Return the settings without those that are None or empty lists."""
     return {
         name: _without_none(value) if isinstance(value, dict) else value
         for name, value in settings.items()
@@ -254,7 +284,7 @@ def _without_none(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_result(sweep: Sweep, summary: dict[str, Any]) -> None:
-    """Say what came out, and where it lies."""
+    """Print the results, and where their files are."""
     out, best = sweep.folder, summary["best"]
     counts = ", ".join(f"{summary[fate]} {fate}" for fate in COUNTED if summary[fate])
     whole = summary["flops_spent"] + summary["flops_saved"]
@@ -264,42 +294,36 @@ def print_result(sweep: Sweep, summary: dict[str, Any]) -> None:
     for trial in sweep.snapshot():
         if trial.fate in ("failed", "diverged"):
             print(f"  trial {trial.number} {trial.fate}: {trial.reason}")
-    if sweep.over:
-        more = " with more" if sweep.at_limit else ""
-        print(f"  {sweep.over}; the same command{more} goes on")
+    if sweep.halted:
+        more = " with a higher limit" if sweep.at_limit else ""
+        print(f"  {sweep.halted}; the same command{more} resumes")
     if best is None:
-        sys.stderr.write("jobs.tune: no trial came to its end: there is no best\n")
+        sys.stderr.write("jobs.tune: no trial finished, so there is no best one\n")
     else:
         sample = sample_text(best["params"])
         print(f"  best     trial {best['trial']}, {best['metric']} {best['value']:.4f}: {sample}")
         print(f"  train it python -m jobs.train --config {out / 'best.yaml'} --out runs/best")
     for line in summary["retrained"] or ():
-        print(f"  again    {sample_text(line['params'])}: {_mean(line)}")
+        print(f"  again    {sample_text(line['params'])}: {_accuracy_text(line)}")
     print(f"  report   {out / 'report.html'}")
 
 
-def _mean(line: dict[str, Any]) -> str:
-    """The accuracy of a sample that was trained again, over its seeds."""
+def _accuracy_text(line: dict[str, Any]) -> str:
+    """Return the accuracy of a sample that was trained again, over its seeds."""
     name = "val" if line["test_mean"] is None else "test"
     if line[f"{name}_mean"] is None:
-        return "none of its seeds came to an end"
-    spread = "" if line[f"{name}_std"] is None else f" (s {line[f'{name}_std']:.2%})"
+        return "no seed finished"
+    spread = (
+        "" if line[f"{name}_std"] is None else f" (standard deviation {line[f'{name}_std']:.2%})"
+    )
     lost = f", {line['lost']} lost" if line["lost"] else ""
     return f"{name} accuracy {line[f'{name}_mean']:.2%}{spread}, {line['seeds']} seeds{lost}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    config = parse(TuneConfig, sys.argv[1:] if argv is None else argv, "jobs.tune", __doc__)
-    faults = (ConfigError, SearchError, DataError, WeightsError, StorageError)
-    try:
-        return tune(config)
-    except (*faults, connect.ClusterError) as error:
-        sys.stderr.write(f"jobs.tune: {error}\n")
-        return 2
-    except LaunchError as error:
-        sys.stderr.write(f"jobs.tune: {error}\n")
-        return 1
+    bad_input = (SearchError, DataError, WeightsError)
+    return run_job(tune, TuneConfig, argv, "jobs.tune", __doc__, bad_input)
 
 
 if __name__ == "__main__":

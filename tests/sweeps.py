@@ -5,11 +5,16 @@ import math
 from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.sweep.config import TuneConfig
-from jobs.sweep.plan import Plan
-from jobs.sweep.record import Sweep
+from jobs.sweep.plan import SweepPlan
+from jobs.sweep.state import Sweep
 from vit.data.sets import Summary
 from vit.search import space
 
+SMALL = (
+    *("--config", "digits_sweep.yaml", "--device", "cpu", "--epochs", "9"),
+    *("--optim.warmup-epochs", "0.5", "--model.embed-dim", "48"),
+)
+"""Flags of a small `jobs.tune`."""
 SUMMARY = Summary(("a", "b", "c"), train=640, val=100, test=None)
 FLAGS = (
     *("--model.image-size", "16", "--model.embed-dim", "48", "--model.num-heads", "2"),
@@ -33,7 +38,7 @@ class Unwritten(Sweep):
 def sweep_of(folder, *flags, kind=Unwritten):
     """A sweep that goes on with what `folder` holds."""
     config = config_of(folder, *flags)
-    plan = Plan.of(config, SUMMARY)
+    plan = SweepPlan.of(config, SUMMARY)
     searcher = plan.searcher(space(config, config.space))
     return kind(plan, Location.parse(str(folder)), searcher.next)
 
@@ -44,7 +49,7 @@ def row_of(sweep, trial, epoch):
     sample = trial.sample
     off = math.log10(sample.get("optim.lr", 1e-2)) + 2
     worth = 0.9 - 0.1 * abs(off) - 0.03 * abs(sample["model.depth"] - 3)
-    value = worth * (1 - math.exp(-seen * trial.flops / (0.2 * sweep.plan.most)))
+    value = worth * (1 - math.exp(-seen * trial.flops / (0.2 * sweep.plan.trial_budget)))
     return {
         "epoch": epoch,
         "samples_seen": seen,
@@ -58,7 +63,7 @@ def run(sweep, slots=2, reports=None):
     """Run trials in turns until none is left, or for so many reports; returns what happened."""
     running, done, events = {}, set(), []
     while reports is None or len(events) < reports:
-        while len(running) < slots and (trial := sweep.next()) is not None:
+        while len(running) < slots and (trial := sweep.next_trial()) is not None:
             running[trial.number] = trial
         if not running:
             break
@@ -68,7 +73,7 @@ def run(sweep, slots=2, reports=None):
         goes_on = sweep.report(number, row_of(sweep, trial, epoch))
         events.append((number, epoch, goes_on))
         if not goes_on:
-            sweep.leave(number)
+            sweep.release(number)
         elif epoch == trial.epochs:
             sweep.end(number, "finished")
         if not goes_on or epoch == trial.epochs:

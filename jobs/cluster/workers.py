@@ -13,6 +13,10 @@ from jobs.run.main import JobError
 DATA_SECONDS = 24 * 3600
 """How long ranks wait for one whose node loads its data again; a dead rank is noticed at once."""
 
+FAILED_ALIKE = 3
+"""How often in a row the workers of a training, before their first step, or the trials of a sweep
+may fail with the same message: restarts help against faults of machines, not of the job."""
+
 CHECK_SECONDS = 5.0
 """Time between two checks of the cluster's nodes."""
 

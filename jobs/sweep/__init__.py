@@ -1,1 +1,1 @@
-"""A sweep: its settings, plan, record, rungs and searchers, its trials on Ray Tune, its report."""
+"""A sweep: settings, plan, record and state, early stopping, search, trials on Ray Tune, report."""

@@ -9,86 +9,89 @@ from jobs.sweep.searchers import Kind
 from vit.config import OptimConfig
 
 VARIED = ("model.", "augment.", "optim.")
-"""Groups of settings that may vary; of others trials would not be comparable, or alike."""
+"""Groups of settings that may vary; with others, trials would not be comparable, or all equal."""
 
 
 BUDGETS = {"flops": "FLOP", "samples": "samples", "epochs": "epochs", "seconds": "s of training"}
-"""What a budget may be counted in, and its unit for people."""
+"""The units that a budget may be counted in, and their names in messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig(VitConfig, OutConfig):
-    """Settings of `jobs.tune`: those of a training, which of them vary, and how long it may take.
+    """Settings of `jobs.tune`: those of a training, which of them vary, and for how long.
 
-    Early values must mean something: after the warm-up the learning rate stays, until it falls in
-    the last part of a trial, and the averaged weights are what counts.
+    Trials are compared before their end, so early values must mean something: the learning rate is
+    constant after the warm-up until it falls in the last part of a trial, and the averaged weights
+    are validated.
     """
 
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(schedule="wsd", ema_half_life=2000)
     )
     space: dict[str, str] = field(default_factory=dict)
-    """What varies, by name of the setting: `model.depth 2..8 optim.lr "1e-4..1e-2 log"`, or
-    `2, 4, 8`, or `1e-3..1e-1 log in 5`. None given: depth, heads and learning rate."""
+    """The settings that vary, with their bounds: `model.depth 2..8 optim.lr "1e-4..1e-2 log"`, or
+    `2, 4, 8`, or `1e-3..1e-1 log in 5`. Default: depth, heads and learning rate."""
     searcher: Kind = "tpe"
-    """What is tried next: what Optuna's TPE thinks best, at random, or all of a grid."""
+    """How the next sample is chosen: by Optuna's TPE, at random, or from the list of a grid."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """What is stopped early: all but the best of those that got as far (ASHA); what is below the
-    median; or nothing."""
+    """Which trials are stopped early: all but the best at each rung (ASHA); those below the median;
+    or none."""
     trials: int = field(default=27, metadata=MAY_CHANGE)
-    """How many are tried."""
+    """Number of trials."""
     metric: str | None = None
-    """What trials are compared by, of the validation set: ema_accuracy, ema_loss, val_accuracy or
-    val_loss. Default: the accuracy of the averaged weights if there are any."""
+    """The metric of the validation set that trials are compared by: ema_accuracy, ema_loss,
+    val_accuracy or val_loss. Default: ema_accuracy if weights are averaged, else val_accuracy."""
     budget: Literal["flops", "samples", "epochs", "seconds"] = "flops"
-    """What a trial spends, and at equal amounts of what they are compared."""
+    """The unit of a trial's budget; trials are compared at equal amounts of it."""
     max_budget: float | None = None
-    """What a whole trial spends, in whole epochs. Default: what the unvaried settings do in
-    `epochs` epochs. Of seconds there is no default, and a trial ends after `epochs` epochs even if
-    some are left."""
+    """Budget of a whole trial, which has as many whole epochs as it allows. Default: what `epochs`
+    epochs of the unvaried settings take. For seconds there is no default, and a trial ends after
+    `epochs` epochs even if seconds are left."""
     first_rung: float = 1 / 9
-    """Share of a whole trial after which it may first be stopped; beyond the warm-up."""
+    """Share of a whole trial after which it may first be stopped; later than the warm-up."""
     reduction: int = 3
-    """ASHA: one of so many goes on, and the next rung is so many times further."""
+    """For ASHA: one in so many trials continues at a rung; the next is so many times further."""
     concurrent: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Trials at once; default: as many as the cluster holds."""
+    """Number of trials at once. Default: as many as the cluster can hold."""
     workers_per_trial: int = field(default=1, metadata=MAY_CHANGE)
-    """Processes that share the work of a trial."""
+    """Number of processes that share the training of a trial."""
     cpus_per_trial: float | None = field(default=None, metadata=MAY_CHANGE)
-    """CPUs of a trial, all of its processes together; default: one each."""
+    """CPUs of a trial, all of its processes together. Default: one for each process."""
     gpus_per_trial: float | None = field(default=None, metadata=MAY_CHANGE)
-    """GPUs of a trial, all of its processes together; fractions share one. Default: one for each
-    process on cuda, 0 on cpu."""
+    """GPUs of a trial, all of its processes together; with a fraction, trials share a GPU. Default:
+    one for each process on cuda, 0 on cpu."""
     max_hours: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Wall time of the sweep, all of its starts together; then trials under way are left, and the
-    same command with more goes on."""
+    """Limit on the wall time of the sweep, all of its starts together. At the limit running trials
+    stop; the same command with a higher limit resumes them."""
     max_flops: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Training FLOPs of the sweep, likewise."""
+    """Limit on the training FLOPs of all trials together; see `max_hours`."""
     max_gpu_hours: float | None = field(default=None, metadata=MAY_CHANGE)
-    """GPUs times hours of training of the sweep, likewise."""
+    """Limit on the GPUs times hours of training of all trials together; see `max_hours`."""
     retrain_top: int = field(default=0, metadata=MAY_CHANGE)
-    """So many of the best are trained again at the end, and tested."""
+    """Number of the best samples that are trained again at the end, and tested."""
     seeds: int = field(default=3, metadata=MAY_CHANGE)
-    """With how many seeds each."""
+    """Number of seeds that each of them is trained again with."""
 
     def __post_init__(self) -> None:
-        """Check what no single group shows."""
+        """Check the settings against each other. Raises ConfigError."""
         OutConfig.__post_init__(self)
         VitConfig.__post_init__(self)
         for name in ("trials", "workers_per_trial", "seeds"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; at least 1 is needed")
+                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; expected at least 1")
         limits = ("max_budget", "concurrent", "max_hours", "max_flops", "max_gpu_hours")
         for name in (*limits, "cpus_per_trial"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ConfigError(f"{_flag(name)} is {value}; it must be above 0")
+                raise ConfigError(f"{_flag(name)} is {value}; expected a number above 0")
         if self.retrain_top < 0:
-            raise ConfigError(f"--retrain-top is {self.retrain_top}; it must be at least 0")
+            raise ConfigError(f"--retrain-top is {self.retrain_top}; expected at least 0")
         if self.reduction < 2:
-            raise ConfigError(f"--reduction is {self.reduction}; at least 2 is needed")
+            raise ConfigError(f"--reduction is {self.reduction}; expected at least 2")
         if not 0 < self.first_rung <= 1:
-            raise ConfigError(f"--first-rung is {self.first_rung}; a share above 0, up to 1")
+            raise ConfigError(
+                f"--first-rung is {self.first_rung}; expected a share above 0, up to 1"
+            )
         self._check_metric()
         self._check_schedule()
 
@@ -98,28 +101,29 @@ class TuneConfig(VitConfig, OutConfig):
             names = ["ema_accuracy", "ema_loss", *names]
         if self.metric not in (None, *names):
             raise ConfigError(
-                f"--metric {self.metric} is reported by no trial; they report {', '.join(names)}"
+                f"--metric {self.metric} is not reported by trials; use one of {', '.join(names)}"
             )
 
     def _check_schedule(self) -> None:
         warmup, schedule = self.optim.warmup_epochs / self.epochs, self.optim.schedule
         if self.scheduler != "none" and schedule == "cosine":
             raise ConfigError(
-                f"--scheduler {self.scheduler} compares unfinished trials, which --optim.schedule"
-                " cosine makes meaningless; use wsd or constant, or --scheduler none"
+                f"--scheduler {self.scheduler} compares unfinished trials, whose values mean little"
+                " with --optim.schedule cosine; use wsd or constant, or --scheduler none"
             )
         if self.scheduler != "none" and self.first_rung <= warmup:
             raise ConfigError(
-                f"--first-rung {self.first_rung:.3g} lies in the warm-up, {warmup:.3g} of a trial"
-                f" (--optim.warmup-epochs {self.optim.warmup_epochs:g} of --epochs {self.epochs})"
+                f"--first-rung {self.first_rung:.3g} lies in the warm-up, {warmup:.3g} of a"
+                f" trial (--optim.warmup-epochs {self.optim.warmup_epochs:g} of --epochs"
+                f" {self.epochs}); use a larger share, or a shorter warm-up"
             )
         if self.budget == "seconds":
             if self.max_budget is None:
-                raise ConfigError("--budget seconds needs --max-budget: how long a trial may take")
+                raise ConfigError("--budget seconds needs --max-budget, the seconds of a trial")
             if schedule != "constant":
                 raise ConfigError(
-                    f"--budget seconds needs --optim.schedule constant, not {schedule}: how many"
-                    " steps a trial will come to is not known"
+                    f"--budget seconds needs --optim.schedule constant, not {schedule}: the number"
+                    " of steps of a trial is not known"
                 )
 
     @property
@@ -129,7 +133,7 @@ class TuneConfig(VitConfig, OutConfig):
 
     @property
     def sign(self) -> int:
-        """1 where more of the metric is better, else -1."""
+        """1 if a larger value of the metric is better, else -1."""
         return -1 if self.measure.endswith("loss") else 1
 
 

@@ -1,4 +1,4 @@
-"""The plan of a sweep: what its trials cost on given data, and the settings that each comes to."""
+"""The plan of a sweep: what its trials cost on given data, and the settings of each trial."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,50 +20,60 @@ from vit.weights import Weights, WeightsError, fit
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What trials cost, on given data."""
+class SweepPlan:
+    """The budget of the trials of a sweep on given data, and their settings."""
 
     config: TuneConfig
     summary: Summary
-    most: float
+    trial_budget: float
     """What a whole trial spends, in units of the budget."""
     weights: Weights | None = None
-    """What every trial starts from."""
+    """The weights that every trial starts from; None: random ones."""
 
     @classmethod
-    def of(cls, config: TuneConfig, summary: Summary, weights: Weights | None = None) -> "Plan":
-        """Settle the budget. Raises ConfigError if a setting of training is not a sweep's."""
+    def of(
+        cls, config: TuneConfig, summary: Summary, weights: Weights | None = None
+    ) -> "SweepPlan":
+        """Return the plan of a sweep, with the default budget if the settings name none."""
         plan = cls(config, summary, 0.0, weights)
-        most = config.max_budget
-        if most is None:
+        budget = config.max_budget
+        if budget is None:
             cost = {
-                "flops": float(plan.epoch_samples(config) * plan.flops(config)),
-                "samples": float(plan.epoch_samples(config)),
+                "flops": float(plan.samples_per_epoch(config) * plan.flops_per_sample(config)),
+                "samples": float(plan.samples_per_epoch(config)),
                 "epochs": 1.0,
             }
-            most = config.epochs * cost[config.budget]
-        return replace(plan, most=most)
+            budget = config.epochs * cost[config.budget]
+        return replace(plan, trial_budget=budget)
 
-    def epoch_samples(self, config: VitConfig) -> int:
-        """Samples of an epoch: whole batches of the training set."""
+    def samples_per_epoch(self, config: VitConfig) -> int:
+        """Return the number of samples in an epoch: whole batches of the training set."""
         return steps_per_epoch(self.summary.train, config.batch_size) * config.batch_size
 
-    def flops(self, config: VitConfig) -> int:
-        """Training FLOPs of a sample."""
+    def flops_per_sample(self, config: VitConfig) -> int:
+        """Return the training FLOPs per sample."""
         return training_flops(config.model, len(self.summary.classes))
 
     def parameters(self, config: VitConfig) -> int:
-        """Parameters of the model."""
+        """Return the number of parameters of the model."""
         return parameters(config.model, len(self.summary.classes))
 
-    def trial(self, sample: Sample, folder: Location) -> TrainConfig:
-        """The settings of a trial's training; raises ValueError where they cannot be.
+    def settings(self, sample: Sample, folder: Location) -> TrainConfig:
+        """Return the settings of a trial's training.
 
-        Its epochs are as many as the budget pays for, and its warm-up the same share of them.
+        It has as many epochs as the budget allows, and its warm-up is the same share of them as in
+        the settings of the sweep.
+
+        Args:
+            sample: the values of the varied settings.
+            folder: of the trial.
+
+        Raises:
+            ValueError: the settings do not fit together, or the budget is less than an epoch.
         """
         config = self.config
         shared = {item.name: getattr(config, item.name) for item in fields(VitConfig)}
-        workers, cpus, gpus = self.shares()
+        workers, cpus, gpus = self.trial_resources()
         varied = assign(
             TrainConfig(
                 out=str(folder),
@@ -84,14 +94,14 @@ class Plan:
         optim = replace(varied.optim, warmup_epochs=warmup)
         return replace(varied, epochs=epochs, optim=optim)
 
-    def _comparable(self, sample: Sample, out: Location) -> TrainConfig:
-        """A trial's settings; ValueError where it cannot be, or not be compared with others."""
+    def _comparable_settings(self, sample: Sample, out: Location) -> TrainConfig:
+        """Return the settings of a trial; ValueError also if it cannot be compared with others."""
         optim = {name: value for name, value in sample.items() if name.startswith("optim.")}
         assign(replace(self.config, metric=self.config.measure), optim)
-        return self.trial(sample, out)
+        return self.settings(sample, out)
 
-    def _misfit(self, model: ModelConfig) -> str | None:
-        """Why the weights do not fit a model; None if they do."""
+    def _weights_mismatch(self, model: ModelConfig) -> str | None:
+        """Return why the weights do not fit a model; None if they do."""
         if self.weights is None:
             return None
         classes = self.summary.classes
@@ -101,8 +111,8 @@ class Plan:
             return str(error)
         return None
 
-    def shares(self) -> tuple[int, float, float | None]:
-        """Processes of a trial, and the CPUs and GPUs of each."""
+    def trial_resources(self) -> tuple[int, float, float | None]:
+        """Return the number of processes of a trial, and the CPUs and GPUs of each."""
         workers = self.config.workers_per_trial
         cpus, gpus = self.config.cpus_per_trial, self.config.gpus_per_trial
         return (
@@ -113,40 +123,46 @@ class Plan:
 
     def _epochs(self, config: TrainConfig) -> int:
         cost = {
-            "flops": self.epoch_samples(config) * self.flops(config),
-            "samples": self.epoch_samples(config),
+            "flops": self.samples_per_epoch(config) * self.flops_per_sample(config),
+            "samples": self.samples_per_epoch(config),
             "epochs": 1,
         }[self.config.budget]
-        epochs = int(self.most / cost * (1 + 1e-9))
+        epochs = int(self.trial_budget / cost * (1 + 1e-9))
         if epochs < 1:
             unit = BUDGETS[self.config.budget]
             raise ConfigError(
-                f"one epoch takes {cost:.3g} {unit}; a whole trial has {self.most:.3g}"
+                f"one epoch takes {cost:.3g} {unit}, but a whole trial has {self.trial_budget:.3g}:"
+                " raise --max-budget"
             )
         return epochs
 
     def searcher(self, dimensions: Sequence[Dimension]) -> Searcher:
-        """What draws the sweep's samples. Raises SearchError when none of them is accepted."""
+        """Return the searcher over `dimensions`; raises SearchError if it accepts no sample."""
         names = sorted(each.name for each in dimensions)
         if unfit := [n for n in names if not n.startswith(VARIED) and n != "batch_size"]:
             raise SearchError(
-                f"space: {', '.join(unfit)} cannot vary in a sweep; batch_size and what begins"
-                f" with {', '.join(VARIED)} can"
+                f"space: {', '.join(unfit)} cannot vary in a sweep; vary batch_size, or settings"
+                f" of {', '.join(VARIED)}"
             )
         out = Location.parse(self.config.out)
 
-        misfit = cache(self._misfit)  # thousands of samples have a few shapes between them
+        mismatch = cache(self._weights_mismatch)  # thousands of samples share a few shapes
 
-        def refusal(sample: Sample) -> str | None:
+        def reject(sample: Sample) -> str | None:
             try:
-                return misfit(self._comparable(sample, out).model)
+                return mismatch(self._comparable_settings(sample, out).model)
             except ValueError as error:
                 return str(error)
 
-        return Searcher(self.config.searcher, dimensions, refusal, self.config.seed)
+        return Searcher(self.config.searcher, dimensions, reject, self.config.seed)
 
     def spent(self, row: dict[str, Any], flops: int) -> float:
-        """What a trial had spent at the end of an epoch, in units of the budget."""
+        """Return what a trial had spent at the end of an epoch, in units of the budget.
+
+        Args:
+            row: metrics of the epoch.
+            flops: training FLOPs per sample of the trial.
+        """
         match self.config.budget:
             case "flops":
                 return float(row["samples_seen"] * flops)

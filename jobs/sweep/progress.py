@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a table on a terminal, a line now and then in a log."""
+"""The progress of a sweep: a table on a terminal, a line from time to time in a log."""
 
 import sys
 import time
@@ -11,15 +11,16 @@ from rich.live import Live
 from rich.table import Table
 
 from jobs.run.progress import LOG_SECONDS, clock
-from jobs.sweep.record import Sweep, Trial
+from jobs.sweep.record import Trial
+from jobs.sweep.state import Sweep
 from vit.search import Sample
 
 ROWS = 20
-"""Of the table: the trials under way, then the best of the rest."""
+"""Number of trials in the table: the running ones, then the best of the others."""
 
 
 def count(number: float) -> str:
-    """A number of parameters or FLOPs in three digits: 2.71 M."""
+    """Return a number of parameters or FLOPs in three digits: 2.71 M."""
     for size, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g} {letter}"
@@ -27,7 +28,7 @@ def count(number: float) -> str:
 
 
 def sample_text(sample: Sample) -> str:
-    """The values of a trial, without the groups of their settings."""
+    """Return the values of a sample, without the groups of their settings."""
     words = []
     for name, value in sample.items():
         text = f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -36,16 +37,16 @@ def sample_text(sample: Sample) -> str:
 
 
 class SweepProgress:
-    """Shows a sweep's trials, and says how each ended."""
+    """Shows the trials of a sweep, and prints a line when one ends."""
 
     def __init__(self, sweep: Sweep) -> None:
-        """A table, if this is a terminal."""
+        """Show the trials of `sweep`, as a table if stdout is a terminal."""
         self._sweep = sweep
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._where: dict[int, dict[str, Any]] = {}
-        self._said = {trial.number for trial in sweep.snapshot() if trial.fate}
-        self._quiet_until = 0.0
+        self._positions: dict[int, dict[str, Any]] = {}
+        self._announced = {trial.number for trial in sweep.snapshot() if trial.fate}
+        self._next_line = 0.0
 
     def __enter__(self) -> "SweepProgress":
         if self._console.is_terminal:
@@ -58,39 +59,39 @@ class SweepProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._say_ends()
+        self._announce_ends()
         if self._console.is_terminal:
             self._live.stop()
 
     def show(self, messages: Iterable[dict[str, Any]]) -> None:
-        """Show what trials pushed, and what became of them."""
+        """Show the positions that trials pushed, and announce the trials that ended."""
         for message in messages:
-            self._where[message["trial"]] = message
-        self._say_ends()
+            self._positions[message["trial"]] = message
+        self._announce_ends()
         if self._console.is_terminal:
             self._live.update(self._table(), refresh=True)
-        elif time.monotonic() >= self._quiet_until:
+        elif time.monotonic() >= self._next_line:
             self._console.print(self._line(), markup=False)
-            self._quiet_until = time.monotonic() + LOG_SECONDS
+            self._next_line = time.monotonic() + LOG_SECONDS
 
     def say(self, line: str) -> None:
         """Print a line above the table."""
         self._console.print(line, markup=False)
 
-    def _say_ends(self) -> None:
+    def _announce_ends(self) -> None:
         for trial in self._sweep.snapshot():
-            if trial.fate and trial.number not in self._said:
-                self._said.add(trial.number)
+            if trial.fate and trial.number not in self._announced:
+                self._announced.add(trial.number)
                 rung = trial.stopped_at
                 fate = f"stopped at rung {rung}" if rung is not None else trial.fate
                 why = f" ({trial.reason})" if trial.reason else ""
                 self._console.print(
                     f"trial {trial.number:>3}  {sample_text(trial.sample)}  {fate}{why},"
-                    f" epoch {len(trial.rows)} of {trial.epochs}{self._value(trial)}",
+                    f" epoch {len(trial.rows)} of {trial.epochs}{self._last_value(trial)}",
                     markup=False,
                 )
 
-    def _value(self, trial: Trial) -> str:
+    def _last_value(self, trial: Trial) -> str:
         if not trial.rows:
             return ""
         measure = self._sweep.config.measure
@@ -100,10 +101,10 @@ class SweepProgress:
         trials, wanted = self._sweep.snapshot(), self._sweep.config.trials
         over = sum(bool(trial.fate) for trial in trials)
         best = self._sweep.ranking()[:1]
-        text = f"{over} of {wanted} trials over, {len(self._sweep.running)} under way"
+        text = f"{over} of {wanted} trials over, {len(self._sweep.running)} running"
         if best and best[0].rows:
-            text += f"; best: trial {best[0].number}{self._value(best[0])}"
-        return f"{text}; {clock(self._sweep.wall_seconds)}"
+            text += f"; best: trial {best[0].number}{self._last_value(best[0])}"
+        return f"{text}; {clock(self._sweep.clock.seconds)}"
 
     def _table(self) -> Table:
         running = self._sweep.running
@@ -122,7 +123,7 @@ class SweepProgress:
             table.add_column(name, justify="left" if name in ("", "fate") else "right")
         for trial in shown[:ROWS]:
             rung = trial.stopped_at
-            value = self._value(trial).rpartition(" ")[2]
+            value = self._last_value(trial).rpartition(" ")[2]
             fate = trial.fate if rung is None else f"rung {rung}"
             epoch = f"{len(trial.rows)}/{trial.epochs}"
             cells = (
@@ -130,16 +131,16 @@ class SweepProgress:
                 count(trial.parameters),
                 epoch,
                 value,
-                self._left(trial),
+                self._time_left(trial),
             )
             table.add_row(str(trial.number), *cells, fate)
         return table
 
-    def _left(self, trial: Trial) -> str:
-        """Time until the end of a whole training, from its images a second."""
-        where = self._where.get(trial.number)
-        if trial.fate or where is None or trial.number not in self._sweep.running:
+    def _time_left(self, trial: Trial) -> str:
+        """Return the time to the end of the whole training, by its images per second."""
+        position = self._positions.get(trial.number)
+        if trial.fate or position is None or trial.number not in self._sweep.running:
             return ""
-        done = max(where["epoch"] + where["index"] / where["steps"], len(trial.rows))
-        samples = self._sweep.plan.epoch_samples(self._sweep.settings(trial))
-        return clock((trial.epochs - done) * samples / where["images_per_s"])
+        done = max(position["epoch"] + position["index"] / position["steps"], len(trial.rows))
+        samples = self._sweep.plan.samples_per_epoch(self._sweep.settings(trial))
+        return clock((trial.epochs - done) * samples / position["images_per_s"])

@@ -1,4 +1,4 @@
-"""report.html: a sweep on one page that needs nothing else, its pictures beside it as PNGs."""
+"""The report of a sweep: one page of HTML that contains its plots, which are also PNG files."""
 
 import base64
 import html
@@ -9,30 +9,38 @@ from typing import Any
 
 import optuna
 
-from jobs.run import folder
+from jobs.run import plots
 from jobs.run.progress import clock
 from jobs.storage.location import Location
 from jobs.sweep.config import BUDGETS
 from jobs.sweep.progress import count, sample_text
-from jobs.sweep.record import Sweep, Trial
+from jobs.sweep.record import Trial
 from jobs.sweep.rungs import value_at
-from jobs.sweep.searchers import Past, study_of
-from jobs.sweep.tables import COUNTED, common_budget, frame, saved, summarize
+from jobs.sweep.searchers import PastTrial, study_of
+from jobs.sweep.state import Sweep
+from jobs.sweep.tables import COUNTED, common_budget, flops_saved, summarize, trial_table
 from vit.search import Dimension
 
 COLORS = {
     "finished": "#1b7f3b", "stopped": "#9aa5b1", "diverged": "#c0392b", "failed": "#8e44ad",
     "left": "#e0a030",
 }  # fmt: skip
-"""Of a trial's curve, by its fate; left: it has none yet."""
+"""Colour of a trial by its fate; left: it has not ended."""
 FEWEST_FOR_IMPORTANCE = 8
-"""Trials; of fewer nothing is said."""
+"""Number of comparable trials that the importance of settings is computed from at least."""
 
 
 def report(
     sweep: Sweep, dimensions: Sequence[Dimension], again: list[Trial] | None, out: Location
 ) -> None:
-    """Publish report.html and its pictures."""
+    """Publish report.html and its plots in `out`.
+
+    Args:
+        sweep: its trials.
+        dimensions: the settings that vary.
+        again: the trials that trained the best samples again; None if there are none.
+        out: the run folder.
+    """
     sections = []
     for name, title, draw in (
         ("curves", "Learning curves", _curves),
@@ -41,20 +49,20 @@ def report(
         ("survival", "Rungs", _survival),
         ("importance", "Which settings matter", lambda s: _importance(s, dimensions)),
     ):
-        png, text = _drawn(draw, sweep)
+        png, text = _plot(draw, sweep)
         if png:
             (out / f"{name}.png").write_bytes(png)
         sections.append(_section(title, text, png))
     (out / "report.html").write_text(_page(sweep, again, sections))
 
 
-def _drawn(draw: Callable[[Sweep], tuple[Any, str]], sweep: Sweep) -> tuple[bytes, str]:
-    """A picture as PNG, none if there is nothing to draw, and what is said of it."""
-    import matplotlib as mpl  # here: a second of import that only the end of a sweep needs
+def _plot(draw: Callable[[Sweep], tuple[Any, str]], sweep: Sweep) -> tuple[bytes, str]:
+    """Return a plot as PNG, empty if there is nothing to draw, and its caption."""
+    import matplotlib as mpl  # here: it takes a second, and only the end of a sweep needs it
 
     mpl.use("Agg")
     figure, text = draw(sweep)
-    return (b"" if figure is None else folder.png(figure)), text
+    return (b"" if figure is None else plots.figure_png(figure)), text
 
 
 def _axes(columns: int, height: float = 4) -> tuple[Any, Any]:
@@ -87,7 +95,7 @@ def _curves(sweep: Sweep) -> tuple[Any, str]:
         axes[0].plot([], [], color=COLORS[fate], label=fate)
     if trials:
         axes[0].legend()
-    return figure, f"{measure} of the validation set; colours are how a trial ended."
+    return figure, f"{measure} on the validation set; the colour shows how a trial ended."
 
 
 def _color(trial: Trial) -> str:
@@ -95,7 +103,7 @@ def _color(trial: Trial) -> str:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of (cost, value) no other beats in both: less cost, and more value."""
+    """Return the indices of the Pareto front of points (cost, value), with the cheapest first."""
     front, best = [], -math.inf
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if points[index][1] > best:
@@ -108,7 +116,7 @@ def _pareto(sweep: Sweep) -> tuple[Any, str]:
     sign = sweep.config.sign
     trials = [trial for trial in sweep.snapshot() if trial.rows and trial.fate != "diverged"]
     if not trials:
-        return None, "No trial has a value."
+        return None, "No trial has completed an epoch."
     values = [sweep.curve(trial)[-1][1] for trial in trials]
     figure, axes = _axes(2)
     costs = (
@@ -124,7 +132,7 @@ def _pareto(sweep: Sweep) -> tuple[Any, str]:
             axis.annotate(str(trials[i].number), (cost[i], sign * values[i]), fontsize=7)
         axis.set(xlabel=label, ylabel=sweep.config.measure, xscale="log")
         axis.grid(alpha=0.3)
-    return figure, "The line joins the trials that no other beats in both; numbers are trials."
+    return figure, "The line is the Pareto front; the numbers are those of its trials."
 
 
 def _heat(sweep: Sweep) -> tuple[Any, str]:
@@ -136,7 +144,7 @@ def _heat(sweep: Sweep) -> tuple[Any, str]:
             key = (trial.sample[names[0]], trial.sample[names[1]])
             cells.setdefault(key, []).append(sweep.config.sign * value)
     if not cells:
-        return None, "Depth and heads were not both varied, or no trial got far enough."
+        return None, "Depth and heads did not both vary, or no trial completed an epoch."
     depths, heads = (sorted({key[i] for key in cells}) for i in (0, 1))
     mean = [[_mean(cells.get((d, h))) for h in heads] for d in depths]
     figure, axis = _axes(1)
@@ -152,8 +160,8 @@ def _heat(sweep: Sweep) -> tuple[Any, str]:
                       fontsize=7, color="black" if pale else "white")  # fmt: skip
     n = sum(map(len, cells.values()))
     text = (
-        f"Mean {sweep.config.measure} at {budget:.3g} {BUDGETS[sweep.config.budget]}, where {n} of"
-        f" {len(sweep.trials)} trials got to; other settings vary within a cell."
+        f"Mean {sweep.config.measure} at {budget:.3g} {BUDGETS[sweep.config.budget]}, which {n} of"
+        f" {len(sweep.trials)} trials reached; other settings vary within a cell."
     )
     return figure, text
 
@@ -164,34 +172,34 @@ def _mean(values: Sequence[float] | None) -> float:
 
 def _survival(sweep: Sweep) -> tuple[Any, str]:
     if not sweep.rungs:
-        return None, f"There are no rungs with --scheduler {sweep.config.scheduler}."
+        return None, f"--scheduler {sweep.config.scheduler} has no rungs."
     arrived = [[a for t in sweep.trials for a in t.arrivals if a["rung"] == rung]
                for rung in range(len(sweep.rungs))]  # fmt: skip
     passed = [sum(arrival["passed"] for arrival in each) for each in arrived]
     finished = sum(trial.fate == "finished" for trial in sweep.trials)
     figure, axis = _axes(1)
     names = [f"rung {rung}\n{share:.0%}" for rung, share in
-             enumerate(budget / sweep.plan.most for budget in sweep.rungs)]  # fmt: skip
+             enumerate(budget / sweep.plan.trial_budget for budget in sweep.rungs)]  # fmt: skip
     axis.bar([*names, "end"], [*map(len, arrived), finished], color="#d4dae0", label="arrived")
-    axis.bar([*names, "end"], [*passed, finished], color=COLORS["finished"], label="went on")
+    axis.bar([*names, "end"], [*passed, finished], color=COLORS["finished"], label="continued")
     axis.set(ylabel="trials")
     axis.legend()
-    return figure, f"{_saved(sweep)} {_agreement(sweep)}"
+    return figure, f"{_saved_text(sweep)} {_correlation_text(sweep)}"
 
 
-def _saved(sweep: Sweep) -> str:
-    """What early stopping saved."""
+def _saved_text(sweep: Sweep) -> str:
+    """Say how much compute early stopping saved."""
     spent = sweep.flops_spent
-    whole = spent + saved(sweep)
+    whole = spent + flops_saved(sweep)
     share = 1 - spent / whole if whole else 0.0
     return (
-        f"Had no trial been stopped, they would have taken {count(whole)}FLOP;"
-        f" {count(spent)}FLOP were spent, {share:.0%} less."
+        f"The trials took {count(spent)}FLOP; without early stopping they would have taken"
+        f" {count(whole)}FLOP. {share:.0%} were saved."
     )
 
 
-def _agreement(sweep: Sweep) -> str:
-    """How well the order at a rung told the order at the end, of those that have both."""
+def _correlation_text(sweep: Sweep) -> str:
+    """Say how well the order of trials at each rung agrees with that at the end."""
     from scipy.stats import spearmanr
 
     lines = []
@@ -203,10 +211,10 @@ def _agreement(sweep: Sweep) -> str:
             early, late = zip(*known, strict=True)
             lines.append(f"rung {rung}: {spearmanr(early, late).statistic:.2f}")
     if not lines:
-        return "Too few trials that differ came to their end to say how well rungs foretell it."
+        return "Too few different trials finished to compare their order at rungs and at the end."
     return (
-        "Rank correlation of the value at a rung with the one at the end, over finished trials"
-        f" only: {', '.join(lines)}."
+        "Rank correlation of the values at a rung with those at the end, of finished trials:"
+        f" {', '.join(lines)}."
     )
 
 
@@ -217,8 +225,8 @@ def _importance(sweep: Sweep, dimensions: Sequence[Dimension]) -> tuple[Any, str
     lost = len(sweep.trials) - len(known)
     if len(known) < FEWEST_FOR_IMPORTANCE or len(dimensions) < 2:
         return None, (
-            f"{len(known)} trials can be compared, {len(dimensions)} settings varied: too few to"
-            f" say; {FEWEST_FOR_IMPORTANCE} trials and two settings are needed."
+            f"{len(known)} trials can be compared, and {len(dimensions)} settings varied;"
+            f" {FEWEST_FOR_IMPORTANCE} trials and 2 settings are needed."
         )
     if len({value for _, value in known}) < 2:
         return None, f"All {len(known)} trials that can be compared are equally good."
@@ -227,19 +235,23 @@ def _importance(sweep: Sweep, dimensions: Sequence[Dimension]) -> tuple[Any, str
     names = sorted(shares, key=lambda name: shares[name])
     axis.barh([name.rpartition(".")[2] for name in names], [shares[name] for name in names])
     axis.set(xlabel="share of the variance (fANOVA)", xlim=(0, 1))
-    share = budget / sweep.plan.most
+    share = budget / sweep.plan.trial_budget
     return figure, (
-        f"Over {len(known)} trials as they were at {share:.0%} of a whole training: {finished} of"
-        f" all finished, {lost} did not get so far, or diverged. What matters late in training may"
-        " differ."
+        f"From {len(known)} trials at {share:.0%} of a whole training. {lost} trials did not get so"
+        f" far, or diverged; {finished} finished. Later in training other settings may matter."
     )
 
 
 def importances(
     points: Sequence[tuple[dict[str, Any], float]], dimensions: Sequence[Dimension]
 ) -> dict[str, float]:
-    """Share of the variance of values that each setting explains: fANOVA (Hutter et al. 2014)."""
-    study = study_of([Past(s, final=v, over=True) for s, v in points], dimensions)
+    """Return the share of the variance that each setting explains: fANOVA (Hutter et al. 2014).
+
+    Args:
+        points: samples and their values.
+        dimensions: the settings that vary.
+    """
+    study = study_of([PastTrial(s, final=v, over=True) for s, v in points], dimensions)
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return optuna.importance.get_param_importances(study, evaluator=evaluator)
 
@@ -268,17 +280,17 @@ def _page(sweep: Sweep, again: list[Trial] | None, sections: Sequence[str]) -> s
     if best:
         lines.append(
             f"Best: trial {best['trial']}, {best['metric']} {best['value']:.4f}:"
-            f" {sample_text(best['params'])}. It was chosen on the validation set among"
-            f" {summary['trials']}, so its figure is somewhat too good."
+            f" {sample_text(best['params'])}. It was chosen among {summary['trials']} trials on the"
+            " validation set, so this value is somewhat too good."
         )
-    if sweep.over:
-        lines.append(f"Ended early: {sweep.over}.")
+    if sweep.halted:
+        lines.append(f"Ended early: {sweep.halted}.")
     for line in summary["retrained"] or ():
         test, spread = line["test_mean"], line["test_std"]
         if test is not None:
-            deviation = "" if spread is None else f", s {spread:.2%}"
+            deviation = "" if spread is None else f", standard deviation {spread:.2%}"
             lines.append(
-                f"Trained again with {line['seeds']} seeds: {sample_text(line['params'])}: test"
+                f"Trained again with {line['seeds']} seeds, {sample_text(line['params'])}: test"
                 f" accuracy {test:.2%}{deviation}."
             )
     body = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
@@ -290,11 +302,11 @@ def _page(sweep: Sweep, again: list[Trial] | None, sections: Sequence[str]) -> s
 
 
 def _table(sweep: Sweep) -> str:
-    """Trials, best first."""
+    """Return the table of trials as HTML, best first."""
     buffer, order = io.StringIO(), [trial.number for trial in sweep.ranking()]
     if not order:
-        return "None was begun."
-    table = frame(sweep).set_index("trial").loc[order].drop(columns=["metric"])
+        return "No trial was started."
+    table = trial_table(sweep).set_index("trial").loc[order].drop(columns=["metric"])
     table = table.dropna(axis="columns", how="all").astype(object)
     table.where(table.notna(), "").to_html(buffer, border=0, float_format="{:.4g}".format)
     return buffer.getvalue()

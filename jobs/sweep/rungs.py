@@ -1,9 +1,9 @@
-"""When a trial is stopped: successive halving, the median rule. Plain functions of curves.
+"""Rules of early stopping, as functions of learning curves: successive halving, the median rule.
 
-A curve is how good a trial was by what it had spent, in the sweep's unit of budget; better is
-larger. Trials are compared at the same budget: between two epochs a curve is read off the line that
-joins them, so that nobody wins a rung because its epochs cost more. One whose first epoch costs
-more than a rung is not judged there, but at the next.
+A curve is the value of a trial over what it has spent, in the sweep's unit of budget; a larger
+value is better. Trials are compared at the same budget: between two epochs the value is
+interpolated, so that no trial is ahead because its epochs cost more. A trial whose first epoch
+costs more than a rung is not judged there, but at the next one.
 """
 
 import bisect
@@ -15,12 +15,15 @@ Curve = Sequence[tuple[float, float]]
 """(spent, value), ascending in spent; value is -inf where the trial diverged."""
 
 FEWEST_PEERS = 3
-"""The median rule stops nobody before so many others got as far."""
+"""Number of other trials that must have come as far before the median rule stops a trial."""
 
 
 def value_at(curve: Curve, budget: float) -> float | None:
-    """The value of a curve at `budget`, or None where it has none: beyond its last point, and
-    before its first, for a dear epoch must not be read at a cheaper one's rung."""
+    """Return the interpolated value of a curve at `budget`; None outside of the curve.
+
+    Before its first point it is not extrapolated: the value of a long epoch says nothing about a
+    smaller budget.
+    """
     if not curve or not curve[0][0] <= budget <= curve[-1][0]:
         return None
     after = bisect.bisect_left(curve, budget, key=lambda point: point[0])
@@ -32,21 +35,22 @@ def value_at(curve: Curve, budget: float) -> float | None:
     return y0 + (y1 - y0) * (budget - x0) / (x1 - x0)
 
 
-def milestones(most: float, first: float, reduction: int) -> list[float]:
-    """Budgets of the rungs: `first` of `most`, then `reduction` times as much, below `most`."""
+def rung_budgets(whole: float, first: float, reduction: int) -> list[float]:
+    """Return the budgets of the rungs: `first` times `whole`, then `reduction` times as much each,
+    as long as they are below `whole`."""
     found, share = [], first
     while share < 1 - 1e-9:
-        found.append(share * most)
+        found.append(share * whole)
         share *= reduction
     return found
 
 
 def passes(earlier: Sequence[float], value: float, reduction: int) -> bool:
-    """Whether an arrival at a rung goes on: asynchronous successive halving, its stopping variant.
+    """Return whether a trial continues beyond a rung: asynchronous successive halving.
 
-    It does when it is among the best 1/reduction, rounded up, of those that arrived so far and
-    itself (Li et al. 2020, arXiv 1810.05934, as Ray Tune and Vizier stop instead of pausing). So
-    the first always does. A diverged one never.
+    It continues if it is among the best 1/reduction, rounded up, of the trials that have arrived,
+    itself included (Li et al. 2020, arXiv 1810.05934; the variant of Ray Tune and Vizier, which
+    stops trials instead of pausing them). The first trial always continues, a diverged one never.
     """
     if value == -math.inf:
         return False
@@ -55,13 +59,13 @@ def passes(earlier: Sequence[float], value: float, reduction: int) -> bool:
 
 
 def below_median(curve: Curve, others: Sequence[Curve]) -> bool:
-    """Whether the best of a curve is below the median of what the others were at the same budget.
+    """Return whether the best value of a curve is below the median of the others at its budget.
 
-    The rule of Optuna's MedianPruner. Vizier's (Golovin et al. 2017), which Ray Tune has, takes the
-    others' averages up to there instead: of curves that rise, it stops hardly any.
+    This is the rule of Optuna's MedianPruner. That of Vizier (Golovin et al. 2017) and Ray Tune
+    uses averages of the other curves up to there, and stops hardly any trial if curves rise.
     """
-    there = [value_at(other, curve[-1][0]) for other in others]
-    known = [value for value in there if value is not None]
+    values = [value_at(other, curve[-1][0]) for other in others]
+    known = [value for value in values if value is not None]
     if len(known) < FEWEST_PEERS:
         return False
     return max(value for _, value in curve) < statistics.median(known)

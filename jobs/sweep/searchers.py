@@ -1,7 +1,6 @@
-"""What a sweep tries next, as a function of the seed and of the trials so far.
+"""The search of a sweep: its next sample, as a function of the seed and of the trials so far.
 
-Nothing here has a state of its own: a sweep that was killed asks with the same trials and gets the
-same answer.
+Nothing here has a state of its own: a sweep that was killed gets the same samples again.
 """
 
 import itertools
@@ -27,61 +26,64 @@ from vit.search import Dimension, Interval, Sample, SearchError, grid, size
 Kind = Literal["tpe", "random", "grid"]
 
 MOST_LISTED = 5_000
-"""A space of no more samples is listed, and none of them tried twice."""
+"""A space of at most so many samples is listed, and no sample of it is tried twice."""
 MOST_DRAWS = 1_000
-"""In search of a sample that is valid and new."""
+"""Number of random draws in search of an accepted sample."""
 WARM_UP = 10
-"""Trials at random before TPE models anything: Optuna's own default."""
+"""Number of random trials before TPE models anything: Optuna's default."""
 
 
 @dataclass(frozen=True)
-class Past:
-    """What is known of a trial."""
+class PastTrial:
+    """The sample of an earlier trial, and its values."""
 
     sample: Sample
     values: dict[int, float] = field(default_factory=dict)
-    """By rung: larger is better."""
+    """Value at each rung; larger is better."""
     final: float | None = None
-    """At the end of its whole training; None if it is under way, or was stopped."""
+    """Value at the end of its whole training; None if it did not get there."""
     over: bool = False
+    """Whether it has ended, early or not."""
     failed: bool = False
-    """Nothing can be learnt from it."""
+    """Whether it failed, so that it says nothing about its sample."""
 
 
 @dataclass
 class Searcher:
-    """Draws valid samples from a space."""
+    """Draws accepted samples from a search space."""
 
     kind: Kind
     dimensions: Sequence[Dimension]
-    valid: Callable[[Sample], str | None]
-    """Why a sample cannot be; None if it can."""
+    reject: Callable[[Sample], str | None]
+    """Returns why a sample cannot be tried; None if it is accepted."""
     seed: int
 
     def __post_init__(self) -> None:
-        """List the space if it is small. Raises SearchError when no sample of it is valid."""
+        """List the space if it is small. Raises SearchError when no sample is accepted."""
         count = size(self.dimensions)
         if self.kind == "grid":
-            next(grid(self.dimensions))  # says which setting has no values
+            next(grid(self.dimensions))  # raises SearchError if a setting has no list of values
             if count is not None and count > MOST_LISTED:
                 raise SearchError(
-                    f"space: the grid has {count:,} samples; up to {MOST_LISTED:,} can be walked:"
-                    " narrow a range, or --searcher random"
+                    f"space: the grid has {count:,} samples, at most {MOST_LISTED:,} are possible:"
+                    " narrow a range, or use --searcher random"
                 )
         self.listed: list[Sample] | None = None
-        self.refusal: str | None = None
+        self.last_rejection: str | None = None
         if count is not None and count <= MOST_LISTED:
-            accepted = [sample for sample in grid(self.dimensions) if self._is_valid(sample)]
+            accepted = [sample for sample in grid(self.dimensions) if self._is_accepted(sample)]
             order = rng.permutation(len(accepted), self.seed, "grid").tolist()
             self.listed = [accepted[i] for i in order]
-            some = bool(accepted)
+            found = bool(accepted)
         else:
-            some = next(self._draws(0), None) is not None
-        if not some:
-            raise SearchError(f"space: no sample is accepted; the last one: {self.refusal}")
+            found = next(self._draws(0), None) is not None
+        if not found:
+            raise SearchError(
+                f"space: no sample can be trained; the last one: {self.last_rejection}"
+            )
 
-    def next(self, past: Sequence[Past]) -> Sample | None:
-        """The sample of the trial after `past`, or None when all were tried."""
+    def next(self, past: Sequence[PastTrial]) -> Sample | None:
+        """Return the sample of the next trial after `past`, or None when all were tried."""
         if self.kind == "tpe" and len(past) >= WARM_UP:
             fresh: Iterator[Sample] = itertools.chain(self._modelled(past), self._draws(len(past)))
         else:
@@ -89,38 +91,38 @@ class Searcher:
         tried = [trial.sample for trial in past]
         return next((s for s in fresh if self.listed is None or s not in tried), None)
 
-    def _is_valid(self, sample: Sample) -> bool:
-        why = self.valid(sample)
+    def _is_accepted(self, sample: Sample) -> bool:
+        why = self.reject(sample)
         if why is not None:
-            self.refusal = ", ".join(f"{k} {v}" for k, v in sample.items()) + f": {why}"
+            self.last_rejection = ", ".join(f"{k} {v}" for k, v in sample.items()) + f": {why}"
         return why is None
 
     def _draws(self, number: int) -> Iterator[Sample]:
-        """Valid samples at random; of a listed space all of them, in one order."""
+        """Yield random accepted samples; of a listed space all of them, in a fixed order."""
         if self.listed is not None:
             yield from self.listed
             return
         for attempt in range(MOST_DRAWS):
             shares = np.random.default_rng(rng.fold(self.seed, "sample", number, attempt))
             sample = {d.name: d.at(float(shares.random())) for d in self.dimensions}
-            if self._is_valid(sample):
+            if self._is_accepted(sample):
                 yield sample
 
-    def _modelled(self, past: Sequence[Past]) -> Iterator[Sample]:
-        """Valid samples that TPE thinks well of (Bergstra et al. 2011, Watanabe 2023)."""
+    def _modelled(self, past: Sequence[PastTrial]) -> Iterator[Sample]:
+        """Yield accepted samples that TPE suggests (Bergstra et al. 2011, Watanabe 2023)."""
         distributions = _distributions(self.dimensions)
         study = study_of(past, self.dimensions)
         for attempt in range(20):
             seed = rng.fold(self.seed, "tpe", len(past), attempt) % 2**32
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # multivariate TPE is called experimental
+                warnings.simplefilter("ignore")  # Optuna calls multivariate TPE experimental
                 study.sampler = optuna.samplers.TPESampler(
                     seed=seed, multivariate=True, constant_liar=True, n_startup_trials=WARM_UP
                 )
-                asked = study.ask(distributions)
-            study.tell(asked, state=TrialState.FAIL)  # the next attempt knows nothing of it
-            sample = {d.name: _decode(d, asked.params[d.name]) for d in self.dimensions}
-            if self._is_valid(sample):
+                suggestion = study.ask(distributions)
+            study.tell(suggestion, state=TrialState.FAIL)  # it must not change the next attempt
+            sample = {d.name: _decode(d, suggestion.params[d.name]) for d in self.dimensions}
+            if self._is_accepted(sample):
                 yield sample
 
 
@@ -129,7 +131,7 @@ def _distributions(dimensions: Sequence[Dimension]) -> dict[str, BaseDistributio
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:
-    """Numbers of a list by their place in it, so that neighbours count as alike."""
+    """Convert a dimension for Optuna: numbers of a list become positions, with their order."""
     if isinstance(dimension, Interval):
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
     if dimension.ordered and len(dimension.values) > 1:
@@ -145,15 +147,15 @@ def _decode(dimension: Dimension, value: Any) -> Any:
     return float(value) if isinstance(dimension, Interval) else dimension.values[value]
 
 
-def _as_optuna(
-    trial: Past,
+def _optuna_trial(
+    trial: PastTrial,
     dimensions: Sequence[Dimension],
     distributions: dict[str, BaseDistribution],
-    past: Sequence[Past],
+    past: Sequence[PastTrial],
 ) -> optuna.trial.FrozenTrial:
-    """A trial in Optuna's words: stopped ones are pruned, and ranked below by how far they got."""
-    every = [v for t in past for v in (*t.values.values(), t.final) if v is not None]
-    worst = min(filter(math.isfinite, every), default=0.0)  # Optuna knows no infinity
+    """Convert a trial for Optuna, where stopped trials are pruned and rank below finished ones."""
+    all_values = [v for t in past for v in (*t.values.values(), t.final) if v is not None]
+    worst = min(filter(math.isfinite, all_values), default=0.0)  # Optuna accepts no infinity
     values = {rung: v if math.isfinite(v) else worst for rung, v in trial.values.items()}
     if trial.failed:
         state = TrialState.FAIL
@@ -171,10 +173,10 @@ def _as_optuna(
     )
 
 
-def study_of(past: Sequence[Past], dimensions: Sequence[Dimension]) -> optuna.Study:
-    """Trials in Optuna's words, as a study of them."""
+def study_of(past: Sequence[PastTrial], dimensions: Sequence[Dimension]) -> optuna.Study:
+    """Convert trials to an Optuna study."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = _distributions(dimensions)
     study = optuna.create_study(direction="maximize")
-    study.add_trials([_as_optuna(trial, dimensions, distributions, past) for trial in past])
+    study.add_trials([_optuna_trial(trial, dimensions, distributions, past) for trial in past])
     return study

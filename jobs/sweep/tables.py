@@ -1,4 +1,4 @@
-"""A sweep in figures: trials.csv, trials.parquet and summary.json."""
+"""The results of a sweep: trials.csv, trials.parquet and summary.json."""
 
 import io
 import statistics
@@ -6,22 +6,23 @@ from typing import Any
 
 import pandas as pd
 
-from jobs.run.folder import versions
+from jobs.run.machine import versions
 from jobs.storage.location import Location
-from jobs.sweep.record import FATES, Sweep, Trial
+from jobs.sweep.record import FATES, Trial
 from jobs.sweep.rungs import value_at
+from jobs.sweep.state import Sweep
 
 FORMAT = 1
 """Version of summary.json."""
 COUNTED = (*FATES, "left")
-"""What may have become of a trial; left: by a limit or a signal, and may go on."""
+"""The fates that trials are counted by; left: it has not ended, and the next start resumes it."""
 
 
-def frame(sweep: Sweep) -> pd.DataFrame:
-    """One row a trial: its fate, its sample, what it spent, how good it was and when.
+def trial_table(sweep: Sweep) -> pd.DataFrame:
+    """Return one row for each trial: its fate, its sample, what it spent and its values.
 
-    `value` is the metric at the end of a whole training, `last` after its last epoch, `rung_<r>` at
-    rung r. `flops_whole` and `epochs_whole` are of a training that is not stopped.
+    `value` is the metric at the end of a whole training, `last` after the last epoch, `rung_<r>` at
+    rung r. `flops_whole` and `epochs_whole` are those of a training that is not stopped.
     """
     return pd.DataFrame([_row(sweep, trial) for trial in sweep.snapshot()])
 
@@ -43,7 +44,7 @@ def _row(sweep: Sweep, trial: Trial) -> dict[str, Any]:
         "epochs_whole": trial.epochs,
         "samples_seen": trial.samples_seen,
         "flops": trial.flops_spent,
-        "flops_whole": whole(sweep, trial),
+        "flops_whole": whole_flops(sweep, trial),
         "train_s": trial.train_seconds,
         **{
             f"rung_{rung}": None if at_rungs.get(rung) is None else sign * at_rungs[rung]
@@ -52,21 +53,21 @@ def _row(sweep: Sweep, trial: Trial) -> dict[str, Any]:
     }
 
 
-def whole(sweep: Sweep, trial: Trial) -> float:
-    """Training FLOPs of a trial that is not stopped."""
-    samples = sweep.plan.epoch_samples(sweep.settings(trial))
+def whole_flops(sweep: Sweep, trial: Trial) -> float:
+    """Return the training FLOPs of a trial that is not stopped."""
+    samples = sweep.plan.samples_per_epoch(sweep.settings(trial))
     return float(trial.epochs * samples * trial.flops)
 
 
-def saved(sweep: Sweep) -> float:
-    """Training FLOPs that the trials which were stopped early would still have taken."""
+def flops_saved(sweep: Sweep) -> float:
+    """Return the training FLOPs that early stopping saved."""
     stopped = [trial for trial in sweep.snapshot() if trial.fate == "stopped"]
-    return sum(whole(sweep, trial) - trial.flops_spent for trial in stopped)
+    return sum(whole_flops(sweep, trial) - trial.flops_spent for trial in stopped)
 
 
 def write_trials(sweep: Sweep, out: Location) -> None:
     """Publish trials.csv and trials.parquet."""
-    table = frame(sweep)
+    table = trial_table(sweep)
     (out / "trials.csv").write_text(table.to_csv(index=False))
     content = io.BytesIO()
     table.to_parquet(content, index=False)
@@ -74,26 +75,31 @@ def write_trials(sweep: Sweep, out: Location) -> None:
 
 
 def summarize(sweep: Sweep, again: list[Trial] | None) -> dict[str, Any]:
-    """What summary.json holds; accuracies are fractions. `again`: trainings of the best."""
+    """Return the contents of summary.json; accuracies are fractions.
+
+    Args:
+        sweep: its trials.
+        again: the trials that trained the best samples again; None if there are none.
+    """
     trials, config = sweep.snapshot(), sweep.config
     fates = [trial.fate or "left" for trial in trials]
     best = next((t for t in sweep.ranking() if t.fate == "finished"), None)
-    hardware = next((t.facts["hardware"] for t in trials if "hardware" in t.facts), None)
+    hardware = next((t.facts["hardware"] for t in trials if t.facts.get("hardware")), None)
     return {
         "format": FORMAT,
         "trials": len(trials),
         **{fate: fates.count(fate) for fate in COUNTED},
         "best": None if best is None else _best(sweep, best),
         "flops_spent": sweep.flops_spent,
-        "flops_grid": sum(whole(sweep, trial) for trial in trials),
-        "flops_saved": saved(sweep),
-        "wall_s": sweep.wall_seconds,
-        "limit": sweep.over or None,
+        "flops_grid": sum(whole_flops(sweep, trial) for trial in trials),
+        "flops_saved": flops_saved(sweep),
+        "wall_s": sweep.clock.seconds,
+        "limit": sweep.halted or None,
         "searcher": config.searcher,
         "scheduler": config.scheduler,
         "budget": config.budget,
-        "max_budget": sweep.plan.most,
-        "retrained": None if again is None else retrained(again, config.measure),
+        "max_budget": sweep.plan.trial_budget,
+        "retrained": None if again is None else summarize_retrained(again, config.measure),
         "versions": versions(),
         "hardware": hardware,
     }
@@ -112,10 +118,10 @@ def _best(sweep: Sweep, best: Trial) -> dict[str, Any]:
     }
 
 
-def retrained(again: list[Trial], measure: str) -> list[dict[str, Any]]:
-    """Mean and deviation over seeds of each sample that was trained again, by name of the metric.
+def summarize_retrained(again: list[Trial], measure: str) -> list[dict[str, Any]]:
+    """Return the mean and deviation over seeds of each sample that was trained again.
 
-    Those of the test set are None where there is none, deviations where there is one seed.
+    The mean is None if no seed finished, or there is no test set; a deviation is None for one seed.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in again:
@@ -129,7 +135,7 @@ def _without_seed(trial: Trial) -> dict[str, Any]:
 
 def _group(trials: list[Trial], measure: str) -> dict[str, Any]:
     done = [trial for trial in trials if trial.fate == "finished"]
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "params": _without_seed(trials[0]),
         "seeds": len(done),
         "lost": len(trials) - len(done),
@@ -137,16 +143,17 @@ def _group(trials: list[Trial], measure: str) -> dict[str, Any]:
     val = [trial.rows[-1][measure] for trial in done]
     test = [trial.facts["test"]["test_accuracy"] for trial in done if trial.facts.get("test")]
     for name, values in (("val", val), ("test", test)):
-        found[f"{name}_mean"] = statistics.fmean(values) if values else None
-        found[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-    return found
+        summary[f"{name}_mean"] = statistics.fmean(values) if values else None
+        summary[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return summary
 
 
 def common_budget(sweep: Sweep, share: float = 0.5) -> tuple[float, list[tuple[Trial, float]]]:
-    """The largest budget that at least `share` of the trials with a curve got to; them, there.
+    """Compare trials at the largest budget that at least `share` of those with an epoch reached.
 
     Returns:
-        The budget, and (trial, value there; larger is better); 0 and nothing without a curve.
+        The budget, in its unit, and the trials that reached it with their values there (larger is
+        better); 0 and no trial if none has an epoch.
     """
     curves = [(trial, sweep.curve(trial)) for trial in sweep.snapshot() if trial.rows]
     if not curves:

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 
-from jobs.sweep.rungs import below_median, milestones, passes, value_at
+from jobs.sweep.rungs import below_median, passes, rung_budgets, value_at
 
 
 def test_value_between_epochs():
@@ -28,15 +28,15 @@ def test_cheap_epochs_win_nothing():
     line = lambda spent: 0.1 + spent / 100  # noqa: E731
     cheap = [(float(s), line(s)) for s in range(2, 61, 2)]
     dear = [(float(s), line(s)) for s in range(10, 61, 10)]
-    for rung in milestones(60, 1 / 5, 2):
+    for rung in rung_budgets(60, 1 / 5, 2):
         assert math.isclose(value_at(cheap, rung), value_at(dear, rung))
     assert value_at(dear, 9.0) is None  # nor does the dear one win by its first
 
 
 def test_milestones():
-    assert np.allclose(milestones(270, 1 / 27, 3), [10, 30, 90])
-    assert np.allclose(milestones(100, 0.1, 4), [10, 40])
-    assert milestones(100, 1.0, 3) == []
+    assert np.allclose(rung_budgets(270, 1 / 27, 3), [10, 30, 90])
+    assert np.allclose(rung_budgets(100, 0.1, 4), [10, 40])
+    assert rung_budgets(100, 1.0, 3) == []
 
 
 def test_passes_like_a_percentile():

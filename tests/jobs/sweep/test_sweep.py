@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from jobs import tune
 from jobs.run.config import ConfigError, as_settings
-from jobs.sweep.plan import Plan
-from jobs.sweep.record import Sweep
+from jobs.sweep.plan import SweepPlan
 from jobs.sweep.report import importances, pareto, report
-from jobs.sweep.searchers import Past, Searcher
-from jobs.sweep.tables import frame, retrained, summarize, write_trials
+from jobs.sweep.searchers import PastTrial, Searcher
+from jobs.sweep.state import Sweep
+from jobs.sweep.tables import summarize, summarize_retrained, trial_table, write_trials
 from tests.sweeps import SUMMARY, config_of, row_of, run, sweep_of
 from vit.config import ModelConfig
 from vit.model import build
@@ -29,7 +29,7 @@ def written(folder, *flags):
 
 def record(sweep):
     """What is written of the trials."""
-    paths = [sweep.place(trial) / "trial.json" for trial in sweep.trials]
+    paths = [sweep.trial_folder(trial) / "trial.json" for trial in sweep.trials]
     return [path.read_json() for path in paths]
 
 
@@ -68,7 +68,11 @@ def test_trials_cost_alike(tmp_path):
     run(sweep)
     for trial in sweep.trials:
         epoch = 640 * trial.flops
-        assert sweep.plan.most - epoch < trial.flops_spent <= sweep.plan.most * (1 + 1e-9)
+        assert (
+            sweep.plan.trial_budget - epoch
+            < trial.flops_spent
+            <= sweep.plan.trial_budget * (1 + 1e-9)
+        )
     by_depth = {trial.sample["model.depth"]: trial.epochs for trial in sweep.trials}
     assert by_depth[2] == 27
     assert by_depth[1] > by_depth[2] > by_depth[3] > by_depth[4]
@@ -96,14 +100,14 @@ def test_running_trials_are_taken_up_first(tmp_path):
     run(sweep, slots=3, reports=5)
     begun = len(sweep.trials)
     again = written(tmp_path)
-    assert [again.next().number for _ in range(begun)] == list(range(begun))
-    assert again.next().number == begun
+    assert [again.next_trial().number for _ in range(begun)] == list(range(begun))
+    assert again.next_trial().number == begun
     assert [len(t.rows) for t in again.trials[:begun]] == [len(t.rows) for t in sweep.trials]
 
 
 def test_a_repeated_epoch_decides_nothing(tmp_path):
     sweep = written(tmp_path)
-    trial = sweep.next()
+    trial = sweep.next_trial()
     rows = [row_of(sweep, trial, epoch) for epoch in range(1, 5)]
     assert all(sweep.report(0, row) for row in rows)
     before = record(sweep)
@@ -116,17 +120,17 @@ def test_what_is_stopped_stays_stopped(tmp_path):
     run(sweep)
     stopped = next(trial for trial in sweep.trials if trial.fate == "stopped")
     assert stopped.stopped_at is not None
-    assert "that got as far" in stopped.reason
+    assert "trials at this rung" in stopped.reason
     assert not sweep.report(stopped.number, row_of(sweep, stopped, len(stopped.rows) + 1))
     sweep.end(stopped.number, "finished")
     assert stopped.fate == "stopped"
-    assert written(tmp_path, "--trials", "9").next() is None
+    assert written(tmp_path, "--trials", "9").next_trial() is None
 
 
 def test_diverged_and_failed(tmp_path):
     """Both are named, survive no rung, and are never the best."""
     sweep = written(tmp_path, "--trials", "4")
-    numbers = [sweep.next().number for _ in range(4)]
+    numbers = [sweep.next_trial().number for _ in range(4)]
     for number in numbers:
         sweep.report(number, row_of(sweep, sweep.trials[number], 1))
     sweep.end(0, "diverged", "the loss is not finite at step 12")
@@ -135,7 +139,7 @@ def test_diverged_and_failed(tmp_path):
         [arrival for arrival in sweep.trials[0].arrivals if arrival["passed"]]
     )
     for number in (2, 3):
-        sweep.leave(number)
+        sweep.release(number)
     run(sweep)
     summary = summarize(sweep, None)
     assert (summary["diverged"], summary["failed"], summary["left"]) == (1, 1, 0)
@@ -145,29 +149,29 @@ def test_diverged_and_failed(tmp_path):
 
 
 def test_limits_leave_trials_that_more_goes_on_with(tmp_path):
-    most = written(tmp_path / "a").plan.most
+    most = written(tmp_path / "a").plan.trial_budget
     sweep = written(tmp_path / "b", "--max-flops", str(1.5 * most))
     run(sweep)
-    assert "--max-flops" in sweep.over
+    assert "--max-flops" in sweep.halted
     assert 1.5 * most <= sweep.flops_spent < 1.6 * most
-    assert sweep.left
-    assert summarize(sweep, None)["limit"] == sweep.over
+    assert sweep.unfinished
+    assert summarize(sweep, None)["limit"] == sweep.halted
     more = written(tmp_path / "b")
     run(more)
-    assert not more.left
+    assert not more.unfinished
     assert len(more.trials) == 27
 
 
 def test_wall_time_counts_over_starts(tmp_path):
     sweep = written(tmp_path, "--max-hours", "1")
-    sweep._started -= 3000
-    assert sweep.report(sweep.next().number, row_of(sweep, sweep.trials[0], 1))
-    sweep.note_clock()
+    sweep.clock._started -= 3000
+    assert sweep.report(sweep.next_trial().number, row_of(sweep, sweep.trials[0], 1))
+    sweep.clock.save()
     again = written(tmp_path, "--max-hours", "1")
-    assert again.wall_seconds >= 3000
-    again._started -= 3000
-    assert again.next() is None
-    assert "--max-hours 1 is reached" in again.over
+    assert again.clock.seconds >= 3000
+    again.clock._started -= 3000
+    assert again.next_trial() is None
+    assert "--max-hours 1 is reached" in again.halted
 
 
 @pytest.mark.parametrize(
@@ -180,7 +184,7 @@ def test_wall_time_counts_over_starts(tmp_path):
 )
 def test_other_budgets(flags, whole, tmp_path):
     sweep = sweep_of(tmp_path, *flags)
-    assert sweep.plan.most == whole
+    assert sweep.plan.trial_budget == whole
     run(sweep)
     assert {trial.epochs for trial in sweep.trials} == {30 if whole == 30 else 27}
 
@@ -197,15 +201,15 @@ def test_seconds_end_a_trial(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--metric", "val_acc"), "--metric val_acc is reported by no trial; they report ema_"),
-        (("--metric", "ema_loss", "--optim.ema-half-life", "0"), "is reported by no trial"),
+        (("--metric", "val_acc"), "--metric val_acc is not reported by trials; use one of ema_"),
+        (("--metric", "ema_loss", "--optim.ema-half-life", "0"), "is not reported by trials"),
         (("--optim.schedule", "cosine"), "compares unfinished trials"),
         (("--first-rung", "0.02"), "lies in the warm-up"),
         (("--budget", "seconds"), "needs --max-budget"),
         (("--budget", "seconds", "--max-budget", "9"), "needs --optim.schedule constant, not wsd"),
         (("--trials", "0"), "--trials is 0"),
         (("--reduction", "1"), "--reduction is 1"),
-        (("--max-hours", "0"), "--max-hours is 0.0; it must be above 0"),
+        (("--max-hours", "0"), "--max-hours is 0.0; expected a number above 0"),
     ],
 )
 def test_bad_settings(flags, words, tmp_path, capsys):
@@ -217,11 +221,11 @@ def test_bad_settings(flags, words, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--max-budget", "1e6", "--space", "depth", "1..4"), "one epoch takes .* FLOP; a whole"),
+        (("--max-budget", "1e6", "--space", "depth", "1..4"), "one epoch takes .* FLOP, but a whole"),
         (("--space", "model.num_heads", "5, 7"), "does not divide model.embed_dim 48"),
         (("--space", "epochs", "3..5"), "epochs cannot vary"),
         (("--space", "dataset.val_fraction", "0.1, 0.2"), "dataset.val_fraction cannot vary"),
-        (("--space", "optim.ema_half_life", "0"), "--metric ema_accuracy is reported by no trial"),
+        (("--space", "optim.ema_half_life", "0"), "--metric ema_accuracy is not reported by trials"),
         (("--space", "optim.schedule", "cosine"), "compares unfinished trials"),
         (("--space", "optim.warmup_epochs", "20"), "lies in the warm-up"),
         (("--searcher", "grid", "--space", "lr", "1e-4..1 log"), "a grid needs values"),
@@ -243,7 +247,7 @@ def test_tpe_learns():
             for _ in range(40):
                 sample = searcher.next(past)
                 value = -abs(sample["a"] - 21) - abs(sample["b"] - 8)
-                past.append(Past(sample, final=float(value), over=True))
+                past.append(PastTrial(sample, final=float(value), over=True))
             found += [trial.final for trial in past[20:]]
         return sum(found) / len(found)
 
@@ -252,10 +256,10 @@ def test_tpe_learns():
 
 def test_searchers_have_no_state():
     space_ = (Values("a", tuple(range(30))), Values("b", tuple(range(30))))
-    past = [Past({"a": i, "b": 29 - i}, final=i / 30, over=True) for i in range(12)]
-    past.append(Past({"a": 3, "b": 3}, values={0: -math.inf}, over=True))
-    past.append(Past({"a": 4, "b": 4}, over=True, failed=True))
-    past.append(Past({"a": 5, "b": 4}))
+    past = [PastTrial({"a": i, "b": 29 - i}, final=i / 30, over=True) for i in range(12)]
+    past.append(PastTrial({"a": 3, "b": 3}, values={0: -math.inf}, over=True))
+    past.append(PastTrial({"a": 4, "b": 4}, over=True, failed=True))
+    past.append(PastTrial({"a": 5, "b": 4}))
     answers = [Searcher("tpe", space_, lambda s: None, 7).next(past) for _ in range(2)]
     assert answers[0] == answers[1]
     assert Searcher("tpe", space_, lambda s: None, 8).next(past) != answers[0]
@@ -265,7 +269,7 @@ def test_tables(tmp_path):
     sweep = sweep_of(tmp_path, "--trials", "12")
     run(sweep)
     write_trials(sweep, sweep.folder)
-    table = frame(sweep)
+    table = trial_table(sweep)
     assert list(table["trial"]) == list(range(12))
     assert set(table["fate"]) <= {"finished", "stopped"}
     finished = table[table["fate"] == "finished"]
@@ -277,7 +281,7 @@ def test_tables(tmp_path):
 def test_losses_are_minimised(tmp_path):
     sweep = sweep_of(tmp_path, "--metric", "ema_loss", "--trials", "2", "--scheduler", "none")
     for loss in (0.5, 0.7):
-        trial = sweep.next()
+        trial = sweep.next_trial()
         for epoch in range(1, trial.epochs + 1):
             sweep.report(trial.number, row_of(sweep, trial, epoch) | {"ema_loss": loss})
         sweep.end(trial.number, "finished")
@@ -290,12 +294,12 @@ def test_retrained_over_seeds(tmp_path):
     plan = sweep_of(tmp_path / "other").plan
     samples = [{"model.depth": d, "seed": s} for d in (1, 2) for s in (1, 2)]
     again = Sweep(
-        type(plan)(config, SUMMARY, plan.most),
+        type(plan)(config, SUMMARY, plan.trial_budget),
         plan_folder(tmp_path),
         lambda past: samples[len(past)],
     )
     for accuracy in (0.5, 0.7, 0.6, None):
-        trial = again.next()
+        trial = again.next_trial()
         again.report(
             trial.number,
             row_of(
@@ -308,7 +312,7 @@ def test_retrained_over_seeds(tmp_path):
         )
         fate = "failed" if accuracy is None else "finished"
         again.end(trial.number, fate, facts={"test": {"test_accuracy": accuracy}})
-    first, second = retrained(again.trials, "ema_accuracy")
+    first, second = summarize_retrained(again.trials, "ema_accuracy")
     assert first["test_mean"] == pytest.approx(0.6)
     assert first["test_std"] == pytest.approx(0.1414, abs=1e-4)
     assert (second["seeds"], second["lost"], second["test_std"]) == (1, 1, None)
@@ -316,7 +320,7 @@ def test_retrained_over_seeds(tmp_path):
 
 def test_what_was_trained_again_is_kept_when_more_is_wanted(tmp_path, monkeypatch):
     """--retrain-top and --seeds may change between starts."""
-    monkeypatch.setattr(tune, "on_cluster", lambda again, stop, test: run(again))
+    monkeypatch.setattr(tune, "run_on_cluster", lambda again, stop, test: run(again))
     once = written(tmp_path, "--retrain-top", "1", "--seeds", "1", "--trials", "5")
     run(once)
     (first,) = tune.retrain(once, None)
@@ -337,8 +341,8 @@ def test_seconds_that_ended_a_trial_are_its_epochs_when_trained_again(tmp_path):
     best = sweep.ranking()[0]
     assert len(best.rows) < 27
     assert yaml.safe_load(tune.best_yaml(sweep, best))["epochs"] == len(best.rows)
-    sample = tune.again_of(sweep, best, seed=4)
-    settings = sweep.plan.trial(sample, sweep.folder)
+    sample = tune.retraining_sample(sweep, best, seed=4)
+    settings = sweep.plan.settings(sample, sweep.folder)
     assert (settings.epochs, settings.seed) == (len(best.rows), 4)
     assert settings.optim.warmup_epochs == 1
 
@@ -347,18 +351,18 @@ def test_trials_that_fail_alike_end_the_sweep_and_are_tried_again(tmp_path):
     """A node at fault must not use up the sweep."""
     sweep = written(tmp_path, "--trials", "9")
     for why in ("no such mount", "other", "no such mount", "no such mount"):
-        sweep.end(sweep.next().number, "failed", why)
-    assert not sweep.over
-    sweep.end(sweep.next().number, "failed", "no such mount")
-    assert "3 trials failed alike: no such mount" in sweep.over
+        sweep.end(sweep.next_trial().number, "failed", why)
+    assert not sweep.halted
+    sweep.end(sweep.next_trial().number, "failed", "no such mount")
+    assert "3 trials in a row failed for the same reason: no such mount" in sweep.halted
     assert not sweep.at_limit
-    assert sweep.next() is None
+    assert sweep.next_trial() is None
     again = written(tmp_path, "--trials", "9")
     assert [trial.fate for trial in again.trials] == ["failed", "failed", "", "", ""]
     for _ in range(9):
-        if (trial := again.next()) is not None:
+        if (trial := again.next_trial()) is not None:
             again.end(trial.number, "failed", "out of memory (3 GB)")  # of the model, not the node
-    assert not again.over
+    assert not again.halted
     assert len(again.trials) == 9
 
 
@@ -377,15 +381,15 @@ def test_dear_trials_are_judged_at_no_rung_before_their_first_epoch(tmp_path):
     dear = next(trial for trial in sweep.trials if trial.sample["model.depth"] == 12)
     assert sweep.curve(dear)[0][0] > sweep.rungs[0]
     assert [arrival["rung"] for arrival in dear.arrivals] == list(range(1, len(sweep.rungs)))
-    assert dear.reached == len(sweep.rungs) - 1
+    assert dear.last_rung == len(sweep.rungs) - 1
 
 
 def test_a_limit_on_a_last_epoch_does_not_leave_the_trial(tmp_path):
     sweep = written(tmp_path, "--trials", "1", "--max-flops", "1e30")
-    trial = sweep.next()
+    trial = sweep.next_trial()
     for epoch in range(1, trial.epochs):
         assert sweep.report(0, row_of(sweep, trial, epoch))
-    sweep.refuse_more("a limit")
+    sweep.halt("a limit")
     assert sweep.report(0, row_of(sweep, trial, trial.epochs))
 
 
@@ -393,7 +397,7 @@ def test_weights_that_do_not_fit_a_sample_are_never_tried(tmp_path):
     config = config_of(tmp_path, "--space", "model.depth", "1..4", "model.num_heads", "2, 3")
     model = build(ModelConfig(image_size=16, embed_dim=48, num_heads=2, depth=2), 3, seed=0)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
-    plan = Plan.of(config, SUMMARY, read(tmp_path / "model.safetensors"))
+    plan = SweepPlan.of(config, SUMMARY, read(tmp_path / "model.safetensors"))
     samples = plan.searcher(space(config, config.space)).listed
     assert {sample["model.depth"] for sample in samples} == {2}
 
@@ -404,7 +408,7 @@ def test_reports_of_odd_sweeps(values, tmp_path):
     flags = ("--scheduler", "asha", "--reduction", "2", "--first-rung", "0.9", "--trials", "9")
     sweep = sweep_of(tmp_path, *flags)
     for value in values:
-        trial = sweep.next()
+        trial = sweep.next_trial()
         for epoch in range(1, trial.epochs + 1):
             row = row_of(sweep, trial, epoch) | {"ema_accuracy": value}
             sweep.report(trial.number, row)
@@ -439,7 +443,7 @@ def test_importance_of_what_matters(tmp_path):
 def test_a_trial_trains_as_the_job_would(tmp_path):
     """Beside its epochs and warm-up, a trial's settings are those that the flags say."""
     sweep = sweep_of(tmp_path)
-    trial = sweep.next()
+    trial = sweep.next_trial()
     settings = as_settings(sweep.settings(trial))
     assert settings["optim"]["lr"] == trial.sample["optim.lr"]
     assert settings["model"]["depth"] == trial.sample["model.depth"]
