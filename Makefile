@@ -42,7 +42,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray" -n 2 --dist loadfile
-	$(BIN)/python -m pytest -m "not slow and not gpu and ray"
+	$(BIN)/python -m pytest -m "not slow and not gpu and ray" tests/jobs/test_*.py
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -1,23 +1,14 @@
-"""What all tests share: one thread, a cache of their own, and one Ray cluster a session."""
+"""What all tests share: one thread, a cache of their own, and the fixtures of the plugins."""
 
-import contextlib
 import os
-import shlex
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-pytest_plugins = ["tests.s3_server", "tests.trained", "tests.browser"]
+pytest_plugins = ["tests.s3_server", "tests.ray_cluster", "tests.trained", "tests.browser"]
 
 
 def pytest_collection_modifyitems(items):
@@ -38,117 +29,3 @@ def cache(tmp_path_factory):
         del os.environ["PATCHRAY_CACHE"]
     else:
         os.environ["PATCHRAY_CACHE"] = before
-
-
-def _free_ports(count):
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
-class RayCluster:
-    """Two nodes of `ray start` on this machine, each with 2 CPUs and a GPU that is not there.
-
-    Each has a folder and a port for its agent of its own, as machines have. In one folder a node
-    unpacks the files of a submitted job over those that the others stand in; at one port the last
-    agent fails, and if it is the head's, no job can be submitted.
-    """
-
-    def __init__(self, folder):
-        self.gcs, self.dashboard = _free_ports(2)
-        self.address = f"127.0.0.1:{self.gcs}"
-        self.http = f"http://127.0.0.1:{self.dashboard}"
-        self.folder, self._homes = folder, []
-        self.environment = os.environ | {
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_enable_open_telemetry": "0",
-            "RAY_health_check_period_ms": "500",  # of Ray's 3 s: five refusals, and a node is lost
-        }
-        ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
-        self.nodes = [self._node("--head", *ports)]
-        self._wait("GCS", self.gcs)
-        self._wait("dashboard", self.dashboard)
-        self.nodes.append(self._node("--address", self.address))
-
-    def add(self, *flags):
-        """Another node like the others, or as `flags` say; `lose` it before the test ends."""
-        self.nodes.append(self._node("--address", self.address, *flags))
-        return self.nodes[-1]
-
-    def lose(self, node):
-        """A node that falls: the raylet and all its workers are killed."""
-        for process in [*psutil.Process(node.pid).children(recursive=True), node]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        node.wait(timeout=20)
-        self.nodes.remove(node)
-
-    def _node(self, *flags):
-        ray = Path(sys.executable).parent / "ray"
-        self._homes.append(tempfile.mkdtemp(prefix="ray"))  # short: sockets lie in it
-        flags = [*flags, "--temp-dir", self._homes[-1]]
-        flags += ["--dashboard-agent-listen-port", str(*_free_ports(1))]
-        size = ["--num-cpus", "2", "--num-gpus", "1", "--object-store-memory", str(128 << 20)]
-        with (self.folder / "ray.log").open("ab") as log:
-            return subprocess.Popen(
-                [ray, "start", *size, *flags, "--block"],
-                env=self.environment, cwd=self.folder, stdout=log, stderr=log,
-            )  # fmt: skip
-
-    def _wait(self, what, port):
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return
-            time.sleep(0.2)
-        pytest.fail(
-            f"Ray's {what} does not answer:\n{(self.folder / 'ray.log').read_text()[-2000:]}"
-        )
-
-    def job(self, *argv, module="jobs.train", **changes):
-        """Start `python -m jobs.train` on this cluster; its output is one stream."""
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, argv)],
-            env=self.environment | {"RAY_ADDRESS": self.address, "COLUMNS": "200"} | changes,
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-
-    def stop(self):
-        for node in reversed(self.nodes):
-            node.kill()  # its children die with it: nothing here needs an orderly end
-        for node in self.nodes:
-            try:
-                node.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                node.kill()
-        for home in self._homes:
-            shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory, s3_server, cache):
-    """The session's one Ray cluster; its workers know the S3 server."""
-    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
-    yield cluster
-    cluster.stop()
-
-
-def submit(client, module, *argv):
-    """`ray job submit`, once the cluster has started all that takes jobs, which comes last."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return client.submit_job(
-                entrypoint=shlex.join([sys.executable, "-m", module, *argv]),
-                runtime_env={"working_dir": str(ROOT), "excludes": ["/runs", "/.venv", "/tests"]},
-            )
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(1)

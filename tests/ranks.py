@@ -11,7 +11,7 @@ from pathlib import Path
 def on_ranks(world, function, *args, folder: Path):
     """Call function(*args) on `world` ranks; returns their results, in order of rank."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.tasks"])
+    context.set_forkserver_preload(["tests.tasks", "torch._dynamo", "sklearn.datasets"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -13,6 +13,13 @@ from jobs.training.loop import run
 from jobs.training.ranks import Ranks
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 
+SMALL = [
+    *("--config", "digits.yaml", "--model.patch-size", "4", "--model.embed-dim", "32"),
+    *("--model.depth", "2", "--model.num-heads", "2", "--optim.warmup-epochs", "1"),
+    *("--cpus-per-worker", "0.5", "--device", "cpu"),
+]
+"""Flags of a small `jobs.train`."""
+
 
 def small_config(out, **changes):
     """Digits at 8x8 with everything random switched on; 20 steps an epoch of 64."""
@@ -109,12 +116,12 @@ class RecordingTask(VitTask):
 
 
 def train_small(config, stop_before=None, task=RecordingTask):
-    """One start of a run, on this rank: (facts, losses by step, hooks)."""
+    """One start of a run, on this rank: (result, losses by step, hooks)."""
     hooks = RecordingHooks(stop_before)
     made = task(config, load(config), torch.device("cpu"), Ranks.here())
     made.hooks, made.losses = hooks, {}
     import jobs.training.loop
 
     jobs.training.loop.EXCHANGE_SECONDS = 0.0  # exchange after every step: stops are then exact
-    facts = run(made, config, Location.parse(config.out) / "checkpoints", hooks)
-    return facts, made.losses, hooks
+    result = run(made, config, Location.parse(config.out) / "checkpoints", hooks)
+    return result, made.losses, hooks

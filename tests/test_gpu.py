@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from jobs.classifier.task import VitTask, load
+from jobs.segmenter.data import load as load_pairs
 from jobs.segmenter.task import SegmentTask
-from jobs.segmenter.task import load as load_pairs
 from jobs.training.ranks import Ranks
 from masking.segmenter.mini import Mini, MiniConfig
 from masking.segmenter.official import Official
 from masking.segmenter.sam import Prompts, Segmenter
-from tests.jobs.test_finetune import small, write_squares
 from tests.masking.segmenter.test_sam import photographs, small_sam
+from tests.squares import small, write_squares
 from tests.tasks import small_config
 from vit.config import AugmentConfig, ModelConfig, OptimConfig
 
@@ -36,7 +36,7 @@ def made(device, tmp_path):
     task = VitTask(config, load(config), torch.device(device), Ranks(0, 1))
     model = task.build()
     optimizer, average = task.optimizer(model), task.average(model)
-    task.settle(model, task.decide(model, config.batch_size))
+    task.apply(model, task.decide(model, config.batch_size))
     return task, model, optimizer, average
 
 
@@ -68,7 +68,7 @@ def test_a_segmenter_learns_in_bfloat16_and_does_not_wait(tmp_path):
     task = SegmentTask(config, load_pairs(config), torch.device("cuda"), Ranks(0, 1))
     model = task.build()
     optimizer, average = task.optimizer(model), task.average(model)
-    task.settle(model, task.decide(model, config.batch_size))
+    task.apply(model, task.decide(model, config.batch_size))
     for step in range(4):
         if step == 3:
             torch.cuda.set_sync_debug_mode("error")

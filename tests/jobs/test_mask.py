@@ -1,370 +1,34 @@
-"""jobs.mask: plans and keys, one video on a worker, a batch on Ray with a kill."""
+"""`jobs.mask` on a Ray cluster, killed and started again, with videos and masks in S3."""
 
 import csv
-import errno
 import io
-import json
-import os
-import re
-import time
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
-import torch
 from PIL import Image
 
 from jobs import mask
-from jobs.masks import batch, exports, video
-from jobs.masks import plan as mask_plan
-from jobs.masks.attempts import Attempts
-from jobs.masks.folder import commit_place, commits, masked_videos, masks_place
-from jobs.masks.plan import Work
-from jobs.masks.video import Masker, WorkerError
-from jobs.run.signals import Stop
-from jobs.storage.location import Location, StorageError
-from jobs.weights.segmenter import locate
-from masking.outputs.rows import frames_of, mask_of
-from masking.segmenter.sam import load
-from masking.tracking.masking import mask_video
-from masking.tracking.state import TrackConfig
-from tests.masking.tracking.test_masking import film
-from tests.moving import picture
-
-CPU = torch.device("cpu")
+from jobs.masks.folder import read_markers
+from jobs.storage.location import Location
+from tests.masked import write_clips
+from tests.ray_cluster import finish, wait_for
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Five short videos, one of them none, and their manifest."""
-    folder = tmp_path_factory.mktemp("clips")
-    lines = ["uri,object_id,frame,x,y,label,camera"]
-    for number in range(4):
-        clip = [picture({1: (30 + 2 * t, 40, 13)}, seed=number) for t in range(4 + number)]
-        film(folder / f"c{number}.mp4", clip)
-        lines.append(f"c{number}.mp4,1,{number % 2},{30 + 2 * (number % 2)},40,1,north")
-    (folder / "none.mp4").write_text("no video")
-    lines.append("none.mp4,1,0,3,4,positive,")
-    (folder / "clicks.csv").write_text("\n".join(lines) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def settings():
-    return mask_plan.settings_of(locate("mini"), "float32", TrackConfig())
-
-
-def plan(clips, settings, name="clicks.csv", root=None):
-    return mask_plan.make([str(clips / name)], root, settings)
-
-
-def test_the_largest_come_first_and_survive_json(clips, settings):
-    found = plan(clips, settings)
-    assert found.faults == []
-    assert [work.size for work in found.work] == sorted((w.size for w in found.work), reverse=True)
-    assert {work.video_id for work in found.work} == {"c0", "c1", "c2", "c3", "none"}
-    assert all(Work.from_json(work.to_json()) == work for work in found.work)
-    assert next(w for w in found.work if w.video_id == "c0").extra == {"camera": "north"}
-
-
-def test_a_key_hangs_on_file_prompts_and_settings(clips, settings, tmp_path):
-    def keys(settings=settings, manifest=None):
-        text = (clips / "clicks.csv").read_text() if manifest is None else manifest
-        (tmp_path / "m.csv").write_text(text)
-        found = mask_plan.make([str(tmp_path / "m.csv")], str(clips), settings)
-        return {work.video_id: work.key for work in found.work}
-
-    same = keys()
-    text = (clips / "clicks.csv").read_text()
-    assert keys(manifest=text.replace("c0.mp4,1,0,30,40,1,north", "")) == {
-        name: key for name, key in same.items() if name != "c0"
-    }  # other rows' numbers do not matter
-    moved = keys(manifest=text.replace("c1.mp4,1,1,32", "c1.mp4,1,1,33"))
-    assert [name for name in same if moved[name] != same[name]] == ["c1"]
-    other = keys(mask_plan.settings_of(locate("mini"), "bfloat16", TrackConfig()))
-    assert all(other[name] != same[name] for name in same)
-    os.utime(clips / "c2.mp4", ns=(1, 1))
-    touched = keys()
-    assert [name for name in same if touched[name] != same[name]] == ["c2"]
-
-
-def test_every_fault_of_all_manifests_is_listed(clips, settings, tmp_path):
-    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nc0.mp4,1,0,-3,4\nlost.mp4,1,0,3,4\n")
-    (tmp_path / "n.jsonl").write_text(
-        '{"uri": "c0.mp4", "object_id": 0, "frame": 0, "x": 1, "y": 1}'
-    )
-    found = mask_plan.make([str(tmp_path / n) for n in ("m.csv", "n.jsonl")], str(clips), settings)
-    assert found.work == ()
-    faults = "\n".join(found.faults)
-    assert "m.csv: row 1: x is '-3'; expected a number from 0" in faults
-    assert "m.csv: row 2: uri is" in faults
-    assert "lost.mp4'; expected a file or folder: there is none" in faults
-    assert "n.jsonl: row 1: object_id is 0" in faults
-
-
-def masker(out, clips, settings, **more):
-    given = {"node": lambda: "here", "alive": lambda name: True} | more
-    return Masker(
-        str(out), "token", "mini", settings, "float32", TrackConfig(), 1, CPU, 600.0, **given
-    )
-
-
-def test_a_worker_writes_what_mask_video_gives(clips, settings, tmp_path):
-    worker = masker(tmp_path, clips, settings)
-    work = next(w for w in plan(clips, settings).work if w.video_id == "c1")
-    record = json.loads(worker({"work": work.to_json()})["record"])
-    assert (record["status"], record["frames"], record["key"]) == ("ok", 5, work.key)
-    assert record["objects"]["1"]["prompted"] == 1
-    table = pq.read_table(tmp_path / ".parts/token/masks/c1")
-    rows = [{"object_id": 1, "frame": 1, "x": 32, "y": 40}]
-    expected = mask_video(clips / "c1.mp4", rows, load(locate("mini"), CPU, "float32"))
-    for (frame, found), each in zip(frames_of(table), expected, strict=True):
-        assert frame == each.index
-        assert np.array_equal(mask_of(found[0]), each.masks[0])
-        assert found[0]["state"] == each.states[0]
-    assert not list((tmp_path / ".parts/token/attempts/c1").iterdir())
-    again = json.loads(worker({"work": work.to_json()})["record"])
-    assert again["masks_sha256"] == record["masks_sha256"]
-
-
-def test_a_video_that_fails_is_a_record_with_its_code(clips, settings, tmp_path):
-    worker = masker(tmp_path, clips, settings)
-    by_id = {work.video_id: work for work in plan(clips, settings).work}
-    broken = json.loads(worker({"work": by_id["none"].to_json()})["record"])
-    assert (broken["status"], broken["code"]) == ("failed", "not_a_video")
-    late = replace(by_id["c0"], rows=(replace(by_id["c0"].rows[0], frame=99),))
-    record = json.loads(worker({"work": late.to_json()})["record"])
-    assert record["code"] == "prompts"
-    assert record["error"] == "row 1: frame is 99; expected 0 to 3, the last frame"
-    gone = replace(by_id["c0"], uri=str(clips / "gone.mp4"))
-    assert json.loads(worker({"work": gone.to_json()})["record"])["code"] == "not_found"
-
-
-def test_what_ends_its_worker_twice_is_let_alone_unless_nodes_fell(tmp_path):
-    nodes = {"a": True, "b": True}
-    attempts = Attempts(Location.parse(tmp_path), lambda name: nodes[name])
-    assert attempts.begin("v/1", "a") is None
-    assert attempts.begin("v/1", "b") is None
-    assert attempts.begin("v/1", "a") == "quarantined"
-    nodes["b"] = False
-    assert attempts.begin("v/1", "a") is None
-    assert attempts.begin("v/2", "a") is None
-    attempts.done()
-    attempts.fail("time_limit")
-    assert attempts.begin("v/2", "a") == "time_limit"
-
-
-def test_a_decoder_that_hangs_ends_its_process(clips, settings, tmp_path, monkeypatch):
-    ended = []
-    monkeypatch.setattr("jobs.masks.attempts.os._exit", ended.append)
-    monkeypatch.setattr(video, "mask", lambda *args: time.sleep(1) or {"status": "failed"})
-    worker = masker(tmp_path, clips, settings)
-    worker.time_limit = 0.2
-    work = plan(clips, settings).work[0]
-    worker.attempts.done = lambda: None  # the process would be gone by now
-    worker({"work": work.to_json()})
-    assert ended == [1]
-    record = json.loads(worker({"work": work.to_json()})["record"])
-    assert record["code"] == "time_limit"
-    assert record["error"] == "not done after 0.2 s (--time-limit)"
-
-
-def test_other_weights_on_a_worker_are_refused(clips, tmp_path):
-    with pytest.raises(WorkerError, match="are others on node here"):
-        masker(tmp_path, clips, "other settings")
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--export", "gif"], "--export gif: expected davis, png, coco"),
-        (["--time-limit", "0"], "--time-limit is 0"),
-        (["--weights", "vit_x"], "vit_x"),
-        (["--manifest", "lost.csv"], "lost.csv"),
-    ],
-)
-def test_bad_flags(clips, tmp_path, capsys, flags, message):
-    argv = ["--manifest", str(clips / "clicks.csv"), "--out", str(tmp_path / "out"), *flags]
-    try:
-        code = mask.main(argv)
-    except SystemExit as error:
-        code = error.code
-    assert code == 2
-    assert message in re.sub(r"\s+", " ", "".join(capsys.readouterr()))
-    assert not (tmp_path / "out").exists()
-
-
-def test_faults_stop_the_job_before_it_starts_and_check_only_checks(clips, tmp_path, capsys):
-    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nc0.mp4,1,0,-3,4\nc1.mp4,1,0,3,4\n")
-    flags = [
-        "--manifest",
-        str(tmp_path / "m.csv"),
-        "--root",
-        str(clips),
-        "--out",
-        f"{tmp_path}/out",
-    ]
-    assert mask.main(flags) == 2
-    assert "1 faults in the manifests; nothing was started" in capsys.readouterr().err
-    assert mask.main([*flags, "--check", "--skip-invalid"]) == 0
-    said = capsys.readouterr().out
-    assert "1 videos, 1 objects, 0 videos done, 1 with faults" in said
-    assert "row 1: x is '-3'" in said
-    assert not (tmp_path / "out").exists()
-
-
-def made(clips, settings, out, count=2):
-    """Some videos masked and published, without Ray: the plan, and their records."""
-    worker, found = masker(out.local_path, clips, settings), plan(clips, settings)
-    records = [json.loads(worker({"work": w.to_json()})["record"]) for w in found.work[:count]]
-    for record in records:
-        batch.publish(record, out, out / ".parts/token")
-    return found, records
-
-
-def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path, capsys):
-    out = Location.parse(tmp_path / "out")
-    found, records = made(clips, settings, out)
-    records[0]["uri"] = str(clips / "gone.mp4")
-    config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=("overlay", "youtube-vos"))
-    assert mask.finish(config, out, found, records, 0, Stop()) == 1
-    assert (
-        f"not exported: {records[0]['video_id']} as overlay: VideoError" in capsys.readouterr().out
-    )
-    assert (out / f"export/overlay/{records[1]['video_id']}.mp4").exists()
-    assert (out / "export/youtube-vos/meta.json").exists()
-
-
-def test_exports_of_masks_that_are_made_anew_do_not_stay(clips, settings, tmp_path):
-    out = Location.parse(tmp_path / "out")
-    found, (first, second) = made(clips, settings, out)
-    kinds = ("overlay", "davis", "png", "coco")
-    config = mask.MaskConfig(out=str(out), manifest=("m.csv",), export=kinds)
-    assert mask.finish(config, out, found, [first, second], 0, Stop()) == 0
-    exports.forget(out, [first["video_id"]])
-    left = {entry.path for entry in (out / "export").walk()}
-    assert left
-    assert all(second["video_id"] in path for path in left)
-    assert any(path.startswith("png/") for path in left)
-
-
-def test_a_marker_without_its_masks_is_not_done(clips, settings, tmp_path):
-    out = Location.parse(tmp_path / "out")
-    found, records = made(clips, settings, out)
-    config = mask.MaskConfig(out=str(out), manifest=("m.csv",))
-    masks_place(out, records[0]["video_id"]).delete()
-    done, there = commits(out), masked_videos(out)
-    assert [mask.is_done(done[work.video_id], work, config, there) for work in found.work[:2]] == [
-        False,
-        True,
-    ]
-
-
-def test_storage_that_stumbles_costs_one_video_and_not_the_batch(clips, settings, tmp_path):
-    worker, work = masker(tmp_path, clips, settings), plan(clips, settings).work[0]
-
-    def refuse(*args):
-        raise StorageError("the disk is full", errno.ENOSPC)
-
-    worker.attempts.begin = refuse
-    record = json.loads(worker({"work": work.to_json()})["record"])
-    assert (record["status"], record["code"], record["error"]) == (
-        "failed", "storage", "the disk is full",
-    )  # fmt: skip
-    assert record["video_id"] == work.video_id
-
-
-@pytest.mark.parametrize("after", [False, True])
-def test_publishing_is_tried_again(clips, settings, tmp_path, monkeypatch, after):
-    """Whether storage refused the move, or moved and did not say so."""
-    monkeypatch.setattr(batch, "PUBLISH_WAITS", (0.0, 0.0))
-    out, move, tries = Location.parse(tmp_path / "out"), Location.move, []
-
-    def stumble(source, target):
-        tries.append(source)
-        if len(tries) == 1 and not after:
-            raise StorageError("timed out")
-        move(source, target)
-        if len(tries) == 1:
-            raise StorageError("timed out")
-
-    monkeypatch.setattr(Location, "move", stumble)
-    _, (record,) = made(clips, settings, out, count=1)
-    assert commits(out)[record["video_id"]] == record
-    assert masked_videos(out) == {record["video_id"]}
-
-
-def test_a_manifest_that_does_not_read_is_never_skipped(clips, tmp_path, capsys):
-    (tmp_path / "half.parquet").write_bytes(b"PAR1")
-    manifests = [str(clips / "clicks.csv"), str(tmp_path / "half.parquet")]
-    flags = ["--manifest", *manifests, "--out", f"{tmp_path}/out", "--skip-invalid"]
-    assert mask.main(flags) == 2
-    said = capsys.readouterr().err
-    assert f"{tmp_path}/half.parquet: half.parquet is unreadable" in said
-    assert "--skip-invalid leaves out videos, not manifests" in said
-
-
-def test_a_second_start_on_the_same_folder_is_refused(clips, tmp_path, capsys):
-    out = Location.parse(tmp_path / "out")
-    flags = ["--manifest", str(clips / "clicks.csv"), "--out", str(out), "--skip-invalid"]
-    with mask.alone(out):
-        assert mask.main(flags) == 2
-    assert "another jobs.mask is at work there" in capsys.readouterr().err
-    with mask.alone(out):
-        pass
-
-
-def test_a_name_that_begins_with_a_tilde_is_no_home(clips, tmp_path):
-    (tmp_path / "~tmp.mp4").write_bytes((clips / "c0.mp4").read_bytes())
-    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\n~tmp.mp4,1,0,32,40\n")
-    (work,) = mask_plan.make([str(tmp_path / "m.csv")], None, "settings").work
-    assert work.uri == str(tmp_path / "~tmp.mp4")
-    assert Location.parse(work.uri).exists()
-
-
-def test_ids_too_long_for_a_file_have_markers_all_the_same(tmp_path):
-    out, long = Location.parse(tmp_path), "長い名前/" * 60 + "clip"
-    assert len(commit_place(out, long).name) < 100
-    commit_place(out, long).write_json({"video_id": long})
-    assert list(commits(out)) == [long]
-
-
-def test_a_uri_that_is_no_place_is_a_fault_of_its_row(clips, settings, tmp_path):
-    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nhttps://x/a.mp4,1,0,3,4\n")
-    found = mask_plan.make([str(tmp_path / "m.csv")], None, settings)
-    assert "m.csv: row 1: uri is 'https://x/a.mp4'; expected a file" in found.faults[0]
-
-
-def wait_for(condition, seconds=240):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def finish(job, code):
-    output = job.communicate(timeout=280)[0]
-    assert job.returncode == code, output
-    return output
-
-
-def test_killed_and_started_again_on_ray(ray_cluster, clips, s3, tmp_path):
+def test_killed_and_started_again(ray_cluster, run_here, s3, tmp_path):
     """kill -9 of the job; the same command does the rest; masks and manifest lie in S3."""
-    Location.parse(f"{s3}/clips").upload(clips)
+    Location.parse(f"{s3}/clips").upload(write_clips(tmp_path))
     out = Location.parse(f"{s3}/masks")
     flags = ["--manifest", f"{s3}/clips/clicks.csv", "--out", str(out), "--device", "cpu"]
     flags += ["--workers", "2", "--cpus-per-worker", "0.5", "--max-failed", "1"]
     job = ray_cluster.job(*flags, module="jobs.mask")
-    wait_for(lambda: (out / "commits").list() or job.poll() is not None)
-    assert job.poll() is None, job.communicate()[0]
+    wait_for(lambda: (out / "commits").list(), job)
     job.kill()
     job.communicate()
-    first = commits(out)
+    first = read_markers(out)
 
-    finish(ray_cluster.job(*flags, module="jobs.mask"), 0)
-    after = commits(out)
+    finish(ray_cluster.job(*flags, module="jobs.mask"))
+    after = read_markers(out)
     assert all(after[name] == marker for name, marker in first.items())  # none was done again
     assert Counter(marker["status"] for marker in after.values()) == {"ok": 4, "failed": 1}
     for name in ("c0", "c1", "c2", "c3"):
@@ -376,7 +40,7 @@ def test_killed_and_started_again_on_ray(ray_cluster, clips, s3, tmp_path):
     list(csv.DictReader(io.StringIO((out / "review.csv").read_text())))
 
     export = ["--export", "davis", "overlay", "coco", "youtube-vos"]
-    output = finish(ray_cluster.job(*flags, *export, module="jobs.mask"), 0)
+    output = run_here(mask.main, *flags, *export)
     assert "5 videos done" in output
     assert "device:" not in output  # no worker was started
     png = (out / "export/davis/c3/00006.png").read_bytes()
@@ -384,5 +48,5 @@ def test_killed_and_started_again_on_ray(ray_cluster, clips, s3, tmp_path):
     assert len((out / "export/davis/c3").list()) == 7
     assert len((out / "export/coco/annotations.json").read_json()["images"]) == 22
     assert (out / "export/overlay/c0.mp4").exists()
-    output = finish(ray_cluster.job(*flags, "--precision", "bfloat16", module="jobs.mask"), 2)
+    output = run_here(mask.main, *flags, "--precision", "bfloat16", code=2)
     assert "--precision is bfloat16, but the run was started with auto" in output

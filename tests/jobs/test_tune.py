@@ -1,4 +1,4 @@
-"""Sweeps on the session's Ray cluster: real trials, a kill, faults, what is left behind."""
+"""`jobs.tune` on a Ray cluster: real trials, a kill, faults, what is left behind."""
 
 import json
 import subprocess
@@ -13,12 +13,11 @@ from jobs.classifier.task import TrainConfig
 from jobs.run.config import parse
 from jobs.storage.location import Location
 from jobs.tune import main
-from tests.conftest import submit
+from tests.ray_cluster import finish, submit, wait_for
+from tests.sweeps import SMALL
 
-SMALL = (
-    *("--config", "digits_sweep.yaml", "--device", "cpu", "--epochs", "9"),
-    *("--optim.warmup-epochs", "0.5", "--model.embed-dim", "48"),
-)
+TRIALS = 4
+"""Of the sweep that is killed."""
 
 
 def rows(out, number):
@@ -31,15 +30,9 @@ FREE = """
 import ray, time
 ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
 while True:
-    print(ray.available_resources().get("CPU", 0), flush=True)
+    print(time.time(), ray.available_resources().get("CPU", 0), flush=True)
     time.sleep(0.5)
 """
-
-
-def finish(job):
-    """Wait for a job; its exit code and what it said."""
-    said = job.communicate(timeout=400)[0]
-    return job.returncode, said
 
 
 def records(out):
@@ -49,25 +42,23 @@ def records(out):
 
 def kill_in_the_middle(job, out):
     """kill -9 once the third trial has two epochs; what was on record then."""
-    deadline = time.monotonic() + 300
-    while len(rows(out, 2)) < 2 and time.monotonic() < deadline and job.poll() is None:
-        time.sleep(0.1)
+    wait_for(lambda: len(rows(out, 2)) >= 2, job)
     job.kill()
     job.wait()
     return records(out)
 
 
-def test_a_killed_sweep_goes_on(ray_cluster, tmp_path):
+def test_a_killed_sweep_is_resumed(ray_cluster, run_here, tmp_path):
     """kill -9 of the driver: nothing finished runs again, at most an epoch a trial is repeated."""
     out = tmp_path / "sweep"
     space = ("--space", "model.depth", "1..3", "optim.lr", "1e-3..1e-2 log")
-    flags = (*SMALL, "--out", out, "--trials", "5", *space, "--retrain-top", "1", "--seeds", "2")
+    flags = (*SMALL, "--out", out, "--epochs", "6", "--trials", str(TRIALS), "--concurrent", "2")
+    flags += (*space, "--retrain-top", "1", "--seeds", "2")
     before = kill_in_the_middle(ray_cluster.job(*flags, module="jobs.tune"), out)
     assert len(before) >= 3
-    code, said = finish(ray_cluster.job(*flags, module="jobs.tune"))
-    assert code == 0, said
+    finish(ray_cluster.job(*flags, module="jobs.tune"))
     after = records(out)
-    assert len(after) == 5
+    assert len(after) == TRIALS
     for name, trial in before.items():
         assert after[name]["sample"] == trial["sample"]
         assert after[name]["rows"][: len(trial["rows"])] == trial["rows"]
@@ -79,27 +70,22 @@ def test_a_killed_sweep_goes_on(ray_cluster, tmp_path):
     check_outputs(out, after)
 
     # Once more: nothing is left to do. And another space in the same folder.
-    code, said = finish(ray_cluster.job(*flags, module="jobs.tune"))
-    assert code == 0
-    assert "trials at once" not in said
+    assert "trials at once" not in run_here(main, *flags)
     assert records(out) == after
-    other = (*flags, "--space", "model.depth", "1..2")
-    code, said = finish(ray_cluster.job(*other, module="jobs.tune"))
-    assert code == 2
+    said = run_here(main, *flags, "--space", "model.depth", "1..2", code=2)
     assert "--space is {'model.depth': '1..2'}, but the run was started with" in said
 
 
 def check_outputs(out, trials):
     """The files of a sweep agree with its record, and with each other."""
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["trials"] == 5
-    assert summary["finished"] + summary["stopped"] == 5
+    assert summary["trials"] == summary["finished"] + summary["stopped"] == TRIALS
     assert 0 < summary["flops_spent"] <= summary["flops_grid"]
     again = summary["retrained"][0]
     assert again["seeds"] == 2
     assert 0.3 < again["test_mean"] <= 1
     assert again["params"] == summary["best"]["params"]
-    assert list(pd.read_parquet(out / "trials.parquet")["trial"]) == list(range(5))
+    assert list(pd.read_parquet(out / "trials.parquet")["trial"]) == list(range(TRIALS))
     page = (out / "report.html").read_text()
     assert "data:image/png;base64" in page
     assert "http" not in page
@@ -118,8 +104,7 @@ def test_faults_of_trials_cost_only_them(ray_cluster, tmp_path):
     budget = ("--budget", "epochs", "--max-budget", "2", "--optim.warmup-epochs", "0.1")
     kind = ("--searcher", "grid", "--scheduler", "none")
     job = ray_cluster.job(*SMALL, "--out", out, *budget, *kind, *space, module="jobs.tune")
-    code, said = finish(job)
-    assert code == 0, said
+    said = finish(job)
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["finished"], summary["diverged"], summary["failed"]) == (1, 1, 2)
     table = pd.read_csv(out / "trials.csv").set_index("fate")
@@ -133,20 +118,23 @@ def test_trials_of_several_processes_leave_nothing_behind(ray_cluster, tmp_path)
     """Each holds its whole share while it runs; when it is stopped all of it is free."""
     out = tmp_path / "sweep"
     flags = ("--workers-per-trial", "2", "--cpus-per-trial", "2", "--concurrent", "2")
-    job = ray_cluster.job(
-        *SMALL, "--out", out, "--trials", "5", "--searcher", "random", *flags, module="jobs.tune"
-    )
+    # Of trials that learn nothing and are equally good, ASHA stops all but the first.
+    flags += ("--trials", "3", "--searcher", "grid", "--space", "optim.lr", "3e-3, 1e-9, 2e-9")
+    job = ray_cluster.job(*SMALL, "--out", out, *flags, module="jobs.tune")
     environment = ray_cluster.environment | {"RAY_ADDRESS": ray_cluster.address}
     with subprocess.Popen(
         [sys.executable, "-c", FREE], env=environment, stdout=subprocess.PIPE, text=True
     ) as watch:
-        code, said = finish(job)
-        time.sleep(10)
-        watch.kill()
-        free = [float(line) for line in watch.stdout.read().split()]
-    assert code == 0, said
-    assert min(free) == 0.0  # of the four: two trials of two processes at once
-    assert set(free[-3:]) == {4.0}
+        try:
+            finish(job)
+            during, after, end = [], [], time.time()
+            while after[-3:] != [4.0] * 3:
+                assert time.time() < end + 30, after
+                when, free = map(float, watch.stdout.readline().split())
+                (after if when > end else during).append(free)
+        finally:
+            watch.kill()
+    assert min(during) == 0.0  # of the four: two trials of two processes at once
     summary = json.loads((out / "summary.json").read_text())
     assert summary["stopped"] >= 1
     assert summary["finished"] >= 1
@@ -178,27 +166,9 @@ def test_submitted_with_its_folder_in_s3(ray_cluster, s3, monkeypatch):
     assert parse(TrainConfig, ["--config", best, "--out", "x"], "jobs.train", "").epochs == 3
 
 
-def test_more_gpus_than_any_node_has(ray_cluster, tmp_path):
+def test_more_gpus_than_any_node_has(run_here, tmp_path):
     asked = ("--device", "cuda", "--gpus-per-trial", "3")
-    job = ray_cluster.job(*SMALL, *asked, "--out", tmp_path / "sweep", module="jobs.tune")
-    code, said = finish(job)
-    assert code == 2
+    said = run_here(main, *SMALL, *asked, "--out", tmp_path / "sweep", code=2)
     assert "3 GPUs" in said
     assert "--gpus-per-trial 0" in said
     assert not (tmp_path / "sweep/trials").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--space", "model.dept", "1..3"), "perhaps you meant model.depth"),
-        (("--space", "model.depth", "3..1"), "is empty"),
-        (("--max-budget", "10"), "one epoch takes"),
-        (("--data", "/nowhere"), "--data: no such file or folder: /nowhere"),
-    ],
-)
-def test_bad_input(flags, words, tmp_path, capsys):
-    """Said before Ray starts; nothing is left in the folder."""
-    assert main([*SMALL, "--out", str(tmp_path / "sweep"), *flags]) == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "sweep").exists()

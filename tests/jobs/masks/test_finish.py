@@ -21,7 +21,7 @@ from masking.outputs.formats import davis_png, mask_png
 from masking.outputs.rows import frames_of, mask_of
 from masking.outputs.score import read_mask
 from masking.training.pairs import PairsConfig, survey
-from tests.jobs.test_mask import masker, plan, settings  # noqa: F401
+from tests.masked import masker, plan
 from tests.masking.tracking.test_masking import film
 from tests.moving import picture
 
@@ -33,7 +33,7 @@ def shown(t):
 
 
 @pytest.fixture(scope="module")
-def masked_run(tmp_path_factory, settings):  # noqa: F811
+def masked_run(tmp_path_factory, settings):
     """A run over a clip of two objects, without Ray; its folder, videos beside it."""
     folder = tmp_path_factory.mktemp("after")
     film(folder / "c.mp4", [shown(t) for t in range(FRAMES)])
@@ -91,17 +91,17 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
     assert score.score_video(out, "c", Location.parse(tmp_path / "nowhere")) is None
     (one / "00099.png").write_bytes(mask_png(shown(4)[1] == 2))
     (one / "00100.png").write_bytes(mask_png(shown(4)[1] == 2))
-    with pytest.raises(ImageError, match="a truth of frame 99, which the video has not"):
+    with pytest.raises(ImageError, match="the true masks have a frame 99, but the video has not"):
         score.score_video(out, "c", place)
     (one / "last.png").write_bytes(b"")
     done = finish_video(out, record, [], str(tmp_path))
     assert "not scored: c: ImageError" in done["errors"][0]
-    assert "called by the number of its frame" in done["errors"][0]
+    assert "expected the number of a frame as its name" in done["errors"][0]
 
 
 def test_the_job_writes_scores_and_shows_the_worst_first(
     masked_run,
-    settings,  # noqa: F811
+    settings,
     tmp_path,
     capsys,
 ):
@@ -123,7 +123,7 @@ def test_the_job_writes_scores_and_shows_the_worst_first(
     assert mask.main([*gone, "--score", str(tmp_path / "gone")]) == 2
 
 
-def test_the_ledger_says_where_videos_are_now(masked_run, settings, tmp_path):  # noqa: F811
+def test_the_ledger_says_where_videos_are_now(masked_run, settings, tmp_path):
     folder, out, _ = masked_run
     copy = Location.parse(tmp_path / "run")
     copy.upload(out.local_path)
@@ -231,6 +231,6 @@ def test_videos_that_are_gone_or_others_are_named(masked_run, tmp_path):
         masked.as_pairs(copy, 0)
     assert "video gone" in str(caught.value)
     assert "video c " in str(caught.value)
-    assert "another one than was masked" in str(caught.value)
+    assert "the video has changed since it was masked" in str(caught.value)
     assert "its masks are newer than videos.parquet" in str(caught.value)
     assert "holds masks, not frames" in str(caught.value)
