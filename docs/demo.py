@@ -60,7 +60,7 @@ def outlined(photograph: Pixels, outline: Sequence[tuple[int, int]]) -> Bools:
 
 
 def stages() -> dict[str, Stage]:
-    """A flower that turns, comes nearer and passes a leaf; a tower that a flower hides in part."""
+    """Return the clips: a flower that turns and passes a leaf; a flower that passes a tower."""
     bloom, town = load_sample_image("flower.jpg"), load_sample_image("china.jpg")
     dahlia, leaf, tower = flower(bloom), outlined(bloom, LEAF), outlined(town, TOWER)
 

@@ -1,10 +1,10 @@
-"""Measure weights on labelled images: accuracy, loss, every class, what is taken for what.
+"""Measure weights on labelled images: accuracy, loss, accuracy per class, confusion matrix.
 
     python -m jobs.train --evaluate --weights runs/digits --json digits.json
 
-Runs in this process, on the device at hand: no Ray, no --out. Shape, data set and precision are
-those of the training unless flags say otherwise, so on its own test set the weights give the
-accuracy that their training gave, to the image.
+Runs in this process, without Ray or --out. Model, data set and precision are those of the training
+unless flags set others, so on the training's own test set every prediction, and the accuracy, is
+the same as in the training.
 """
 
 import sys
@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.classifier.task import check_stored, load, local_paths
-from jobs.run.config import ConfigError, as_settings, flag, parse
+from jobs.run.config import ConfigError, as_settings, flag_value, parse
 from jobs.run.device import choose_device
-from jobs.run.folder import confusions, hardware, versions
+from jobs.run.machine import hardware, versions
+from jobs.run.main import exit_code
+from jobs.run.plots import confusions_png
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.classifier import load_weights
 from vit import classifier
@@ -43,78 +45,88 @@ class EvaluateConfig:
     """Settings of `jobs.train --evaluate`."""
 
     weights: str
-    """What to evaluate, local or s3://: the folder of a run, its export/, or a safetensors file in
-    timm's names, which wants --model.* and --dataset.* too."""
+    """Weights to measure, local or s3://: the folder of a run, its export/, or a safetensors file
+    in timm's names, which needs --model.* and --dataset.* too."""
     data: tuple[str, ...] = ()
-    """Files or folders of the data set, local or s3://; none: what the data set's name stands for,
-    fetched if need be."""
+    """Files or folders of the data set, local or s3://; none: the data set that --dataset.name
+    names, downloaded if necessary."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
-    """Which of its images. auto: the test set if the data bring one, else the validation set if
-    they bring one, else all."""
+    """The images to measure on. auto: the test set if the data contain one, else the validation set
+    if they contain one, else all images."""
     json: str | None = None
-    """File for all figures, local or s3://; a picture of the confusions lies beside it."""
+    """JSON file for all figures, local or s3://; beside it, a PNG shows the confusion matrix."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on a GPU if there is one."""
     precision: Literal["trained", "float32", "bfloat16"] = "trained"
-    """That of the training, or another."""
+    """The precision to compute in; trained: that of the training."""
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
     def __post_init__(self) -> None:
-        """Check what no single group shows."""
+        """Check settings against each other."""
         check_stored(self.dataset, self.model)
 
 
 def evaluate(config: EvaluateConfig, weights: Weights) -> int:
-    """The stages of the job, in order; returns its exit code."""
-    # 1. What can be known before an image is decoded.
+    """Run the stages of the job in order; returns its exit code."""
+    # 1. Checks before an image is decoded.
     target = None if config.json is None else Location.parse(config.json)
     if target is not None:
         check_writable(target.parent)
     device = choose_device(config.device)
-    model = classifier.load(
-        weights, config.model, config.dataset, _numerics(config, weights), device
-    )
+    numerics = _numerics(config, weights)
+    model = classifier.load(weights, config.model, config.dataset, numerics, device)
     count = model.model.head.out_features
     survey = find(config.dataset, local_paths(config)).survey()
     classes = survey.classes
     check_classes(weights.about.classes if weights.about else None, classes, count)
-    split, why = choose(config.split, survey.parts.keys())
-    # 2. The images, and the model on them.
+    split, why = choose_split(config.split, survey.parts.keys())
+    # 2. The model on the images.
     dataset = load(config, hold_out=split != "all")
     for note in dataset.notes:
         print(note)
     sets = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     wanted = {name: images for name, images in sets.items() if split in (name, "all")}
     loss, confusion = measure(model, list(place(wanted, device).values()), count)
-    # 3. What came out.
+    # 3. The figures.
     figures = report(loss, confusion, classes)
     print_report(figures, f"{split} ({why})" if why else split)
-    if target is not None:
-        about = {
-            "format": FORMAT,
-            "weights": config.weights,
-            "data": list(config.data),
-            "dataset": config.dataset.name,
-            "split": split,
-            **figures,
-            "numerics": asdict(model.numerics),
-            "device": device.type,
-            "versions": versions(),
-            "hardware": hardware(),
-        }
-        picture = target.parent / (target.name.removesuffix(".json") + ".png")
-        try:
-            target.write_json(about)
-            picture.write_bytes(confusions(confusion.tolist(), classes, title=config.weights))
-        except StorageError as error:
-            sys.stderr.write(f"jobs.train --evaluate: measured, but {error}\n")
-            return 1
-        print(f"  figures     {target}\n  confusions  {picture}")
+    if target is None:
+        return 0
+    measured = {
+        "split": split,
+        **figures,
+        "numerics": asdict(model.numerics),
+        "device": device.type,
+    }
+    return write_report(config, target, measured)
+
+
+def write_report(config: EvaluateConfig, target: Location, measured: dict[str, Any]) -> int:
+    """Write the JSON file and the confusion matrix beside it; returns the job's exit code."""
+    about = {
+        "format": FORMAT,
+        "weights": config.weights,
+        "data": list(config.data),
+        "dataset": config.dataset.name,
+        **measured,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    classes = [row["name"] for row in measured["classes"]]
+    picture = target.parent / (target.name.removesuffix(".json") + ".png")
+    try:
+        target.write_json(about)
+        picture.write_bytes(confusions_png(measured["confusion"], classes, title=config.weights))
+    except StorageError as error:
+        sys.stderr.write(f"jobs.train --evaluate: measured, but {error}\n")
+        return 1
+    print(f"  figures     {target}\n  confusions  {picture}")
     return 0
 
 
 def _numerics(config: EvaluateConfig, weights: Weights) -> Numerics:
+    """Return the numerics of the training, in the precision that the config wants."""
     plain = Numerics("float32", fused_attention=True, channels_last=False)
     trained = plain if weights.about is None else weights.about.numerics
     if config.precision == "trained":
@@ -126,43 +138,52 @@ def check_classes(head: Sequence[str] | None, found: Sequence[str], count: int) 
     """Check that the data's classes are those of the head, in its order.
 
     Args:
-        head: names of the head's classes; None if nobody knows them.
-        found: names of the data's.
-        count: how many the head has.
+        head: names of the head's classes; None if they are not known.
+        found: names of the data's classes.
+        count: how many classes the head has.
 
     Raises:
-        ConfigError: they are not; names what differs.
+        ConfigError: the classes differ; the message lists the differences.
     """
     if head is None:
         if len(found) != count:
-            raise ConfigError(f"the head tells {count} classes apart, the data have {len(found)}")
+            raise ConfigError(f"the weights have {count} classes, the data {len(found)}")
         return
     faults = {
-        "unknown to the head": [name for name in found if name not in head],
-        "not among the data": [name for name in head if name not in found],
+        "not among the weights' classes": [name for name in found if name not in head],
+        "not among the data's classes": [name for name in head if name not in found],
     }
     lines = [f"{why}: {_some(names)}" for why, names in faults.items() if names]
     if not lines and tuple(head) != tuple(found):
-        lines = [f"the head's order is {_some(head)}; the data's {_some(found)}"]
+        lines = [f"the weights' order is {_some(head)}; the data's order is {_some(found)}"]
     if lines:
         raise ConfigError("\n  ".join(["the data's classes are not those of the weights:", *lines]))
 
 
 def _some(names: Sequence[str]) -> str:
+    """Join the first ten names."""
     more = len(names) - 10
     return ", ".join(names[:10]) + (f" and {more} more" if more > 0 else "")
 
 
-def choose(split: str, brought: Collection[str]) -> tuple[str, str]:
-    """Which images `split` stands for, and why, where the data `brought` these sets."""
-    if split == "test" and "test" not in brought:
-        raise ConfigError(f"--split test: the data bring {', '.join(brought)} only")
+def choose_split(split: str, contained: Collection[str]) -> tuple[str, str]:
+    """Return the images that `--split` names, and the reason for people if it chose all of them.
+
+    Args:
+        split: the setting.
+        contained: names of the sets that the data contain.
+
+    Raises:
+        ConfigError: the data contain no test set.
+    """
+    if split == "test" and "test" not in contained:
+        raise ConfigError(f"--split test: the data contain only {', '.join(contained)}")
     if split != "auto":
         return split, ""
     for name in ("test", "val"):
-        if name in brought:
+        if name in contained:
             return name, ""
-    return "all", "the data bring no other set; --split val takes what a training holds out"
+    return "all", "the data contain no other set; --split val takes what a training holds out"
 
 
 @torch.inference_mode()
@@ -171,12 +192,12 @@ def measure(model: Classifier, sets: Sequence[Feed], count: int) -> tuple[float,
 
     Args:
         model: what to measure.
-        sets: the images with their labels.
-        count: C, how many classes there are.
+        sets: labelled images.
+        count: C, the number of classes.
 
     Returns:
-        The mean loss without smoothing, and the counts, (C, C) int64 on the CPU: a row is a true
-        class, a column a predicted one.
+        The mean loss without label smoothing, and the confusion matrix, (C, C) int64 on the CPU: a
+        row is a true class, a column a predicted one.
     """
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     counts = torch.zeros(count * count, dtype=torch.int64, device=model.device)
@@ -191,7 +212,7 @@ def measure(model: Classifier, sets: Sequence[Feed], count: int) -> tuple[float,
 
 
 def report(loss: float, confusion: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Figures for programs: fractions and counts; null where a class has no image."""
+    """Return the figures: fractions and counts; the accuracy of a class without images is None."""
     counts, predicted = confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
     right = confusion.diagonal().tolist()
     table = [
@@ -216,7 +237,7 @@ def report(loss: float, confusion: Tensor, classes: Sequence[str]) -> dict[str, 
 
 
 def print_report(figures: dict[str, Any], split: str) -> None:
-    """Show the figures; of many classes, those that are told apart worst."""
+    """Print the figures; of many classes only those with the lowest accuracy."""
     print(
         f"{split}: accuracy {figures['accuracy']:.2%} ({figures['correct']:,} of"
         f" {figures['n']:,}), loss {figures['loss']:.4f}"
@@ -225,7 +246,7 @@ def print_report(figures: dict[str, Any], split: str) -> None:
     if len(rows) > ROWS:
         seen = (row for row in rows if row["n"])
         rows = sorted(seen, key=lambda row: row["accuracy"])[:ROWS]
-        print(f"the worst {ROWS} of {len(figures['classes'])} classes (--json has all):")
+        print(f"the {ROWS} of {len(figures['classes'])} classes with the lowest accuracy:")
     width = max(len("class"), *(len(row["name"]) for row in rows))
     print(f"  {'class':<{width}}  accuracy       n  correct  predicted")
     for row in rows:
@@ -237,7 +258,7 @@ def print_report(figures: dict[str, Any], split: str) -> None:
 
 
 def settings(weights: Weights) -> dict[str, Any]:
-    """What model.json says, as settings that flags win over."""
+    """Return the settings of the weights' model.json, which flags override."""
     about = weights.about
     if about is None:
         return {}
@@ -247,14 +268,14 @@ def settings(weights: Weights) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
     argv, prog = sys.argv[1:] if argv is None else argv, "jobs.train --evaluate"
-    named = flag(argv, "--weights")
-    if named is None or "--help" in argv:
-        parse(EvaluateConfig, argv, prog, __doc__)  # says what is missing, and ends
-        return 2
-    try:
+
+    def job() -> int:
+        named = flag_value(argv, "--weights")
+        if named is None or "--help" in argv:
+            parse(EvaluateConfig, argv, prog, __doc__)  # prints the help, or what is missing
+            return 2
         weights = load_weights(named)
         stored, source = settings(weights), f"the model.json of {named}"
         return evaluate(parse(EvaluateConfig, argv, prog, __doc__, stored, source), weights)
-    except (ConfigError, DataError, WeightsError, StorageError) as error:
-        sys.stderr.write(f"{prog}: {error}\n")
-        return 2
+
+    return exit_code(job, prog, (DataError, WeightsError))

@@ -103,7 +103,7 @@ def parse(
     """
     named = ""
     try:
-        named, settings = _named(flag(argv, "--config"))
+        named, settings = _read_config(flag_value(argv, "--config"))
         preset = list(_as_flags(settings, cls, named))
         first = list(_as_flags(stored or {}, cls, source))
         words = _renamed([*first, *preset, *argv], cls, prog)
@@ -117,7 +117,7 @@ def parse(
         raise
 
 
-def flag(argv: Sequence[str], wanted: str) -> str | None:
+def flag_value(argv: Sequence[str], wanted: str) -> str | None:
     """Return the value of the flag `wanted` without parsing the others; None if it is missing."""
     for index, word in enumerate(argv):
         name, _, value = word.partition("=")
@@ -126,7 +126,7 @@ def flag(argv: Sequence[str], wanted: str) -> str | None:
     return None
 
 
-def _named(name: str | None) -> tuple[str, dict[str, Any]]:
+def _read_config(name: str | None) -> tuple[str, dict[str, Any]]:
     """Return the file that `--config` names and its settings; ("", {}) without `--config`."""
     if name is None:
         return "", {}
@@ -162,20 +162,24 @@ def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") 
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; perhaps you meant {prefix}{near[0]}" if near else ""
             raise ConfigError(f"{path}: {prefix}{name} is no setting{hint}")
-        flag = f"--{prefix}{name}".replace("_", "-")
+        flag = _flag(f"{prefix}{name}")
         group = (known.get(name) or earlier[name]).type
         if is_dataclass(group) and not isinstance(value, dict):
             raise ConfigError(f"{path}: {prefix}{name} is a group of settings, not {value!r}")
         if is_dataclass(group):
             yield from _as_flags(value, group, path, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif isinstance(value, bool):
-            yield flag if value else f"--{prefix}no-{name}".replace("_", "-")
+            yield flag if value else _flag(f"{prefix}no-{name}")
         elif isinstance(value, list):
             yield from (flag, *map(str, value))
         elif isinstance(value, dict):
             yield from (flag, *(word for pair in value.items() for word in map(_as_word, pair)))
         else:
             yield f"{flag}={value}"
+
+
+def _flag(name: str) -> str:
+    return f"--{name}".replace("_", "-")
 
 
 def _renamed(words: Sequence[str], cls: type, prog: str) -> list[str]:
@@ -199,8 +203,8 @@ def _names_before(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _names_before(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
         elif "was" in item.metadata:
             for no in ("", "no-"):
-                old, new = (f"--{prefix}{no}{name}" for name in (item.metadata["was"], item.name))
-                yield old.replace("_", "-"), new.replace("_", "-")
+                old = f"{prefix}{no}{item.metadata['was']}"
+                yield _flag(old), _flag(f"{prefix}{no}{item.name}")
 
 
 def _as_word(value: Any) -> str:
@@ -245,6 +249,6 @@ def changed(old: dict[str, Any], config: object, prefix: str = "") -> list[str]:
         default = list(default) if isinstance(default, tuple) else default
         was = old.get(item.name, old.get(item.metadata.get("was", item.name), default))
         if was != new:
-            flag = f"--{prefix}{item.name}".replace("_", "-")
+            flag = _flag(f"{prefix}{item.name}")
             lines.append(f"{flag} is {new}, but the run was started with {was}")
     return lines
