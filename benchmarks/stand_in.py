@@ -1,8 +1,8 @@
-"""A stand-in for encoder and decoder, and workers of `jobs.mask` that hold it.
+"""A stand-in for encoder and decoder, and workers of `jobs.mask` that use it.
 
-It answers at once, or sleeps as long as a GPU would work and leave the processor free; one sleep
-at a time, as one GPU does one thing at a time. What it answers is a disc round the clicks, so that
-all that follows has its usual work to do.
+The stand-in returns at once, or sleeps as long as a GPU would take, which leaves the CPU idle; only
+one call sleeps at a time, as a GPU works on one call at a time. It returns a disc around the
+clicks, so that the tracker and the output have their usual work.
 """
 
 import json
@@ -26,17 +26,17 @@ from jobs.masks.video import Masker
 from masking.segmenter.sam import Segmenter
 
 ENCODE_SHARE = 0.8
-"""Of the sleep of a frame; the decoder has the rest, once for each call."""
+"""Share of a frame's sleep in the encoder; the rest is in each call of the decoder."""
 
 
 class StandIn(nn.Module):
-    """A network as `masking.segmenter.sam.Network` wants it."""
+    """A network with the methods that `Segmenter` calls, and without weights."""
 
     mask_stride, fill, radius = 4, (0.0, 0.0, 0.0), 24.0
     autocast = True
 
     def __init__(self, seconds: float) -> None:
-        """`seconds`: that a frame takes; 0: none."""
+        """Take the time of a frame in seconds; 0: it returns at once."""
         super().__init__()
         self.seconds, self.busy, self._one = seconds, 0.0, threading.Lock()
 
@@ -47,21 +47,21 @@ class StandIn(nn.Module):
                 self.busy += share * self.seconds
 
     def scale(self, frame_size: tuple[int, int]) -> float:
-        """Frames stay as they are."""
+        """Return 1: frames are not resized."""
         return 1.0
 
     def canvas(self, frame_size: tuple[int, int]) -> tuple[int, int]:
-        """Up to whole cells."""
+        """Return the size of a frame, rounded up to multiples of 16 pixels."""
         h, w = (-(-side // 16) * 16 for side in frame_size)
         return h, w
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Mean colours of cells."""
+        """Return the mean colours of cells of 16 x 16 pixels."""
         self._work(ENCODE_SHARE * len(images))
         return (F.avg_pool2d(images, 16),)
 
     def keys(self, features: tuple[Tensor, ...]) -> Tensor:
-        """How red a cell is: by that the disc is told from the ground."""
+        """Return how red each cell is, which separates the disc from the background."""
         red = features[0][:, :1] - features[0][:, 1:2]
         return torch.cat([red, torch.full_like(red, 20.0)], dim=1)
 
@@ -74,7 +74,7 @@ class StandIn(nn.Module):
         boxes: Tensor,
         mask_input: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """A disc round the middle of the positive points."""
+        """Return a disc around the mean of the positive points."""
         self._work(1 - ENCODE_SHARE)
         h, w = (4 * side for side in features[0].shape[-2:])
         y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
@@ -86,7 +86,7 @@ class StandIn(nn.Module):
 
 
 class Timed(nn.Module):
-    """A real network, and how long it was at work: the sum over the threads that call it."""
+    """A network with a clock: `busy` is the time spent in it, in s, summed over threads."""
 
     def __init__(self, network: Any) -> None:
         """Wrap a network."""
@@ -100,14 +100,14 @@ class Timed(nn.Module):
             return getattr(super().__getattr__("network"), name)
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """As the network."""
+        """Call the network's `encode`."""
         started = time.perf_counter()
         found: tuple[Tensor, ...] = self.network.encode(images)
         self.busy += time.perf_counter() - started
         return found
 
     def decode(self, *asked: Any) -> tuple[Tensor, Tensor]:
-        """As the network."""
+        """Call the network's `decode`."""
         started = time.perf_counter()
         found: tuple[Tensor, Tensor] = self.network.decode(*asked)
         self.busy += time.perf_counter() - started
@@ -115,10 +115,10 @@ class Timed(nn.Module):
 
 
 class Worker(Masker):
-    """As the job's, its network timed; its records say when it worked."""
+    """A worker of `jobs.mask` whose records have the time spent in the network."""
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """As `Masker`, with begun, ended and busy in the record."""
+        """Mask a video as `Masker` does, with begun, ended and busy in the record."""
         begun, busy = time.time(), self.network.busy
         record = json.loads(super().__call__(row)["record"])
         record |= {"begun": begun, "ended": time.time(), "busy": self.network.busy - busy}
@@ -126,10 +126,10 @@ class Worker(Masker):
 
 
 class MiniWorker(Worker):
-    """With the network of `--weights`."""
+    """A worker with the network of `--weights`."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
-        """As `Masker`."""
+        """Take the arguments of `Masker`."""
         super().__init__(*arguments, **more)
         self.network = Timed(self.segmenter.network)
         self.segmenter = Segmenter(
@@ -140,26 +140,26 @@ class MiniWorker(Worker):
 
 
 class SleepingWorker(Worker):
-    """With a stand-in of 25 ms a frame."""
+    """A worker with a stand-in that takes 25 ms per frame."""
 
     seconds = 0.025
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
-        """As `Masker`."""
+        """Take the arguments of `Masker`."""
         super().__init__(*arguments, **more)
         self.network = StandIn(self.seconds)
         self.segmenter = Segmenter(self.network, torch.device("cpu"), "float32")  # type: ignore[arg-type]
 
 
 class InstantWorker(SleepingWorker):
-    """With a stand-in that takes no time."""
+    """A worker with a stand-in that returns at once."""
 
     seconds = 0.0
 
 
 @contextmanager
 def workers(kind: type[Masker]) -> Iterator[None]:
-    """Have `jobs.mask`, called in this process, use other workers."""
+    """Make `jobs.mask` use another class of workers when it is called in this process."""
     before = batch.Masker
     batch.Masker = kind  # type: ignore[misc]
     try:
@@ -169,14 +169,18 @@ def workers(kind: type[Masker]) -> Iterator[None]:
 
 
 def run(kind: type[Masker], *flags: object) -> int:
-    """`jobs.mask` with other workers, in this process, on a Ray of its own; its exit code."""
-    os.environ["RAY_ADDRESS"] = "local"  # not what else runs on this machine
+    """Run `jobs.mask` with other workers, in this process, on a Ray of its own.
+
+    Returns:
+        The exit code.
+    """
+    os.environ["RAY_ADDRESS"] = "local"  # not a cluster that runs on this machine
     with workers(kind):
         return mask.main([*map(str, flags), "--device", "cpu"])
 
 
 def write_clip(path: Path, frames: int, size: tuple[int, int], seed: int = 0) -> Path:
-    """A film of a bright disc that wanders over a textured ground."""
+    """Write a film of a bright disc that moves over a textured background."""
     random = np.random.default_rng(seed)
     h, w = size
     ground = np.kron(random.integers(60, 160, (h // 6 + 1, w // 6 + 1)), np.ones((6, 6)))[:h, :w]
@@ -188,7 +192,7 @@ def write_clip(path: Path, frames: int, size: tuple[int, int], seed: int = 0) ->
             middle = (0.5 + 0.3 * np.sin(t / 40)) * w, 0.5 * h
             image = np.repeat(ground[..., None], 3, axis=2).astype(np.uint8)
             inside = np.hypot(x - middle[0], y - middle[1]) < min(h, w) / 10
-            # A texture that moves along, or flow would have nothing to hold on to.
+            # Optical flow needs a texture that moves with the disc.
             texture = 25 * np.sin((x - middle[0]) / 3) * np.cos((y - middle[1]) / 3)
             image[inside] = np.array([200, 60, 60]) + texture[inside][:, None]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -197,7 +201,7 @@ def write_clip(path: Path, frames: int, size: tuple[int, int], seed: int = 0) ->
 
 
 def write_manifest(path: Path, names: list[str], size: tuple[int, int]) -> Path:
-    """One click on the disc of each clip."""
+    """Write a manifest with a click on the disc of each clip."""
     lines = [f"{name},1,0,{size[1] // 2},{size[0] // 2}" for name in names]
     path.write_text("\n".join(["uri,object_id,frame,x,y", *lines]) + "\n")
     return path

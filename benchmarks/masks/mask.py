@@ -1,16 +1,17 @@
-"""How much of a GPU's time `jobs.mask` uses, and how fast it is beside a notebook's loop.
+"""How much of a GPU's time `jobs.mask` uses, and how fast it is compared with a notebook's loop.
 
     python -m benchmarks.masks.mask --json benchmarks/results/masks/mask.json
 
-1. Overlap: encoder and decoder are stood in for by a sleep of 25 ms a frame, which leaves the
-   processor free as a GPU does. Told is the whole job's rate over the ideal one, workers / 25 ms,
-   from the first video's begin to the last one's end, and with start-up; for one worker, which has
-   the machine to itself, and for several that share it, each with a GPU of its own.
-2. The same of `mini`, with the most workers: how long encoder and decoder are at work, each in a
-   thread of its own and so up to twice at a time, over the workers' time.
-3. vit_b (random weights, which take as long) through `mask_video` over a plain loop that calls
-   segment_anything's SamPredictor, set_image then predict, on each frame in float32; frame by
-   frame in turns, in one process.
+1. Overlap: a sleep of 25 ms per frame replaces encoder and decoder; it leaves the CPU idle, as a GPU
+   at work does. The result is the rate of the job over the ideal rate, workers / 25 ms, from
+   the start of the first video to the end of the last one, and with the start-up of the job. One
+   worker has the machine to itself; several share it, each as if it had a GPU of its own.
+2. The same with `mini` and the largest number of workers: the time in which encoder and decoder
+   work, each in a thread of its own and thus counted twice where they overlap, over the workers'
+   time.
+3. vit_b (random weights, which take as long) in `mask_video` against a plain loop that calls
+   segment_anything's SamPredictor, set_image then predict, on each frame in float32. They take
+   turns, frame by frame, in one process.
 """
 
 import argparse
@@ -41,8 +42,10 @@ from masking.video.reader import Video
 SIZE = (270, 480)
 
 
-def job(kind: type[stand_in.Worker], videos: int, frames: int, workers: int) -> dict[str, float]:
-    """Run the job on its own Ray over made videos; what its workers did."""
+def run_job(
+    kind: type[stand_in.Worker], videos: int, frames: int, workers: int
+) -> dict[str, float]:
+    """Run the job on generated videos, on a Ray of its own; returns rates of its workers."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip = stand_in.write_clip(folder / "v0.mp4", frames, SIZE)
@@ -68,8 +71,8 @@ def job(kind: type[stand_in.Worker], videos: int, frames: int, workers: int) -> 
     }
 
 
-def beside_a_loop(frames: int, threads: int, folder: Path) -> dict[str, Any]:
-    """Seconds a frame of vit_b by both ways, in turns: the ratio of the medians."""
+def compare_with_loop(frames: int, threads: int, folder: Path) -> dict[str, Any]:
+    """Measure vit_b in `mask_video` and in a plain loop, in turns; seconds per frame of both."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     sam = sam_model_registry["vit_b"]().eval()
@@ -78,7 +81,7 @@ def beside_a_loop(frames: int, threads: int, folder: Path) -> dict[str, Any]:
     clips = [stand_in.write_clip(folder / f"{turn}.mp4", 1, SIZE, turn) for turn in range(frames)]
     click = [{"object_id": 1, "frame": 0, "x": SIZE[1] // 2, "y": SIZE[0] // 2}]
     predictor, ours, theirs = SamPredictor(sam), [], []
-    for clip in clips:  # of a frame each: a longer one would be encoded ahead, in the other's turn
+    for clip in clips:  # one frame each, as further ones would be encoded in the turn of the loop
         started = time.perf_counter()
         list(mask_video(clip, click, segmenter))
         ours.append(time.perf_counter() - started)
@@ -101,14 +104,14 @@ def beside_a_loop(frames: int, threads: int, folder: Path) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write."""
+    """Measure, and print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--videos", type=int, default=4, help="a worker")
-    parser.add_argument("--frames", type=int, default=500, help="of each video, with the stand-in")
-    parser.add_argument("--mini-frames", type=int, default=50, help="of each video, with mini")
+    parser.add_argument("--videos", type=int, default=4, help="number per worker")
+    parser.add_argument("--frames", type=int, default=500, help="per video, with the stand-in")
+    parser.add_argument("--mini-frames", type=int, default=50, help="per video, with mini")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=3, help="of the job with the stand-in")
-    parser.add_argument("--sam-frames", type=int, default=3, help="with vit_b; 0: not measured")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the job with the stand-in")
+    parser.add_argument("--sam-frames", type=int, default=3, help="with vit_b; 0: skip vit_b")
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     keep_memory()
@@ -121,17 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "stand_in": [],
     }
     for workers in options.repeats * options.workers:
-        one = job(stand_in.SleepingWorker, options.videos * workers, options.frames, workers)
+        one = run_job(stand_in.SleepingWorker, options.videos * workers, options.frames, workers)
         result["stand_in"].append(one)
         share = one["share_of_ideal"]
         print(f"stand-in of 25 ms, {workers} workers: {share:.3f} of the ideal rate", flush=True)
     most = max(options.workers)
     if options.mini_frames:
-        result["mini"] = job(stand_in.MiniWorker, options.videos * most, options.mini_frames, most)
+        videos = options.videos * most
+        result["mini"] = run_job(stand_in.MiniWorker, videos, options.mini_frames, most)
         print(f"mini: {result['mini']['share_of_ideal']:.3f} of the workers' time in its network")
     if options.sam_frames:
         with tempfile.TemporaryDirectory() as folder:
-            result["vit_b"] = beside_a_loop(options.sam_frames, most, Path(folder))
+            result["vit_b"] = compare_with_loop(options.sam_frames, most, Path(folder))
         print(f"vit_b: {result['vit_b']['times_as_fast']:.2f} times as fast as the plain loop")
     result |= {"hardware": hardware(), "versions": versions()}
     if options.json:

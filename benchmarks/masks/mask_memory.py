@@ -1,11 +1,11 @@
-"""What many videos cost the driver of `jobs.mask`, and what Ray's object store holds of them.
+"""What many videos cost the driver of `jobs.mask` and Ray's object store.
 
     python -m benchmarks.masks.mask_memory --videos 100 1000 10000 --json FILE
 
-Videos of two tiny frames, masked by a stand-in that takes no time; each batch is a job of its own,
-in a process of its own: its processor time a video, its largest resident memory (with the
-interpreter, torch and Ray: so the growth from batch to batch is what videos cost), and the most
-that the object store held.
+The videos have two tiny frames, and the stand-in that masks them takes no time. Each batch is a job
+in a process of its own. Measured are its CPU time per video, its peak resident memory (with the
+interpreter, torch and Ray, so that only the growth between batches is due to videos), and the peak
+of the object store.
 """
 
 import argparse
@@ -30,26 +30,26 @@ from jobs.run.machine import hardware, versions
 
 SIZE = (48, 64)
 LIMIT_MB = 50.0
-"""Of the object store."""
+"""Largest size of the object store with which the benchmark passes."""
 
 
 class Store(threading.Thread):
-    """Watches the object store while a job runs."""
+    """A thread that measures the object store while a job runs."""
 
     def __init__(self) -> None:
-        """Not started."""
+        """Make the thread without starting it."""
         super().__init__(daemon=True)
         self.most, self.spilled, self.over = 0.0, 0.0, threading.Event()
 
     def run(self) -> None:
-        """Look twice a second."""
+        """Measure twice a second until `over` is set."""
         while not self.over.wait(0.5):
             if not ray.is_initialized():
                 continue
             try:
                 state = get_state_from_address(ray.get_runtime_context().gcs_address)
                 stats = get_memory_info_reply(state).store_stats
-            except Exception as error:  # while Ray starts or ends
+            except Exception as error:  # Ray is starting or ending
                 print(f"  (object store: {error})", file=sys.stderr)
                 continue
             self.most = max(self.most, stats.object_store_bytes_used / 2**20)
@@ -57,7 +57,7 @@ class Store(threading.Thread):
 
 
 def measure(videos: int, workers: int) -> dict[str, Any]:
-    """A batch in this process."""
+    """Mask a batch in this process, and return what it cost."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clip = stand_in.write_clip(folder / "v00000.mp4", 2, SIZE)

@@ -1,11 +1,12 @@
-"""Odd and broken files in one batch of `jobs.mask`: each ends as it should, and the batch goes on.
+"""Checks that unusual and broken files in a batch of `jobs.mask` each get the right status.
 
     python -m benchmarks.masks.odd_batch --data videos/ --json FILE
 
-The batch is every file of `--data` (a folder with videos.csv, which says what decodes) and some
-that are broken here: cut off, empty, noise, bytes changed, a folder with a broken image. A file of
-which nothing decodes has to be failed, with a code; one with errors on the way partial, another
-one ok. What differs is listed. Encoder and decoder are a stand-in: the files are the matter.
+The batch has every file of `--data` (a folder with videos.csv, which says what decodes) and files
+that are broken here: cut off, empty, noise, changed bytes, a folder with a broken image. A file
+without a frame that decodes must be failed, with a code; one with decode errors partial; any other
+file ok. The benchmark lists files with another status. A stand-in replaces encoder and decoder, as
+only the reading of the files is checked.
 """
 
 import argparse
@@ -28,28 +29,28 @@ from jobs.run.machine import hardware, versions
 
 SIZE = (96, 160)
 LAST = 19
-"""Last frame that is masked; all are decoded."""
+"""Last frame that is masked; all frames are decoded."""
 
 
 def expected(row: dict[str, str]) -> str:
-    """What the data's own table says of a file."""
+    """Return the status that a file must have, by its row of videos.csv."""
     if not int(row["decoded_frames"] or 0):
         return "failed"
     return "partial" if int(row["decode_errors"] or 0) else "ok"
 
 
 def fits(row: dict[str, Any], end: str) -> bool:
-    """Whether a file ended as expected.
+    """Return whether a file has the expected status.
 
-    The data's table counts what a decoder refuses: neither packets that are marked corrupt, nor
-    containers that break off.
+    videos.csv counts decode errors, but neither packets that are marked corrupt nor containers that
+    are cut off; so partial is right for these files, too.
     """
     damaged = row["status"] == "partial" and bool(row["corrupt_packets"] or row["cut_off"])
     return row["status"] == end or (end == "ok" and damaged)
 
 
 def broken(folder: Path) -> dict[str, str]:
-    """Make broken files; returns how each has to end, by name."""
+    """Write broken files; returns the status that each must have, by name."""
     sound = stand_in.write_clip(folder / "sound.mp4", 40, SIZE).read_bytes()
     stand_in.write_clip(folder / "sound.mkv", 40, SIZE)
     random = np.random.default_rng(0)
@@ -76,7 +77,7 @@ def broken(folder: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the batch; returns 1 if a file ended otherwise than expected."""
+    """Run the batch; returns 1 if it failed, or a video is missing or failed without a code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder with videos.csv")
     parser.add_argument("--workers", type=int, default=2)
@@ -103,8 +104,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {}
     for row in ledger:
         name, end = wanted[row["video_id"]]
-        told = {key: row[key] for key in ("status", "code", "frames", "corrupt_packets", "cut_off")}
-        found[name] = told | {"expected": end, "as_expected": fits(row, end)}
+        keys = ("status", "code", "frames", "corrupt_packets", "cut_off")
+        facts = {key: row[key] for key in keys}
+        found[name] = facts | {"expected": end, "as_expected": fits(row, end)}
     other = {name: one for name, one in found.items() if not one["as_expected"]}
     no_code = [n for n, one in found.items() if one["status"] == "failed" and not one["code"]]
     result = {

@@ -1,13 +1,17 @@
-"""How long a person at the page of jobs.prompt waits: click to mask, frame step, first frame.
+"""How long a person at the page of jobs.prompt waits for masks, frames and saves.
 
     python -m benchmarks.masks.prompt --json benchmarks/results/masks/prompt.json
 
-Measured over HTTP, as the page asks: from sending a request to having the answer, without what the
-browser takes to draw it. The clip is made: 1920 x 1080, H.264 with one key frame, a camera
-that pans over a photograph of scikit-learn. `click to mask` is a second click on a frame that is
-encoded, `first click` is one on a frame that has to be encoded first; `click to saved` has the
-click on disk; `frame step` is the next frame, `frame back` the one before, `any frame` lies
-anywhere; `first frame` opens a file, size, rows and JPEG, that was not opened before.
+The times are those of HTTP requests as the page sends them, without the drawing in the browser. The
+clip is generated: 1920 x 1080, H.264 with one key frame, a camera that pans over a photograph of
+scikit-learn.
+
+    click to mask           a second click on a frame that is encoded
+    first click of a frame  a click on a frame that must be encoded first
+    click to saved          until the click is on disk
+    frame step, frame back  the next frame, the previous frame
+    any frame               a frame at random
+    first frame             opening a video for the first time, and loading its first frame
 """
 
 import argparse
@@ -42,14 +46,14 @@ SIZE, RATE = (1080, 1920), 25
 
 
 class Browser:
-    """Asks as the page does."""
+    """Sends requests as the page does."""
 
     def __init__(self, server: Server) -> None:
-        """Of a server."""
+        """Take the address and token of a server."""
         self.base, self.token = f"http://127.0.0.1:{server.port}", server.token
 
     def ask(self, path: str, body: Any = None, method: str = "POST") -> Any:
-        """The answer, decoded if it is JSON."""
+        """Send a request, and return the answer, decoded if it is JSON."""
         headers = {"Cookie": f"prompt-{self.base.rpartition(':')[2]}={self.token}"}
         content = None if body is None else json.dumps(body).encode()
         verb = "GET" if body is None else method
@@ -62,7 +66,7 @@ class Browser:
 
 
 def clip(path: Path, frames: int) -> None:
-    """Write a film of a town that a camera pans over."""
+    """Write a film in which a camera pans over a photograph of a town."""
     backdrop = panned(np.asarray(load_sample_image("china.jpg")), SIZE, (3.0, 1.0))
     with Film(path, "overlay", SIZE) as film:
         for index in range(frames):
@@ -70,14 +74,14 @@ def clip(path: Path, frames: int) -> None:
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Milliseconds that it takes."""
+    """Return how many milliseconds a call takes."""
     started = time.perf_counter()
     call()
     return 1000 * (time.perf_counter() - started)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and 95th percentile, ms."""
+    """Return the distribution of times in ms."""
     return {
         "n": len(values),
         "median_ms": statistics.median(values),
@@ -87,27 +91,30 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def opened(browser: Browser, name: str) -> None:
-    """Open a video as the page does."""
-    browser.ask(f"/api/video?id={name}")
-    browser.ask(f"/api/frame?id={name}&index=0")
+def open_video(browser: Browser, name: str) -> str:
+    """Open a video as the page does; returns the version of its file."""
+    version: str = browser.ask(f"/api/video?id={name}")["version"]
+    browser.ask(f"/api/frame?id={name}&index=0&version={version}")
+    return version
 
 
 def measure(browser: Browser, files: Sequence[str], n: int, frames: int) -> dict[str, Any]:
-    """All figures."""
+    """Measure all figures; returns the distribution of each."""
     draw = random.Random(0)
     first = []
     for name in files:
-        first.append(timed(lambda name=name: opened(browser, name)))
+        first.append(timed(lambda name=name: open_video(browser, name)))
         while not browser.ask(f"/api/timestamps?id={name}&start=0")["complete"]:
-            time.sleep(0.1)  # or the next one would share the cores with it
+            time.sleep(0.1)  # so that its scan does not share the cores with the next video
+    version = open_video(browser, name)
 
     def frame(index: int) -> Any:
-        return browser.ask(f"/api/frame?id={name}&index={index}")
+        return browser.ask(f"/api/frame?id={name}&index={index}&version={version}")
 
     def click(index: int, clicks: Sequence[dict[str, int]]) -> None:
         objects = [{"object_id": 1, "clicks": clicks}]
-        browser.ask("/api/preview", {"id": name, "index": index, "objects": objects})
+        body = {"id": name, "index": index, "version": version, "objects": objects}
+        browser.ask("/api/preview", body)
 
     steps = range(10, 10 + n)
     forward = [timed(lambda i=i: frame(i)) for i in steps]

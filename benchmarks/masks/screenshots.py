@@ -1,4 +1,4 @@
-"""The pictures of jobs.prompt in the README: picking on a made clip, and reviewing its masks.
+"""Makes the pictures of jobs.prompt in the docs: clicking on a clip, and reviewing its masks.
 
     python -m benchmarks.masks.screenshots --out docs
 
@@ -35,11 +35,11 @@ from masking.video.writer import Film
 
 WIDTH, HEIGHT = 1280, 760
 CLICKS = ((110, 150), (80, 160)), ((357, 110),)
-"""On the flower, and on the leaf, of the first frame."""
+"""Points on the flower and on the leaf, in pixels of the first frame."""
 
 
 def begin(source: str, manifest: Path) -> Server:
-    """Serve what `jobs.prompt` would."""
+    """Serve the page as `jobs.prompt` does."""
     found = videos.find(source, manifest, None)
     run = None if found.run is None else MaskRun(found.run)
     segmenter = load_segmenter("mini", torch.device("cpu"))
@@ -48,7 +48,7 @@ def begin(source: str, manifest: Path) -> Server:
 
 
 def browser() -> webdriver.Chrome:
-    """A window of a fixed size, without a screen."""
+    """Start Chromium with a window of a fixed size, without a screen."""
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars"):
@@ -60,12 +60,12 @@ def browser() -> webdriver.Chrome:
 
 
 def wait(driver: webdriver.Chrome, script: str) -> None:
-    """Until a script says so."""
+    """Wait until a script returns a true value."""
     WebDriverWait(driver, 300).until(lambda page: page.execute_script(f"return {script}"), script)
 
 
 def click(driver: webdriver.Chrome, x: int, y: int) -> None:
-    """On a pixel of the frame."""
+    """Click on a pixel of the frame, and wait until it is saved and has a mask."""
     place = driver.execute_script("return patchray.view.clientOf(...arguments)", x, y)
     chain = ActionChains(driver, duration=0)
     chain.w3c_actions.pointer_action.move_to_location(*map(int, place)).click()
@@ -73,8 +73,8 @@ def click(driver: webdriver.Chrome, x: int, y: int) -> None:
     wait(driver, "!patchray.clicks.waiting && patchray.layers.preview.size")
 
 
-def picking(driver: webdriver.Chrome, address: str) -> None:
-    """Two objects are clicked on and tracked."""
+def click_objects(driver: webdriver.Chrome, address: str) -> None:
+    """Click on two objects, name them, and track them."""
     driver.get(address)
     wait(driver, "window.patchray?.view.picture && patchray.state.complete")
     for number, (places, name) in enumerate(zip(CLICKS, ("flower", "leaf"), strict=True)):
@@ -88,8 +88,8 @@ def picking(driver: webdriver.Chrome, address: str) -> None:
     wait(driver, "document.querySelector('#track-state').textContent.startsWith('frames')")
 
 
-def reviewing(driver: webdriver.Chrome, address: str) -> None:
-    """The worst span of the run is looked at."""
+def review(driver: webdriver.Chrome, address: str) -> None:
+    """Open the worst span of a run."""
     driver.get(address)
     wait(driver, "window.patchray?.view.picture && patchray.state.complete")
     ActionChains(driver).send_keys("]").perform()
@@ -99,15 +99,15 @@ def reviewing(driver: webdriver.Chrome, address: str) -> None:
 
 
 def shoot(driver: webdriver.Chrome, path: Path) -> None:
-    """Write what is shown, in 256 colours: a PNG of a third of the size that looks the same."""
-    time.sleep(1)  # the last frame is drawn, thumbnails have come
+    """Write a screenshot in 256 colours, which makes it a third as large."""
+    time.sleep(1)  # until the last frame is drawn and thumbnails are loaded
     picture = Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB")
     picture.quantize(256, kmeans=3).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the pictures."""
+    """Make both pictures; returns the exit code of `jobs.mask`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args(argv)
@@ -118,16 +118,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             for index, (image, _) in enumerate(demo.stages()["flower"]):
                 film.write(image, index / demo.RATE)
         server = begin(str(folder / "clip.mp4"), folder / "clicks.csv")
-        picking(driver, server.address)
+        click_objects(driver, server.address)
         shoot(driver, options.out / "prompt.png")
         server.stop()
         server.wait()
-        os.environ["RAY_ADDRESS"] = "local"  # not a cluster that happens to be here
+        os.environ["RAY_ADDRESS"] = "local"  # not a cluster that runs on this machine
         flags = ["--manifest", f"{folder}/clicks.csv", "--device", "cpu"]
         code = mask.main([*flags, "--out", f"{folder}/masks"])
         if code == 0:
             server = begin(f"{folder}/masks", folder / "corrected.csv")
-            reviewing(driver, server.address)
+            review(driver, server.address)
             shoot(driver, options.out / "review.png")
             server.stop()
             server.wait()

@@ -1,12 +1,12 @@
-"""Kill a mask job again and again, and compare its dataset with an uninterrupted run's.
+"""Kills a mask job many times, and compares its masks with those of an uninterrupted run.
 
     python -m benchmarks.masks.soak_mask --kills 20 --videos 12 --json soak_mask.json
 
 Half of the kills are a `kill -9` of a worker, half of the driver, which is then started again with
-the same command. They are spread over the batch, kill k of K not before k/K of the videos are done,
-and fall at random while a worker is at work. A Ray of `ray start` stays up throughout, as on a
-cluster. At the end: the masks' bytes are those of the uninterrupted run, every video is there once,
-and no video was masked again after it was committed.
+the same command. Kill k of K comes not before k/K of the videos are done, at a random time while a
+worker masks a video. Ray was started with `ray start` and keeps running, as on a cluster. At the
+end the masks must have the same bytes as those of the uninterrupted run, every video must be in the
+ledger once, and no video may have been masked again after its marker was written.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from jobs.storage.location import Location
 SIZE = (96, 160)
 WORKER = "MapWorker(Map(Masker))"
 AT_WORK = ".submit"
-"""In the title of a worker that masks a video; one that still loads its weights has __init__."""
+"""Part of the title of a worker that masks a video; while it loads its weights it has __init__."""
 
 
 @contextlib.contextmanager
-def ray_of_our_own(folder: Path) -> Iterator[tuple[dict[str, str], psutil.Process]]:
-    """A head of `ray start`: what a driver's environment needs to join it, and its process."""
+def start_ray(folder: Path) -> Iterator[tuple[dict[str, str], psutil.Process]]:
+    """Run `ray start --head`; yields the environment of drivers that use it, and its process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -52,7 +52,7 @@ def ray_of_our_own(folder: Path) -> Iterator[tuple[dict[str, str], psutil.Proces
     with (folder / "ray.log").open("w") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        for _ in range(240):  # a busy machine takes its time
+        for _ in range(240):  # a busy machine may need minutes
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.5)
@@ -65,7 +65,7 @@ def ray_of_our_own(folder: Path) -> Iterator[tuple[dict[str, str], psutil.Proces
 
 
 def start(folder: Path, out: Path, workers: int, environment: dict[str, str], log: Path) -> Any:
-    """Start, or go on with, the job."""
+    """Start or resume the job; returns its process."""
     command = [sys.executable, "-m", "jobs.mask", "--manifest", str(folder / "clicks.csv")]
     command += ["--out", str(out), "--workers", str(workers), "--device", "cpu", "--retry-failed"]
     command += ["--cpus-per-worker", "0.5"]
@@ -74,7 +74,7 @@ def start(folder: Path, out: Path, workers: int, environment: dict[str, str], lo
 
 
 def workers_of(head: psutil.Process, title: str = WORKER) -> list[psutil.Process]:
-    """Workers of the job, or those at work."""
+    """Return the processes below Ray's head with a text in their title."""
     found = []
     for process in head.children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -84,7 +84,7 @@ def workers_of(head: psutil.Process, title: str = WORKER) -> list[psutil.Process
 
 
 def committed(out: Path) -> dict[str, int]:
-    """When each video's marker was written, in ns: one that is done again is written again."""
+    """Return when the marker of each video was written, in ns, by the marker's file name."""
     return {
         file.name: file.stat().st_mtime_ns
         for file in (out / "commits").glob("*.json")
@@ -95,13 +95,13 @@ def committed(out: Path) -> dict[str, int]:
 def soak(
     folder: Path, out: Path, options: argparse.Namespace, environment: dict[str, str], head: Any
 ) -> dict[str, Any]:
-    """Run to the end through all kills."""
+    """Run the job to its end through all kills; returns the kills and the videos done twice."""
     log, killed, again = folder / "log", [], set[str]()
     job, seen = start(folder, out, options.workers, environment, log), dict[str, int]()
     order = ["worker", "driver"] * (options.kills // 2)
     random.shuffle(order)
 
-    def look() -> None:
+    def check_markers() -> None:
         now = committed(out)
         again.update(name for name in seen if now.get(name) != seen[name])
         seen.update(now)
@@ -112,10 +112,10 @@ def soak(
     for number, what in enumerate(order):
         due = number * options.videos // options.kills
         while (len(seen) < due or not workers_of(head, WORKER + AT_WORK)) and not over():
-            look()
+            check_markers()
             time.sleep(0.05)
         time.sleep(random.uniform(0, options.longest))
-        look()
+        check_markers()
         if over():
             break
         if what == "worker" and (at_work := workers_of(head)):
@@ -124,45 +124,45 @@ def soak(
         elif what == "driver":
             job.kill()
             job.wait()
-            look()
+            check_markers()
             job = start(folder, out, options.workers, environment, log)
         killed.append({"killed": what, "videos_done": len(seen)})
         print(killed[-1], flush=True)
     while not over():
-        look()
+        check_markers()
         time.sleep(0.2)
     starts = 1
-    while job.returncode and starts < 4:  # a video whose worker was killed twice waits for this
+    while job.returncode and starts < 4:  # for videos whose worker was killed twice
         job = start(folder, out, options.workers, environment, log)
         job.wait()
         starts += 1
-    look()
+    check_markers()
     assert job.returncode == 0, log.read_text()[-3000:]
     return {"kills": killed, "done_again": sorted(again), "starts_for_quarantined": starts - 1}
 
 
 def dataset(out: Path) -> dict[str, str]:
-    """The hash of every file of masks."""
+    """Return the SHA-256 of every file of masks."""
     files = sorted((out / "masks").rglob("*.parquet"))
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the soak; returns 0 if the datasets are equal and nothing was done again."""
+    """Run the job with kills; returns 0 if the masks are equal and no video was masked twice."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--videos", type=int, default=12)
-    parser.add_argument("--frames", type=int, default=40, help="of each video")
+    parser.add_argument("--frames", type=int, default=40, help="per video")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=4.0, help="seconds from work to a kill")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds before a kill, at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     random.seed(options.seed)
     command = " ".join(
         ["python -m benchmarks.masks.soak_mask", *(sys.argv[1:] if argv is None else argv)]
     )
-    with tempfile.TemporaryDirectory() as name, ray_of_our_own(Path(name)) as (environment, head):
+    with tempfile.TemporaryDirectory() as name, start_ray(Path(name)) as (environment, head):
         folder = Path(name)
         names = [f"v{number:02}.mp4" for number in range(options.videos)]
         for number, clip in enumerate(names):

@@ -5,7 +5,8 @@ from typing import Any
 
 from jobs.page.journal import Record
 from jobs.page.videos import Clip
-from masking.manifest.rows import COLUMNS, Row, frame_of, in_pixels, parse_rows
+from masking.manifest.plans import frame_of, in_pixels
+from masking.manifest.rows import COLUMNS, Row, parse_rows
 
 _OF_THE_VIDEO = ("uri", "video_id")
 _UNITS = ("coords", "ref_width", "ref_height")

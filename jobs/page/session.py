@@ -20,7 +20,8 @@ from jobs.page.videos import Clip
 from jobs.storage.cache import localize
 from masking.images.arrays import Bools, Pixels
 from masking.images.masks import encode_rle
-from masking.manifest.rows import object_faults, parse_rows, prompts, resolve
+from masking.manifest.plans import resolve
+from masking.manifest.rows import object_faults, parse_rows, prompts
 from masking.segmenter.sam import Segmenter
 from masking.video.frame import VideoError
 from masking.video.reader import Video

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from jobs.page.journal import Change, Entry, History, Journal, Record, leading_to
 from jobs.storage.location import Location, StorageError, check_writable
-from masking.manifest.rows import COLUMNS, ManifestError, given, parse_rows
+from masking.manifest.faults import ManifestError
+from masking.manifest.rows import COLUMNS, given, parse_rows
 from masking.manifest.table import filled, identity, json_rows, parse_table, read_manifest
 
 NEW_COLUMNS = (

@@ -9,7 +9,7 @@ from typing import Any
 from jobs.page.frames import Frames, yield_to_others
 from masking.images.arrays import Bools
 from masking.images.masks import decode_rle, encode_rle
-from masking.manifest.rows import ObjectPlan
+from masking.manifest.plans import ObjectPlan
 from masking.segmenter.sam import Segmenter
 from masking.tracking.directions import Directions
 from masking.tracking.masking import Masking

@@ -12,7 +12,7 @@ from jobs.page.journal import Record
 from jobs.page.store import FORMATS, read_records
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
-from masking.manifest.rows import Fault, ManifestError
+from masking.manifest.faults import Fault, ManifestError
 from masking.manifest.table import identity
 from masking.video.folder import IMAGES
 

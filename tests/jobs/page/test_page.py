@@ -37,7 +37,9 @@ from jobs.page.videos import Clip
 from jobs.run.config import ConfigError, parse
 from jobs.storage.location import Location, StorageError
 from masking.images.masks import decode_rle
-from masking.manifest.rows import ManifestError, read_rows, resolve
+from masking.manifest.faults import ManifestError
+from masking.manifest.plans import resolve
+from masking.manifest.rows import read_rows
 from masking.segmenter.sam import PromptError
 from masking.tracking.masking import mask_video
 from masking.video.frame import VideoError
