@@ -16,6 +16,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "ray_cluster" in item.fixturenames:
             item.add_marker("ray")
+            if item.path.parent != ROOT / "tests/jobs":
+                raise pytest.UsageError(
+                    f"{item.nodeid} runs on Ray, so it must lie in tests/jobs/test_*.py, where"
+                    " `make test` finds it"
+                )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,10 @@
 """Kill a training again and again, and compare its final weights with an uninterrupted run's.
 
     python -m benchmarks.training.soak_train --workers 2 --kills 10
+    python -m benchmarks.training.soak_train --job finetune --kills 10
 
-Half of the kills are a `kill -9` of one worker (Ray Train starts the ranks anew), half of the whole
-job, which is then started again with the same command. The moments are random steps in mid-epoch.
+Half of the kills are a `kill -9` of one worker (Ray Train starts the ranks again), half of the
+whole job, which is then started again with the same command. They come after random steps.
 """
 
 import argparse
@@ -20,18 +21,34 @@ import psutil
 import torch
 from safetensors.torch import load_file
 
-SETTINGS = [
-    *("--config", "digits.yaml", "--epochs", "40", "--batch-size", "64"),
-    *("--save-minutes", "0.01", "--model.drop-path-rate", "0.2", "--cpus-per-worker", "0.5"),
-]
-STEPS = 40 * 20
+from tests.squares import SIDE, write_squares
+
+FLAGS = {
+    "train": [
+        *("--config", "digits.yaml", "--epochs", "40", "--batch-size", "64"),
+        *("--model.drop-path-rate", "0.2"),
+    ],
+    "finetune": [
+        *("--init-weights", "scratch", "--epochs", "40", "--batch-size", "4", "--device", "cpu"),
+        *("--precision", "float32", "--val-fraction", "0.1", "--val-images", "1"),
+        *("--ema-half-life", "100", "--compose.size", str(SIDE), "--compose.objects", "2"),
+    ],
+}
+STEPS = {"train": 40 * 20, "finetune": 40 * 5}
 
 
-def start(out: Path, workers: int, log: Path) -> subprocess.Popen[bytes]:
-    """Start, or go on with, the job."""
-    command = [sys.executable, "-m", "jobs.train", "--out", str(out), "--workers", str(workers)]
+def command_of(job: str, folder: Path, workers: int) -> list[str]:
+    """The command of a job without its --out; the data of `jobs.finetune` are made in `folder`."""
+    flags = [*FLAGS[job], "--save-minutes", "0.01", "--cpus-per-worker", "0.5"]
+    if job == "finetune":
+        flags += ["--data", str(write_squares(folder / "squares.parquet"))]
+    return [sys.executable, "-m", f"jobs.{job}", "--workers", str(workers), *flags]
+
+
+def start(command: list[str], out: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start or resume the job."""
     with log.open("ab") as output:
-        return subprocess.Popen([*command, *SETTINGS], stdout=output, stderr=output)
+        return subprocess.Popen([*command, "--out", str(out)], stdout=output, stderr=output)
 
 
 def step(out: Path) -> int:
@@ -54,24 +71,25 @@ def worker_of(job: subprocess.Popen[bytes]) -> psutil.Process | None:
     return random.choice(found) if found else None
 
 
-def soak(out: Path, workers: int, kills: int, log: Path) -> list[dict[str, object]]:
-    """Run to the end through `kills` kills; returns what was killed at which step."""
-    moments = sorted(random.sample(range(STEPS // 20, STEPS * 9 // 10), kills))
+def soak(
+    command: list[str], out: Path, after_steps: list[int], log: Path
+) -> list[dict[str, object]]:
+    """Run to the end, with a kill after each of these steps; returns what was killed when."""
     record: list[dict[str, object]] = []
-    job = start(out, workers, log)
-    for number, moment in enumerate(moments):
-        while step(out) < moment and job.poll() is None:
+    job = start(command, out, log)
+    for number, after_step in enumerate(after_steps):
+        while step(out) < after_step and job.poll() is None:
             time.sleep(0.02)
         if job.poll() is not None:
             break
         time.sleep(random.uniform(0, 0.3))
         if number % 2 == 0:
             while (victim := worker_of(job)) is None and job.poll() is None:
-                time.sleep(0.1)  # Ray is still starting the ranks anew after the kill before
+                time.sleep(0.1)  # Ray is still starting the ranks again after the last kill
             if victim is None:
                 break
             victim.kill()
-            record.append({"killed": "worker", "after_step": moment})
+            record.append({"killed": "worker", "after_step": after_step})
         else:
             for process in family(job):
                 try:
@@ -79,8 +97,8 @@ def soak(out: Path, workers: int, kills: int, log: Path) -> list[dict[str, objec
                 except psutil.NoSuchProcess:
                     continue
             job.wait()
-            record.append({"killed": "job", "after_step": moment})
-            job = start(out, workers, log)
+            record.append({"killed": "job", "after_step": after_step})
+            job = start(command, out, log)
     assert job.wait() == 0, f"the job failed: {log.read_text()[-3000:]}"
     return record
 
@@ -96,22 +114,27 @@ def final(out: Path) -> dict[str, torch.Tensor]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the soak; returns 0 if weights and optimizer are equal bit for bit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--job", choices=list(FLAGS), default="train")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="of the steps to kill after")
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     random.seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         log = root / "log"
-        whole = start(root / "whole", options.workers, log)
+        command = command_of(options.job, root, options.workers)
+        whole = start(command, root / "whole", log)
         assert whole.wait() == 0, log.read_text()[-3000:]
-        record = soak(root / "killed", options.workers, options.kills, log)
+        steps = STEPS[options.job]
+        after_steps = sorted(random.sample(range(steps // 20, steps * 9 // 10), options.kills))
+        record = soak(command, root / "killed", after_steps, log)
         tensors = [final(root / name) for name in ("whole", "killed")]
         summary = json.loads((root / "killed/summary.json").read_text())
     different = [k for k in tensors[0] if not torch.equal(tensors[0][k], tensors[1][k])]
     result = {
+        "job": options.job,
         "workers": options.workers,
         "kills": record,
         "resumed": summary["resumed"],

@@ -280,7 +280,7 @@ def test_odd_and_broken_files_of_the_world():
         assert len(images) == wanted, row["file"]
         if row["rotation"] and abs(int(row["rotation"])) <= 360:
             assert rotation == int(row["rotation"]), row["file"]
-        if wanted * pixels < 30_000_000:
+        if wanted * pixels < 30_000_000 and "PQ" not in row["what"]:  # as slow again
             with Video.open(path) as video:
                 back = [frame.image for frame in video.backward(wanted)]
             assert len(back) == wanted, row["file"]
