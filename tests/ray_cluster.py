@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
+OUTPUT = {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+"""Wide lines, each at once, whatever kills the job."""
 
 
 def _free_ports(count):
@@ -102,7 +104,7 @@ class RayCluster:
         """Start `python -m jobs.train` on this cluster; its output is one stream."""
         return subprocess.Popen(
             [sys.executable, "-m", module, *map(str, argv)],
-            env=self.environment | {"RAY_ADDRESS": self.address, "COLUMNS": "200"} | changes,
+            env=self.environment | {"RAY_ADDRESS": self.address} | OUTPUT | changes,
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

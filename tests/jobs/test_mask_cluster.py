@@ -50,16 +50,8 @@ def hashes_without_ray(clips, tmp_path_factory):
 
 def flags(clips, out, workers, cpus, *more):
     found = ["--manifest", clips / "clicks.csv", "--out", out, "--device", "cpu"]
-    return [
-        *found,
-        "--precision",
-        "float32",
-        "--workers",
-        workers,
-        "--cpus-per-worker",
-        cpus,
-        *more,
-    ]
+    found += ["--precision", "float32", "--workers", workers, "--cpus-per-worker", cpus]
+    return [*found, *more]
 
 
 def hashes(out):

@@ -24,7 +24,7 @@ from tests.trained import final, png
 
 
 def test_ranks_share_the_samples_of_one(tmp_path):
-    """The same batches, whatever the number of ranks; of gradients see test_segment_steps."""
+    """The same batches, whatever the number of ranks; gradients: tests/masking/training."""
     config = small(tmp_path / "run", write_squares(tmp_path / "a.parquet"))
     sets, cpu = load(config), torch.device("cpu")
     whole = SegmentTask(config, sets, cpu, Ranks(0, 1))._compose(1, 2)
