@@ -1,4 +1,4 @@
-"""Masks as files of other tools: DAVIS, PNG, COCO, YouTube-VOS. Values and bytes only."""
+"""Masks in the formats of other tools: DAVIS, PNG, COCO, YouTube-VOS."""
 
 import io
 import json
@@ -21,7 +21,7 @@ DAVIS_IDS = 255
 
 
 def palette() -> list[int]:
-    """Colours of DAVIS' and PASCAL VOC's indexed images: 256 times RGB."""
+    """Return the palette of DAVIS' and PASCAL VOC's indexed images: 256 times R, G, B."""
     colours = []
     for index in range(256):
         red = green = blue = 0
@@ -35,10 +35,10 @@ def palette() -> list[int]:
 
 
 def davis_png(labels: NDArray[np.uint16]) -> bytes:
-    """A label map as DAVIS has it: an indexed PNG, 0 the background.
+    """Return a label map (H, W) as DAVIS stores it: an indexed PNG, 0 the background.
 
     Raises:
-        ValueError: an object id above 255, which such an image cannot hold.
+        ValueError: an object id is above 255, the largest that such an image holds.
     """
     if labels.max(initial=0) > DAVIS_IDS:
         raise ValueError(f"object {labels.max()}: an indexed PNG holds ids up to {DAVIS_IDS}")
@@ -48,7 +48,7 @@ def davis_png(labels: NDArray[np.uint16]) -> bytes:
 
 
 def mask_png(mask: Bools) -> bytes:
-    """A mask as a grey PNG, 255 where the object is."""
+    """Return a mask (H, W) as a grey PNG, 255 where the object is."""
     return png_bytes(Image.fromarray(mask.astype(np.uint8) * 255))
 
 
@@ -62,55 +62,31 @@ def png_bytes(picture: Image.Image, optimize: bool = False) -> bytes:
 def write_coco(
     path: Path, videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
 ) -> None:
-    """COCO's JSON of masked videos: an image a frame, an annotation a mask that is not empty.
+    """Write COCO's JSON of masked videos: an image for each frame, an annotation for each mask.
 
-    Goes to disk video by video, so that a batch may be larger than memory; a second file beside
-    `path` holds the annotations until the images are written.
+    Empty masks are left out. The file is written video by video, so that a batch may be larger than
+    memory; a second file beside `path` holds the annotations until the images are written.
 
     Args:
-        path: the file to write, local.
-        videos: ids and mask tables.
-        names: of each video's objects. Each name is a category; an object without one is of the
-            category "object N", N being its id.
+        path: the local file to write.
+        videos: id and mask table (`masking.outputs.rows`) of each video.
+        names: names of each video's objects, by video id and object id. Each name is a category; an
+            object without a name has the category "object N" with its id N.
     """
     categories: dict[str, int] = {}
     with path.open("w") as file, TemporaryFile("w+", dir=path.parent) as later:
         images, annotations = _Array(file), _Array(later)
         file.write('{"images": [')
         for video_id, table in videos:
-            called = names.get(video_id, {})
+            named = names.get(video_id, {})
             for frame, rows in frames_of(table):
-                size = [rows[0]["height"], rows[0]["width"]]
-                images.add(
-                    {
-                        "id": images.count + 1,
-                        "file_name": f"{video_id}/{frame:05d}.jpg",
-                        "height": size[0],
-                        "width": size[1],
-                        "video_id": video_id,
-                        "frame": frame,
-                    }
-                )
+                images.add(_coco_image(images.count + 1, video_id, frame, rows[0]))
                 for row in rows:
-                    object_id = row["object_id"]
-                    name = called.get(object_id, f"object {object_id}")
+                    name = named.get(row["object_id"], f"object {row['object_id']}")
                     category = categories.setdefault(name, len(categories) + 1)
-                    if not row["area"]:
-                        continue
-                    annotations.add(
-                        {
-                            "id": annotations.count + 1,
-                            "image_id": images.count,
-                            "category_id": category,
-                            "object_id": object_id,
-                            "segmentation": {"size": size, "counts": row["rle"].decode()},
-                            "area": row["area"],
-                            "bbox": row["box"],
-                            "iscrowd": 0,
-                            "score": row["score"],
-                            "state": row["state"],
-                        }
-                    )
+                    if row["area"]:
+                        number = annotations.count + 1
+                        annotations.add(_coco_annotation(number, images.count, category, row))
         file.write('],\n"annotations": [')
         later.seek(0)
         shutil.copyfileobj(later, file)
@@ -118,8 +94,37 @@ def write_coco(
         file.write(f'],\n"categories": {json.dumps(listed)}}}')
 
 
+def _coco_image(number: int, video_id: str, frame: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": number,
+        "file_name": f"{video_id}/{frame:05d}.jpg",
+        "height": row["height"],
+        "width": row["width"],
+        "video_id": video_id,
+        "frame": frame,
+    }
+
+
+def _coco_annotation(
+    number: int, image: int, category: int, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    size = [row["height"], row["width"]]
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "object_id": row["object_id"],
+        "segmentation": {"size": size, "counts": row["rle"].decode()},
+        "area": row["area"],
+        "bbox": row["box"],
+        "iscrowd": 0,
+        "score": row["score"],
+        "state": row["state"],
+    }
+
+
 class _Array:
-    """Members of a JSON array, one after the other, a line each."""
+    """Writes the members of a JSON array, one on each line."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file, self.count = file, 0
@@ -132,7 +137,7 @@ class _Array:
 def write_youtube_vos(
     path: Path, videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
 ) -> None:
-    """YouTube-VOS' `meta.json`: of each video its objects, and the frames that show each.
+    """Write YouTube-VOS' `meta.json`: for each video its objects and the frames that show each.
 
     Arguments are those of `write_coco`.
     """

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 
-from masking.manifest.rows import ObjectPlan
+from masking.manifest.plans import ObjectPlan
 
 _POSITIVE = ("init", "correct")
 

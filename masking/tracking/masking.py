@@ -14,8 +14,8 @@ from typing import Any, Self
 import pandas as pd
 import torch
 
-from masking.manifest import rows as prompt_rows
-from masking.manifest.rows import ObjectPlan
+from masking.manifest.plans import ObjectPlan, resolve
+from masking.manifest.rows import Row, read_rows
 from masking.segmenter.sam import Precision, Segmenter, load
 from masking.tracking.masks import FrameMasks
 from masking.tracking.passes import Passes
@@ -128,7 +128,7 @@ def mask_video(
         SegmenterWeightsError: weights that cannot be loaded.
         ValueError: `state` belongs to other prompts, frames or another kind of segmenter.
     """
-    rows = prompt_rows.read_rows(prompts)
+    rows = read_rows(prompts)
     segmenter = weights if isinstance(weights, Segmenter) else _load(weights, device, precision)
     video = Video.open(path)
     try:
@@ -139,9 +139,7 @@ def mask_video(
         raise
 
 
-def resolve_prompts(
-    video: Video, rows: Sequence[prompt_rows.Row]
-) -> tuple[list[ObjectPlan], tuple[int, int]]:
+def resolve_prompts(video: Video, rows: Sequence[Row]) -> tuple[list[ObjectPlan], tuple[int, int]]:
     """Fit prompts to a video, decoding no more of it than that takes.
 
     Returns:
@@ -161,7 +159,7 @@ def resolve_prompts(
             complete = False
             break
     size = first.image.shape[:2]
-    return prompt_rows.resolve(rows, size, times, complete), size
+    return resolve(rows, size, times, complete), size
 
 
 def _load(

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masking.images.masks import decode_rle, encode_rle
+from masking.manifest.plans import ObjectPlan
 from masking.manifest.prompt import FramePrompt
-from masking.manifest.rows import ObjectPlan
 from masking.segmenter.sam import Segmenter
 from masking.tracking import snapshot
 from masking.tracking.directions import Directions

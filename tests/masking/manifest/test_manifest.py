@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masking.manifest.rows import ManifestError
+from masking.manifest.faults import ManifestError
 from masking.manifest.table import default_id, parse_table, read_manifest
 
 ROWS = [
@@ -129,7 +129,7 @@ def test_names_that_collide_or_lead_out():
     ("name", "content", "message"),
     [
         ("m.jsonl", b'{"uri": "a"}\n{broken', "m.jsonl is unreadable: line 2"),
-        ("m.jsonl", b"[1, 2]", "line 1: '.1, 2.' is no object"),
+        ("m.jsonl", b"[1, 2]", "line 1: '.1, 2.' is not a JSON object"),
         ("m.parquet", b"PAR1", "m.parquet is unreadable"),
         ("m.csv", b"", "m.csv is unreadable"),
         ("m.xlsx", b"", "m.xlsx is of no known kind"),
@@ -156,7 +156,7 @@ def test_a_row_with_a_comma_too_many_is_named():
     with pytest.raises(ManifestError) as error:
         parse_table("m.csv", content)
     (fault,) = error.value.faults
-    assert str(fault).startswith("row 3: the row is of 6 values; expected 5, as the header has")
+    assert str(fault).startswith("row 3: the row is of 6 values; expected 5, as in the header")
 
 
 def test_rows_count_as_a_spreadsheet_counts_them():
@@ -171,4 +171,4 @@ def test_rows_count_as_a_spreadsheet_counts_them():
 def test_text_that_utf8_cannot_hold_is_a_fault_of_its_row():
     line = json.dumps(dict(ROWS[0], uri="\ud800.mp4"))
     _, _, (fault,) = read_manifest(parse_table("m.jsonl", line.encode()))
-    assert str(fault) == "row 1: uri is '\\ud800.mp4'; expected text that UTF-8 can hold"
+    assert str(fault) == "row 1: uri is '\\ud800.mp4'; expected text that UTF-8 can encode"

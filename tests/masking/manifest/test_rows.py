@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masking.manifest.rows import ManifestError, read_rows, resolve
+from masking.manifest.faults import ManifestError
+from masking.manifest.plans import resolve
+from masking.manifest.rows import read_rows
 
 SIZE = (100, 200)
 TIMES = [0.0, 0.04, 0.3, 0.34]
@@ -27,25 +29,25 @@ def faults(*rows, **more):
 def test_points_of_objects_by_frame():
     two = plans(point(), point(x=40, label="negative"), point(object_id=2, frame=3, label="1"))
     assert [plan.object_id for plan in two] == [1, 2]
-    assert two[0].asked[0].points.tolist() == [[20, 30], [40, 30]]
-    assert two[0].asked[0].labels.tolist() == [1, 0]
-    assert list(two[1].asked) == [3]
-    assert two[0].asked[0].role == "init"
+    assert two[0].prompts[0].points.tolist() == [[20, 30], [40, 30]]
+    assert two[0].prompts[0].labels.tolist() == [1, 0]
+    assert list(two[1].prompts) == [3]
+    assert two[0].prompts[0].role == "init"
 
 
 def test_a_table_with_empty_cells_reads_as_one_without():
     table = pd.DataFrame([point(object_name="dog", role=None, end_frame=np.nan), point(x=50)])
     (plan,) = resolve(read_rows(table), SIZE, TIMES, True)
     assert (plan.name, plan.start, plan.end) == ("dog", 0, None)
-    assert plan.asked[0].points.tolist() == [[20, 30], [50, 30]]
+    assert plan.prompts[0].points.tolist() == [[20, 30], [50, 30]]
 
 
 def test_boxes_spans_and_words():
     box = point(prompt_type="box", x2=60, y2=80, label=None, start_frame=0, end_frame=2)
     (plan,) = plans(box, {"object_id": 1, "frame": 2, "role": "absent"})
-    assert plan.asked[0].box.tolist() == [20, 30, 60, 80]
-    assert plan.asked[0].points.shape == (0, 2)
-    assert plan.asked[2].role == "absent"
+    assert plan.prompts[0].box.tolist() == [20, 30, 60, 80]
+    assert plan.prompts[0].points.shape == (0, 2)
+    assert plan.prompts[2].role == "absent"
     assert (plan.start, plan.end) == (0, 2)
 
 
@@ -54,15 +56,15 @@ def test_boxes_spans_and_words():
 )
 def test_a_time_means_the_frame_that_is_shown_then(time_s, frame):
     (plan,) = plans({"object_id": 1, "time_s": time_s, "x": 1, "y": 1})
-    assert list(plan.asked) == [frame]
+    assert list(plan.prompts) == [frame]
 
 
 def test_coordinates_of_other_sizes():
     share = point(coords="normalized", x=0.5, y=1)
     small = point(frame=1, x=10, y=10, ref_width=100, ref_height=50)
     (plan,) = plans(share, small)
-    assert plan.asked[0].points.tolist() == [[100, 99]]
-    assert plan.asked[1].points.tolist() == [[20, 20]]
+    assert plan.prompts[0].points.tolist() == [[100, 99]]
+    assert plan.prompts[1].points.tolist() == [[20, 20]]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +91,8 @@ def test_coordinates_of_other_sizes():
         ({"x": 200}, "row 1: x, y is (200, 30); expected a place in the frame of 200 x 100 pix"),
         ({"frame": 4}, "row 1: frame is 4; expected 0 to 3, the last frame"),
         ({"frame": None, "time_s": 9}, "row 1: time_s is 9; expected 0 to 0.38, the end of the v"),
-        ({"start_frame": 2}, "row 1: frame is 0; expected 2 to the end, where it is asked for"),
-        ({"end_frame": 0, "frame": 2}, "row 1: frame is 2; expected 0 to 0, where it is asked for"),
+        ({"start_frame": 2}, "row 1: frame is 0; expected 2 to the end, where the object"),
+        ({"end_frame": 0, "frame": 2}, "row 1: frame is 2; expected 0 to 0, where the object is"),
         ({"frame": None, "time_s": 0.3, "end_frame": 1}, "row 1: frame is 2; expected 0 to 1, whe"),
         ({"object_id": 70000}, "row 1: object_id is 70000; expected a whole number from 1 to 6553"),
         ({"prompt_type": "box", "x": 300, "x2": 400, "y2": 80}, "row 1: x, y is (300, 30); expec"),
@@ -125,9 +127,9 @@ def test_an_empty_table_and_a_negative_first():
 
 def test_times_need_time_stamps():
     row = {"object_id": 1, "time_s": 1, "x": 1, "y": 1}
-    assert faults(row, times=[None] * 4)[0].endswith("this video has no time stamps")
+    assert faults(row, times=[None] * 4)[0].endswith("this video has no timestamps")
 
 
 def test_what_lies_beyond_the_frames_that_were_looked_at_is_left_alone():
     (plan,) = plans(point(frame=2), times=TIMES[:3], complete=False)
-    assert list(plan.asked) == [2]
+    assert list(plan.prompts) == [2]

@@ -1,0 +1,39 @@
+"""Faults of a manifest, and the error that lists them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LISTED = 20
+"""Faults that a message lists; further ones are only counted. `ManifestError.faults` has all."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of a row: the value of a column, and what was expected."""
+
+    row: int
+    """Number of the row, from 1 below the header; 0: the table as a whole."""
+    column: str
+    """Name of the column, or what else is wrong."""
+    value: str
+    """The value, as text."""
+    expected: str
+    """What was expected instead."""
+
+    def __str__(self) -> str:
+        where = f"row {self.row}: " if self.row else ""
+        return f"{where}{self.column} is {self.value}; expected {self.expected}"
+
+
+class ManifestError(ValueError):
+    """Prompts with faults; `faults` has all of them."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        """Take at least one fault."""
+        super().__init__(*faults)
+        self.faults = tuple(faults)
+
+    def __str__(self) -> str:
+        lines = [str(fault) for fault in self.faults[:LISTED]]
+        rest = len(self.faults) - LISTED
+        return "\n".join([*lines, f"... and {rest:,} more"] if rest > 0 else lines)

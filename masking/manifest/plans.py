@@ -1,0 +1,168 @@
+"""Prompts fitted to their video: frames by timestamps, places in pixels, an object's plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from masking.manifest.faults import Fault, ManifestError
+from masking.manifest.prompt import FramePrompt, PromptRole
+from masking.manifest.rows import Row, fault_outside, prompts, rows_by_object, span
+
+_SLACK = 1.0  # pixels by which a box may exceed the frame: detectors round
+
+
+@dataclass(frozen=True)
+class ObjectPlan:
+    """The prompts of one object of a video, and the frames on which it is tracked."""
+
+    object_id: int
+    """Id of the object, from 1."""
+    name: str
+    """Name of the object; may be empty."""
+    start: int
+    """First frame on which it is tracked."""
+    end: int | None
+    """Last frame on which it is tracked; None: the video's last."""
+    prompts: Mapping[int, FramePrompt]
+    """Its prompts by frame, in order."""
+
+
+def resolve(
+    rows: Sequence[Row], size: tuple[int, int], times: Sequence[float | None], complete: bool
+) -> list[ObjectPlan]:
+    """Fit prompts to their video.
+
+    Args:
+        rows: from `read_rows`.
+        size: (H, W) in pixels of the video's frames.
+        times: seconds of the video's frames since the first, as far as they are known.
+        complete: whether `times` has all frames of the video.
+
+    Raises:
+        ManifestError: prompts outside the frame, beyond the last frame, or at a time in a video
+            without timestamps; a frame on which an object has neither a mask nor a positive point.
+    """
+    faults: list[Fault] = []
+    plans = []
+    for object_id, mine in rows_by_object(rows).items():
+        by_frame: dict[int, list[Row]] = {}
+        start, end = span(mine)
+        for row in prompts(mine):
+            frame = frame_of(row, times, complete, faults)
+            if frame is not None and (fault := fault_outside(row, frame, start, end)):
+                faults.append(fault)
+            elif frame is not None:
+                by_frame.setdefault(frame, []).append(row)
+        name = next((row.name for row in mine if row.name), "")
+        found = _prompts(object_id, by_frame, size, faults)
+        plans.append(ObjectPlan(object_id, name, start, end, found))
+    if faults:
+        raise ManifestError(faults)
+    return plans
+
+
+def _prompts(
+    object_id: int,
+    by_frame: Mapping[int, Sequence[Row]],
+    size: tuple[int, int],
+    faults: list[Fault],
+) -> dict[int, FramePrompt]:
+    """Return the prompts of an object by frame; faults are added to the list."""
+    found, has_mask = dict[int, FramePrompt](), False
+    for frame, rows in sorted(by_frame.items()):
+        found[frame] = prompt = _prompt(rows, size, faults)
+        if prompt.role in ("end", "absent"):
+            has_mask = False
+        elif prompt.is_located:
+            has_mask = True
+        elif has_mask:  # negative points correct the mask that is there
+            found[frame] = replace(prompt, role="correct")
+        else:
+            value = f"no positive point on frame {frame}, and no mask to correct"
+            column = f"label of object {object_id}"
+            faults.append(Fault(rows[0].number, column, value, "a positive point or a box"))
+    return found
+
+
+def frame_of(
+    row: Row, times: Sequence[float | None], complete: bool, faults: list[Fault]
+) -> int | None:
+    """Return the frame that a row refers to; None if there is none, after a fault was added.
+
+    Arguments are those of `resolve`; `faults` is the list that a fault is added to.
+    """
+    if row.frame is not None:
+        if complete and row.frame >= len(times):
+            expected = f"0 to {len(times) - 1}, the last frame"
+            faults.append(Fault(row.number, "frame", str(row.frame), expected))
+            return None
+        return row.frame
+    stamped = [(time, frame) for frame, time in enumerate(times) if time is not None]
+    known = [time for time, _ in stamped]
+    wanted = cast(float, row.time_s)
+    if not known:
+        expected = "frame: this video has no timestamps"
+        faults.append(Fault(row.number, "time_s", f"{wanted:g}", expected))
+        return None
+    last = known[-1] + (known[-1] - known[-2] if len(known) > 1 else 0)
+    if complete and wanted > last:
+        expected = f"0 to {last:g}, the end of the video"
+        faults.append(Fault(row.number, "time_s", f"{wanted:g}", expected))
+        return None
+    return stamped[max(0, int(np.searchsorted(known, wanted + 1e-6, side="right")) - 1)][1]
+
+
+def _prompt(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> FramePrompt:
+    """Return the prompt of an object on one frame, in pixels; faults are added to the list."""
+    points, labels, box = [], [], None
+    for row in rows:
+        if row.xy is None:
+            continue
+        place = in_pixels(row, row.xy, size)
+        if row.corner is None:
+            points.append(place)
+            labels.append(row.label)
+        else:
+            if box is not None:
+                expected = "one box for each object and frame"
+                faults.append(Fault(row.number, "prompt_type", "box", expected))
+            corner = in_pixels(row, row.corner, size)
+            box = np.array([*place, *corner], np.float32)
+            if not (box[0] < box[2] and box[1] < box[3]):
+                faults.append(Fault(row.number, "x2, y2", "not below and right", "a box of pixels"))
+        x, y = np.array(place, np.float32)  # as they are stored: 159.999999 becomes 160
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            faults.append(_outside_frame(row, "x, y", place, size))
+        if row.corner is not None and (
+            corner[0] > size[1] + _SLACK or corner[1] > size[0] + _SLACK
+        ):
+            faults.append(_outside_frame(row, "x2, y2", corner, size))
+    roles = {row.role for row in rows}
+    if len(roles) > 1:
+        expected = "one role for each object and frame"
+        faults.append(Fault(rows[0].number, "role", ", ".join(sorted(roles)), expected))
+    return FramePrompt(
+        np.array(points, np.float32).reshape(-1, 2),
+        np.array(labels, np.int64),
+        box,
+        cast(PromptRole, rows[0].role),
+    )
+
+
+def _outside_frame(
+    row: Row, columns: str, place: tuple[float, float], size: tuple[int, int]
+) -> Fault:
+    expected = f"a place in the frame of {size[1]} x {size[0]} pixels"
+    return Fault(row.number, columns, f"({place[0]:g}, {place[1]:g})", expected)
+
+
+def in_pixels(row: Row, place: tuple[float, float], size: tuple[int, int]) -> tuple[float, float]:
+    """Return a place (x, y) in pixels of a frame (H, W); a share of 1 is the last pixel."""
+    h, w = size
+    if row.normalized:
+        return min(place[0] * w, w - 1), min(place[1] * h, h - 1)
+    if row.reference is not None:
+        return place[0] * w / row.reference[0], place[1] * h / row.reference[1]
+    return place
