@@ -50,6 +50,11 @@ from vit.weights import WeightsError
 
 SHOW_SECONDS = 0.3
 """Time between two updates of the progress."""
+OF_THE_SWEEP = (
+    *("out", "config", "device", "workers", "cpus_per_worker", "gpus_per_worker"),
+    "wait_for_nodes",
+)
+"""Settings of a trial that best.yaml leaves out: where the sweep ran, not what it found."""
 
 
 def tune(config: TuneConfig) -> int:
@@ -118,12 +123,8 @@ def check_data(plan: SweepPlan, out: Location) -> None:
         ConfigError: they differ.
     """
     summary, place = plan.summary, out / "data.json"
-    now = {
-        "train": summary.train,
-        "val": summary.val,
-        "test": summary.test,
-        "classes": list(summary.classes),
-    }
+    now = {name: getattr(summary, name) for name in ("train", "val", "test")}
+    now["classes"] = list(summary.classes)
     if not place.exists():
         place.write_json(now)
         return
@@ -257,16 +258,7 @@ def conclude(sweep: Sweep, dimensions: Sequence[Dimension], again: list[Trial] |
 def best_yaml(sweep: Sweep, trial: Trial) -> str:
     """Return the settings of a trial's training as YAML for `jobs.train --config`."""
     settings = as_settings(replace(sweep.settings(trial), epochs=epochs_of_finished(sweep, trial)))
-    of_the_sweep = (
-        "out",
-        "config",
-        "workers",
-        "device",
-        "cpus_per_worker",
-        "gpus_per_worker",
-        "wait_for_nodes",
-    )
-    kept = {name: value for name, value in settings.items() if name not in of_the_sweep}
+    kept = {name: value for name, value in settings.items() if name not in OF_THE_SWEEP}
     head = (
         f"# Trial {trial.number} of {sweep.folder}\n"
         f"#\n#   python -m jobs.train --config best.yaml --out runs/best --workers 2\n"

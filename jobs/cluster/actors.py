@@ -75,11 +75,9 @@ def _pass_settings_by_value() -> None:
     Ray restarts an actor with the same arguments, and warns at each start that it cannot if those
     in the object store are lost. Ours take a few kB, so they can go with the call.
     """
-    for name, value in (
-        ("_data_context_ref", "data_context"),
-        ("_map_transformer_ref", "_map_transformer"),
-    ):
-        setattr(ActorPoolMapOperator, name, property(attrgetter(value)))
+    operator: Any = ActorPoolMapOperator
+    operator._data_context_ref = property(attrgetter("data_context"))
+    operator._map_transformer_ref = property(attrgetter("_map_transformer"))
 
 
 def dataset(

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ class ClusterError(InputError):
     """Ray cannot be started or joined, or the workers do not fit; the message says why."""
 
 
-def _print(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+_print = partial(print, flush=True)
 
 
 @contextlib.contextmanager

@@ -76,18 +76,15 @@ class TuneConfig(VitConfig, OutConfig):
         """Check the settings against each other. Raises ConfigError."""
         OutConfig.__post_init__(self)
         VitConfig.__post_init__(self)
-        for name in ("trials", "workers_per_trial", "seeds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{_flag(name)} is {getattr(self, name)}; expected at least 1")
+        counts = {"trials": 1, "workers_per_trial": 1, "seeds": 1, "retrain_top": 0, "reduction": 2}
+        for name, least in counts.items():
+            if (value := getattr(self, name)) < least:
+                raise ConfigError(f"{_flag(name)} is {value}; expected at least {least}")
         limits = ("max_budget", "concurrent", "max_hours", "max_flops", "max_gpu_hours")
         for name in (*limits, "cpus_per_trial"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{_flag(name)} is {value}; expected a number above 0")
-        if self.retrain_top < 0:
-            raise ConfigError(f"--retrain-top is {self.retrain_top}; expected at least 0")
-        if self.reduction < 2:
-            raise ConfigError(f"--reduction is {self.reduction}; expected at least 2")
         if not 0 < self.first_rung <= 1:
             raise ConfigError(
                 f"--first-rung is {self.first_rung}; expected a share above 0, up to 1"

@@ -36,14 +36,7 @@ class SweepPlan:
     ) -> "SweepPlan":
         """Return the plan of a sweep, with the default budget if the settings name none."""
         plan = cls(config, summary, 0.0, weights)
-        budget = config.max_budget
-        if budget is None:
-            cost = {
-                "flops": float(plan.samples_per_epoch(config) * plan.flops_per_sample(config)),
-                "samples": float(plan.samples_per_epoch(config)),
-                "epochs": 1.0,
-            }
-            budget = config.epochs * cost[config.budget]
+        budget = config.max_budget or config.epochs * plan._epoch_cost(config)
         return replace(plan, trial_budget=budget)
 
     def samples_per_epoch(self, config: VitConfig) -> int:
@@ -121,12 +114,15 @@ class SweepPlan:
             None if gpus is None else gpus / workers,
         )
 
+    def _epoch_cost(self, config: VitConfig) -> float:
+        """Return what an epoch costs in units of the budget, which are not seconds."""
+        samples = self.samples_per_epoch(config)
+        flops = samples * self.flops_per_sample(config)
+        return {"flops": float(flops), "samples": float(samples), "epochs": 1.0}[self.config.budget]
+
     def _epochs(self, config: TrainConfig) -> int:
-        cost = {
-            "flops": self.samples_per_epoch(config) * self.flops_per_sample(config),
-            "samples": self.samples_per_epoch(config),
-            "epochs": 1,
-        }[self.config.budget]
+        """Return the number of whole epochs that the budget allows, which is at least one."""
+        cost = self._epoch_cost(config)
         epochs = int(self.trial_budget / cost * (1 + 1e-9))
         if epochs < 1:
             unit = BUDGETS[self.config.budget]

@@ -111,29 +111,16 @@ class SweepProgress:
         shown = [trial for trial in self._sweep.snapshot() if trial.number in running]
         shown += [trial for trial in self._sweep.ranking() if trial.number not in running]
         table = Table(title=self._line(), title_justify="left", box=None)
-        for name in (
-            "trial",
-            "",
-            "parameters",
-            "epoch",
-            self._sweep.config.measure,
-            "left",
-            "fate",
-        ):
+        measure = self._sweep.config.measure
+        for name in ("trial", "", "parameters", "epoch", measure, "left", "fate"):
             table.add_column(name, justify="left" if name in ("", "fate") else "right")
         for trial in shown[:ROWS]:
             rung = trial.stopped_at
             value = self._last_value(trial).rpartition(" ")[2]
             fate = trial.fate if rung is None else f"rung {rung}"
             epoch = f"{len(trial.rows)}/{trial.epochs}"
-            cells = (
-                sample_text(trial.sample),
-                count(trial.parameters),
-                epoch,
-                value,
-                self._time_left(trial),
-            )
-            table.add_row(str(trial.number), *cells, fate)
+            cells = sample_text(trial.sample), count(trial.parameters), epoch, value
+            table.add_row(str(trial.number), *cells, self._time_left(trial), fate)
         return table
 
     def _time_left(self, trial: Trial) -> str:

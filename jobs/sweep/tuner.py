@@ -124,9 +124,8 @@ def run_trials(
         LaunchError: Ray gave up.
         StorageError: a trial could not be recorded.
     """
-    logging.getLogger("ray.tune").setLevel(
-        logging.ERROR
-    )  # it warns about files that are not written on purpose
+    # Its warnings are about files that are not written on purpose.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     bundle = {"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})
     path, filesystem = (sweep.folder / ".ray").ray_storage()
     (sweep.folder / ".ray").delete()

@@ -16,17 +16,15 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from jobs.classifier.task import check_present
 from jobs.cluster import capacity, connect, nodes
 from jobs.cluster.capacity import Demand, Fit, Node, Nodes, NodeType
 from jobs.cluster.connect import ClusterError
 from jobs.run.config import ConfigError
 from jobs.run.signals import Stop, background
-from jobs.run.submitted import refuse_relative
+from jobs.run.submitted import check_present, refuse_relative
 from jobs.weights.segmenter import locate
 from masking.segmenter.sam import SegmenterWeightsError
 from tests.conftest import ROOT
@@ -221,14 +219,13 @@ def test_a_relative_out_is_refused_in_a_submitted_job(outside):
 
 
 def test_what_a_submitted_job_does_not_find_is_explained(outside, tmp_path):
-    task = SimpleNamespace(data=(str(tmp_path / "gone"),))
     outside.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     with pytest.raises(ConfigError) as alone:
-        check_present(task)
+        check_present("--data", [str(tmp_path / "gone")])
     assert "ray job submit" not in str(alone.value)
     outside.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match=r"neither git nor \.rayignore ignores"):
-        check_present(task)
+        check_present("--data", [str(tmp_path / "gone")])
     with pytest.raises(SegmenterWeightsError, match=r"neither git nor \.rayignore ignores"):
         locate(str(tmp_path / "gone.pth"))
 

@@ -20,26 +20,26 @@ def test_workers_that_fail_alike_before_a_step_end_the_job():
     lost = {"say": "lost rank 0 (no memory)", "fault": "no memory"}
     died = {"say": "lost rank 0 (the actor died)", "fault": None}
     step = {"epoch": 0, "index": 3, "steps": 9, "images_per_s": 1.0}
-    faults = launch._Faults()
-    for messages in ([lost], [died], [lost], [step], [lost], [lost], [{"say": "bringing"}]):
-        faults.look(messages)
+    faults = launch._RepeatedFailures()
+    for messages in ([lost], [died], [lost], [step], [lost], [lost], [{"say": "loading"}]):
+        faults.count(messages)
     with pytest.raises(LaunchError, match="failed alike 3 times: no memory"):
-        faults.look([lost])
+        faults.count([lost])
 
 
 def test_a_folder_that_a_node_does_not_share_is_told_from_one_that_it_does(tmp_path, monkeypatch):
     monkeypatch.setattr(launch.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     monkeypatch.setattr(launch, "SHARED_SECONDS", 0.0)
     out = Location.parse(tmp_path)
-    assert "--out" in launch._is_elsewhere(out, "abc")  # nothing is there
+    assert "--out" in launch._other_folder(out, "abc")  # nothing is there
     (out / launch.MARK).write_bytes(b"abd")
-    assert "another folder on node 10.0.0.7" in launch._is_elsewhere(out, "abc")
+    assert "another folder on node 10.0.0.7" in launch._other_folder(out, "abc")
     (out / launch.MARK).write_bytes(b"abc")
-    assert launch._is_elsewhere(out, "abc") is None
+    assert launch._other_folder(out, "abc") is None
     monkeypatch.setattr(launch, "SHARED_SECONDS", 60.0)
     threading.Timer(0.5, (out / launch.MARK).write_bytes, [b"late"]).start()
-    assert launch._is_elsewhere(out, "late") is None  # a network file system takes its time
-    assert launch._is_elsewhere(Location.parse("s3://bucket/run"), "abc") is None
+    assert launch._other_folder(out, "late") is None  # a network file system takes its time
+    assert launch._other_folder(Location.parse("s3://bucket/run"), "abc") is None
 
 
 @pytest.fixture
