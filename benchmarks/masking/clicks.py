@@ -2,17 +2,18 @@
 
     python -m benchmarks.masking.clicks --data horses.parquet voc.parquet vos --json clicks.json
 
-Of every path (Parquet, COCO or a DAVIS folder, of which the first frames of its sequences are
-taken) the first --masks objects, one of each image first. Clicks are simulated alike for all: the
-deepest point of the larger error (`masking.images.geometry.deepest`). Three columns:
+It takes the first --masks objects of each path, one of each image first. A path is a Parquet file,
+COCO or a DAVIS folder, of which only the first frame of each sequence is used. Clicks are simulated
+in the same way for all: the deepest point of the larger error (`masking.images.geometry.deepest`).
+Three columns:
 
-- the segmenter, by `masking.training.steps.measure`, as `jobs.finetune --evaluate`;
+- the segmenter, by `masking.training.measure.measure`, as `jobs.finetune --evaluate`;
 - GrabCut with clicks on its own errors, as it would be used; the first click is the same;
-- GrabCut with the very clicks that the segmenter got.
+- GrabCut with exactly the clicks that the segmenter got.
 
-GrabCut starts from a disc of 0.2 of the longer side round each positive click (probable
-foreground), 6 pixels round every click (certain) and the border (certain background), the rest
-probable background, and iterates three times, all of it anew after every click.
+GrabCut starts again after every click, and iterates three times. It starts from a disc of 0.2 of
+the longer side round each positive click (probable foreground), 6 pixels round every click
+(certain), and the border (certain background); the rest is probable background.
 """
 
 import argparse
@@ -35,13 +36,14 @@ from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Bools, Pixels
 from masking.images.geometry import deepest, iou
 from masking.segmenter.sam import Masks, Prompts, Segmenter
+from masking.training.measure import measure
 from masking.training.pair import Pair
 from masking.training.pairs import Pairs, PairsConfig, survey
-from masking.training.steps import measure
 
 COUNTS = (1, 3, 5)
-"""Clicks after which IoU is told."""
+"""Clicks after which IoU is reported."""
 DISC, CERTAIN, ITERATIONS = 0.2, 6, 3
+"""Settings of GrabCut, as the head of this file says."""
 Click = tuple[int, int, int]
 
 
@@ -51,13 +53,13 @@ class Recorder(Segmenter):
     last: Prompts
 
     def decode(self, embeddings: Any, prompts: Prompts, outputs: Any = "best") -> Masks:
-        """As of `Segmenter`."""
+        """Decode as `Segmenter` does, and keep the prompts."""
         self.last = prompts
         return super().decode(embeddings, prompts, outputs)
 
 
 def grabcut(image: Pixels, clicks: Sequence[Click]) -> Bools:
-    """(H, W): the object of clicks (x, y, label) in an image (H, W, 3) uint8 RGB."""
+    """Return the mask (H, W) of clicks (x, y, label) in an image (H, W, 3) uint8 RGB."""
     labels = np.full(image.shape[:2], cv2.GC_PR_BGD, dtype=np.uint8)
     for x, y, label in clicks:
         if label:
@@ -73,7 +75,10 @@ def grabcut(image: Pixels, clicks: Sequence[Click]) -> Bools:
 
 
 def by_grabcut(pair: Pair, given: Sequence[Click] | None = None) -> list[float]:
-    """IoU with the pair's one object after each of five clicks: those given, or on own errors."""
+    """Return the IoU with the pair's one object after each of five clicks.
+
+    They are those given, or clicks on GrabCut's own errors.
+    """
     truth, ious, clicks = pair.masks[0], [], list[Click]()
     mask: Bools | None = None
     for number in range(COUNTS[-1]):
@@ -90,7 +95,7 @@ def by_grabcut(pair: Pair, given: Sequence[Click] | None = None) -> list[float]:
 
 
 def chosen(pairs: Pairs, most: int) -> Iterator[Pair]:
-    """Pairs of one object each: the first `most`, the first of every image first."""
+    """Yield pairs of one object each: at most `most`, the first object of every image first."""
     loaded = [pairs[row] for row in range(len(pairs))]
     order = sorted((k, row) for row, pair in enumerate(loaded) for k in range(len(pair.masks)))
     for k, row in order[: most or None]:
@@ -99,7 +104,7 @@ def chosen(pairs: Pairs, most: int) -> Iterator[Pair]:
 
 
 def first_frames(pairs: Pairs) -> Pairs:
-    """Of a DAVIS folder the first frame of every sequence; of all else, everything."""
+    """Keep the first frame of every sequence of a DAVIS folder, and all other pairs."""
     seen: dict[Path, int] = {}
     for row, entry in enumerate(pairs.entries):
         is_frame = Path(entry.name).suffix == ".png" and Path(entry.name).is_file()
@@ -108,7 +113,7 @@ def first_frames(pairs: Pairs) -> Pairs:
 
 
 def compare(segmenter: Recorder, pairs: Pairs, most: int) -> dict[str, Any]:
-    """IoU of every object after 1, 3 and 5 clicks, on every side."""
+    """Return the IoU of every object after 1, 3 and 5 clicks, for each column of the table."""
     objects, clicks, ious = list(chosen(pairs, most)), [], []
     for pair in objects:
         ious.append(measure(segmenter, pair, COUNTS[-1])[0].tolist())
@@ -127,9 +132,11 @@ def compare(segmenter: Recorder, pairs: Pairs, most: int) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--weights", default="mini", help="as of jobs.finetune --evaluate (mini)")
+    parser.add_argument("--weights", default="mini", help="as for jobs.finetune --evaluate (mini)")
     parser.add_argument("--data", nargs="+", type=Path, required=True)
-    parser.add_argument("--masks", type=int, default=100, help="of every path; 0: all (100)")
+    parser.add_argument(
+        "--masks", type=int, default=100, help="objects of a path; 0: all (100)"
+    )
     parser.add_argument("--json", type=Path, help="write every IoU, settings, environment here")
     args = parser.parse_args(argv)
     plain = load_segmenter(args.weights, torch.device("cpu"))

@@ -1,11 +1,11 @@
-"""The small segmenter: milliseconds of a frame and of eight prompts; its masks in bfloat16.
+"""The small segmenter: milliseconds for a frame and for eight prompts; its masks in bfloat16.
 
     python -m benchmarks.masking.mini --frames vos --json mini.json
 
-Times are of the wall, for a square frame of the default size (the most that a frame can cost) and
-for one of 16:9; a decode is one call for eight clicks, masks upsampled. Masks in bfloat16 are held
-against those in float32 on the first frames of the sequences of --frames, a DAVIS folder, one click
-an object.
+Times are wall time, for a square frame of the default size (the largest canvas) and for one of
+16:9; a decode is one call for eight clicks, masks upsampled. Masks in bfloat16 are compared with
+those in float32 on the first frames of the sequences of --frames, a DAVIS folder, with one click an
+object.
 """
 
 import argparse
@@ -33,19 +33,19 @@ SIZES = {"square": (480, 480), "16:9": (270, 480)}
 PROMPTS = 8
 
 
-def milliseconds(path: Callable[[], object], repeats: int) -> list[float]:
-    """Of every run but the first three, which warm up."""
+def milliseconds(call: Callable[[], object], repeats: int) -> list[float]:
+    """Time repeated calls; three more before them warm up."""
     times = []
     for number in range(repeats + 3):
         start = time.perf_counter()
-        path()
+        call()
         if number >= 3:
             times.append(1000 * (time.perf_counter() - start))
     return times
 
 
 def timed(segmenter: Segmenter, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of a frame, and of eight prompts on one."""
+    """Return the milliseconds for encoding a frame, and for decoding eight prompts on it."""
     rng, times = np.random.default_rng(0), {}
     for name, size in SIZES.items():
         frame = rng.integers(0, 256, (1, *size, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ def timed(segmenter: Segmenter, repeats: int) -> dict[str, list[float]]:
 
 
 def agreement(exact: Segmenter, fast: Segmenter, folder: Path) -> list[float]:
-    """IoU of both masks of every object of the first frames, one click each."""
+    """Return the IoU of both segmenters' masks, of every object on the first frames, one click."""
     pairs, ious = first_frames(survey([folder], PairsConfig(0, 0, 1))), []
     for row in range(len(pairs)):
         pair = pairs[row]
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", default="mini", help="mini, or a run of that shape (mini)")
     parser.add_argument("--frames", type=Path, help="a DAVIS folder, for the masks in bfloat16")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--repeats", type=int, default=30, help="how often each is timed (30)")
     parser.add_argument("--json", type=Path, help="write times, settings and environment here")
     args = parser.parse_args(argv)

@@ -4,16 +4,17 @@
     python -m benchmarks.masking.sam --model vit_l --threads 8 --repeats 5 --compile
     python -m benchmarks.masking.sam --device cuda --compile
 
-Random weights: speed does not hang on them. Every repeat runs each path once, in turn, so that a
-noisy machine is noisy for all of them; times are of the wall, of one frame and of one prompt set.
+Weights are random: speed does not depend on them. Every repeat runs each path once, in turn, so
+that a noisy machine is noisy for all of them; times are wall time, for one frame and for one prompt
+set.
 
 - `predictor`: `SamPredictor.set_image` and `.predict`, float32, as people use the package;
 - `ours`: `Segmenter.encode` and `.decode` at the precision that `auto` takes;
-- `product`: two square matrices of `SIDE`, at that precision; its FLOP/s are what the processor
-  gives to plain torch. The encoder's are counted without the padding of its windows.
+- `product`: two square matrices of `SIDE` multiplied, at that precision; its FLOP/s are what plain
+  torch reaches on the processor. The encoder's are counted without the padding of its windows.
 
 One set is a click whose best mask is upsampled to the frame. A GPU is synchronised. On two cores it
-takes about five minutes, nearly all of them the predictor's.
+takes about five minutes, nearly all of them for the predictor.
 """
 
 import argparse
@@ -44,12 +45,12 @@ SETS = 16
 """Prompt sets decoded in one call."""
 SINGLY = "ours, a call each"
 SIDE = 4096
-"""Of the matrices that are multiplied."""
+"""Side of the matrices that are multiplied."""
 Run = Callable[[], object]
 
 
 def random_sam(model: str) -> Sam:
-    """One of the package's models with weights that are all not zero."""
+    """Build one of the package's models, all of its weights random, positions as well."""
     torch.manual_seed(0)
     sam = sam_model_registry[model]().eval()
     for name, parameter in sam.named_parameters():
@@ -59,7 +60,10 @@ def random_sam(model: str) -> Sam:
 
 
 def encoder_flops(encoder: ImageEncoderViT) -> int:
-    """Of one image; a multiply-add is two. Padding of windows, norms, softmax do not count."""
+    """Count the operations for one image; a multiply-add is two.
+
+    Padding of windows, norms and softmax do not count.
+    """
     grid = encoder.img_size // 16
     tokens, width = grid * grid, encoder.pos_embed.shape[-1]
     channels = encoder.neck[0].out_channels
@@ -76,7 +80,7 @@ class Bench:
     """Every path on the same frame and clicks."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        """Build the models; `args` as of `main`."""
+        """Build the models; `args` are those of `main`."""
         self.device = torch.device(args.device)
         self.precision = resolve("auto", self.device)
         rng = np.random.default_rng(0)
@@ -95,7 +99,7 @@ class Bench:
             self.segmenters[f"{ours}, compiled"] = compiled
 
     def encoding(self) -> dict[str, Run]:
-        """One frame; the product beside it."""
+        """Return the paths that encode one frame, and the matrix product."""
         kind = getattr(torch, self.precision)
         a, b = (torch.randn(SIDE, SIDE, device=self.device).to(kind) for _ in range(2))
         return {
@@ -105,7 +109,7 @@ class Bench:
         }
 
     def decoding(self) -> dict[str, Run]:
-        """All prompt sets: call by call, and in one."""
+        """Return the paths that decode all prompt sets, in a call each and in one."""
         segmenter = next(iter(self.segmenters.values()))
         embeddings, label = segmenter.encode(self.frame[None]), np.array([1])
         self.predictor.set_image(self.frame)
@@ -118,7 +122,7 @@ class Bench:
         }
 
     def seconds(self, paths: dict[str, Run], repeats: int) -> dict[str, list[float]]:
-        """Of every path in turn, after one round to warm up; the predictor needs none."""
+        """Time every path in turn, after one round to warm up; the predictor needs none."""
         times: dict[str, list[float]] = {name: [] for name in paths}
         for number in range(repeats + 1):
             for name, path in paths.items():
@@ -133,25 +137,25 @@ class Bench:
         return times
 
     def now(self) -> float:
-        """Seconds of the wall, when the device has done what it was given."""
+        """Return wall time in seconds once the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, least and most."""
+    """Format median, least and most."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def ratios(times: dict[str, list[float]], name: str, base: str = "predictor") -> list[float]:
-    """How many times as fast as `base`, repeat by repeat."""
+    """Return how many times as fast as `base` a path is, repeat by repeat."""
     return [a / b for a, b in zip(times[base], times[name], strict=True)]
 
 
 def encode_table(times: dict[str, list[float]], flops: int) -> str:
-    """Markdown: seconds of a frame, times the predictor, share of the product's FLOP/s."""
+    """Return Markdown: seconds for a frame, speed over the predictor, % of the product's FLOP/s."""
     product = [2 * SIDE**3 / t for t in times["product"]]
     lines = [
         "| a frame | s | predictor over it | GFLOP/s | % of the product's |",
@@ -168,7 +172,7 @@ def encode_table(times: dict[str, list[float]], flops: int) -> str:
 
 
 def decode_table(times: dict[str, list[float]]) -> str:
-    """Markdown: milliseconds of a prompt set, times the predictor and times calls one by one."""
+    """Return Markdown: milliseconds for a prompt set, speed over the predictor and single calls."""
     lines = [
         f"| a set of {SETS} | ms | predictor over it | our own calls over it |",
         "| --- | --- | --- | --- |",
@@ -185,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--device", default="cpu", help="cpu, cuda (cpu)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU (2)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch, on a CPU (2)")
     parser.add_argument("--repeats", type=int, default=5, help="how often each is timed (5)")
     parser.add_argument("--compile", action="store_true", help="a compiled encoder, too")
     parser.add_argument("--json", type=Path, help="write times, settings and environment here")

@@ -1,12 +1,11 @@
-"""Measure a segmenter by simulated clicks: mean IoU after 1, 3 and 5 of them.
+"""Measure a segmenter with simulated clicks: mean IoU after 1, 3 and 5 of them.
 
     python -m jobs.finetune --evaluate --weights mini --data held-back.parquet --json out.json
 
-A click is the deepest point of the larger error (`masking.images.geometry.deepest`); an object that
-is not masked well after ten counts as ten clicks. Runs in this process: no Ray, no --out.
+A click is the deepest point of the larger error (`masking.images.geometry.deepest`). An object that
+is not masked well after ten clicks counts as ten. Runs in this process, without Ray or --out.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +14,17 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from jobs.run.config import ConfigError, parse
+from jobs.run.config import ConfigError
 from jobs.run.device import choose_device
 from jobs.run.machine import hardware, versions
-from jobs.segmenter.task import CLICKS, local, spread
+from jobs.run.main import run_job
+from jobs.segmenter.data import local_paths, spread, with_objects
+from jobs.segmenter.task import CLICKS
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.segmenter.sam import SegmenterWeightsError
-from masking.training.pairs import (
-    ImageError,
-    NothingToLearnError,
-    Pairs,
-    PairsConfig,
-    faults,
-    survey,
-)
-from masking.training.steps import measure, summarize
+from masking.training.measure import measure, summarize
+from masking.training.pairs import ImageError, PairsConfig, survey
 
 FORMAT = 1
 """Version of the JSON file."""
@@ -41,17 +35,17 @@ class ScoreConfig:
     """Settings of `jobs.finetune --evaluate`."""
 
     weights: str
-    """What to measure: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
+    """Weights to measure: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
     data: tuple[str, ...]
-    """Images with masks, as of the training; every mask counts."""
+    """Images with masks, in the formats of the training's --data; every mask counts."""
     json: str | None = None
-    """File for the figures, local or s3://."""
+    """JSON file for the figures, local or s3://."""
     images: int = 0
-    """Only so many of the images, evenly spread; 0: all."""
+    """Measure on this many of the images, evenly spread; 0: on all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the processor multiplies it."""
+    """auto: bfloat16 if the processor multiplies it, else float32."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -60,14 +54,14 @@ class ScoreConfig:
 
 
 def score(config: ScoreConfig) -> int:
-    """The stages of the job, in order; returns its exit code."""
+    """Run the stages of the job in order; returns its exit code."""
     target = None if config.json is None else Location.parse(config.json)
     if target is not None:
         check_writable(target.parent)
     cv2.setNumThreads(0)
-    pairs = survey(local(config.data, 0), PairsConfig(longest=0, smallest=0, largest=1))
+    pairs = survey(local_paths(config.data, 0), PairsConfig(longest=0, smallest=0, largest=1))
     pairs = pairs.subset(spread(len(pairs), config.images or len(pairs)).tolist())
-    pairs = usable(pairs)
+    pairs = with_objects(pairs)
     announce(config.weights)
     segmenter = load_segmenter(config.weights, choose_device(config.device), config.precision)
     sums = np.zeros(5)
@@ -100,24 +94,7 @@ def score(config: ScoreConfig) -> int:
     return 0
 
 
-def usable(pairs: Pairs) -> Pairs:
-    """Those that show an object; raises ImageError with every fault before anything is measured."""
-    found = faults(pairs, os.cpu_count() or 1)
-    bad = [str(e) for e in found.values() if not isinstance(e, NothingToLearnError)]
-    if bad:
-        raise ImageError(*bad)
-    if found:
-        print(f"{len(found):,} images show no object: left out")
-    if len(found) == len(pairs):
-        raise ImageError("--data: no image shows an object")
-    return pairs.subset(row for row in range(len(pairs)) if row not in found)
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the job; returns its exit code."""
-    prog = "jobs.finetune --evaluate"
-    try:
-        return score(parse(ScoreConfig, argv, prog, __doc__))
-    except (ConfigError, ImageError, SegmenterWeightsError, StorageError) as error:
-        sys.stderr.write(f"{prog}: {error}\n")
-        return 2
+    errors = (ImageError, SegmenterWeightsError)
+    return run_job(score, ScoreConfig, argv, "jobs.finetune --evaluate", __doc__, errors)

@@ -115,7 +115,7 @@ class Decoder(nn.Module):
         fine = self.refine[0](content[0] + drawn[0] + enlarge(self.up[0](middle)))
         fine = F.relu(fine)
         logits = self.head(fine).float()
-        return logits, self._scores(logits.detach(), fine.detach(), coarse.float(), prompt)
+        return logits, self._scores(logits.detach(), fine.detach(), coarse, prompt)
 
     def _scores(self, logits: Tensor, fine: Tensor, coarse: Tensor, prompt: Prompt) -> Tensor:
         """Predict the IoU (N, 4) of each mask.
@@ -128,14 +128,14 @@ class Decoder(nn.Module):
         edge, small = p * (1 - p), F.avg_pool2d(p, STRIDES[2] // STRIDES[0])
         inside, border, deep = (
             torch.einsum("nkhw,nchw->nkc", part, x) / (part.sum(dim=(2, 3)) + 1)[..., None]
-            for part, x in ((p, fine), (edge, fine), (small, coarse))
+            for part, x in ((p, fine), (edge, fine), (small, coarse.float()))
         )
         area = p.mean(dim=(2, 3))
         # SAM's stability: the share of the mask at a low threshold that stays at a high one.
         high, low = ((logits > at).float().sum(dim=(2, 3)) + 1 for at in (1.0, -1.0))
         shape = torch.stack([area.sqrt(), edge.mean(dim=(2, 3)) / (area + 1e-3), high / low], dim=2)
         n = len(logits)
-        whole = coarse.mean(dim=(2, 3))[:, None].expand(n, OUTPUTS, -1)
+        whole = coarse.float().mean(dim=(2, 3))[:, None].expand(n, OUTPUTS, -1)
         which = torch.eye(OUTPUTS, device=logits.device).expand(n, OUTPUTS, OUTPUTS)
         both = torch.einsum("nkhw,nlhw->nkl", small, small) / small[0, 0].numel()
         agreement = both / (area[:, :, None] + area[:, None] - both + 1e-3)

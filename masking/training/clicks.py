@@ -1,23 +1,19 @@
-"""Simulated clicks, boxes and earlier masks: of the evaluation, exact; of training, in batches.
+"""Simulated clicks, boxes and earlier masks for training, in batches.
 
-Points are (x, y), a pixel's column and row, origin top left: pixel (0, 0) is the point (0, 0).
-Training's functions know no state and no randomness of their own: they take uniform numbers in
-[0, 1), and run on the device of their tensors without ever waiting for it.
+The functions have no state and no random numbers of their own: they take uniform numbers in [0, 1),
+and run on the device of their tensors without ever waiting for it.
 
-Legend: N masks of H x W pixels. `ignore` is what counts as neither right nor wrong.
+Shapes: N masks of H x W pixels. Points are (x, y), a pixel's column and row, origin top left: pixel
+(0, 0) is the point (0, 0). What is in `ignore` counts as neither right nor wrong.
 """
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from masking.images.geometry import depth
-
-Bools = NDArray[np.bool_]
 
 PERTURB_DRAWS = 8
 """Uniform numbers that `perturb` takes for each mask."""
@@ -25,12 +21,12 @@ _BOX_NOISE, _BOX_LIMIT = 0.1, 20.0  # SAM's: share of the side, pixels
 
 
 def random_clicks(region: Tensor, draws: Tensor, centred: Tensor) -> Tensor:
-    """A random point of each region, near its middle or anywhere rather inside than at its edge.
+    """Draw a point of each region: near its middle, or anywhere but seldom at its edge.
 
     Args:
         region: (N, H, W) bool, none of them empty (else the point is (0, 0)).
         draws: (N, H, W) float32 in [0, 1).
-        centred: (N,) bool, whose clicks are near the middle.
+        centred: (N,) bool: the point is near the middle of the region.
 
     Returns:
         (N, 2) float32 (x, y).
@@ -42,15 +38,15 @@ def random_clicks(region: Tensor, draws: Tensor, centred: Tensor) -> Tensor:
 def corrective(
     truth: Tensor, prediction: Tensor, ignore: Tensor, draws: Tensor, centred: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A random click on what is wrong, as in SAM's training; on the object, if nothing is.
+    """Draw a click on what is wrong, as in SAM's training; on the object, if nothing is.
 
-    False negatives and false positives get the click by how large and how deep they are.
+    The larger and deeper false negatives or false positives are, the likelier they are clicked.
 
     Args:
         truth: (N, H, W) bool, none of them empty outside `ignore`.
         prediction, ignore: (N, H, W) bool.
         draws: (N, H, W) float32 in [0, 1).
-        centred: (N,) bool: clicks near the middle of the deepest error, as `deepest` clicks.
+        centred: (N,) bool: the click is near the middle of the deepest error.
 
     Returns:
         Points (N, 2) float32 (x, y), and labels (N,) int64, 1 foreground, 0 background.
@@ -68,15 +64,18 @@ def corrective(
 
 
 def _weights(inside: Tensor, depths: Tensor, centred: Tensor) -> Tensor:
-    """(N, H, W): of a place to be clicked. Where it is centred, by a high power of its depth: of a
-    disc the clicks lie at 0.06 of the radius from its middle, on average. Of softer clicks (0.2) a
-    score learns less of what a click in the very middle says."""
+    """Return the weights (N, H, W) by which pixels are drawn.
+
+    For centred clicks they are a high power of the depth: in a disc, clicks lie at 0.06 of the
+    radius from its middle, on average. At 0.2, the predicted IoU learns less from clicks in the
+    very middle.
+    """
     share = depths / depths.amax(dim=(1, 2), keepdim=True).clamp(min=1)
     return torch.where(centred[:, None, None], share**32, inside)
 
 
 def _inside(region: Tensor) -> Tensor:
-    """(N, H, W) weights: 0 outside of a region, at its edge about a quarter of those inside."""
+    """Return weights (N, H, W): 0 outside a region, at its edge a quarter of those inside."""
     radius = max(1, max(region.shape[1:]) // 16)
     share, width = region[:, None].float(), 2 * radius + 1
     for size, padding in (((width, 1), (radius, 0)), ((1, width), (0, radius))):
@@ -85,21 +84,22 @@ def _inside(region: Tensor) -> Tensor:
 
 
 def _race(weights: Tensor, draws: Tensor) -> Tensor:
-    """(N,) int64, a pixel of each row drawn by weight.
+    """Draw a pixel of each row by weight, (N,) int64.
 
-    Times of exponential clocks, -log(draw) / weight: the first to ring is drawn in proportion to
-    its weight (Efraimidis and Spirakis 2006), by one argmax and without a sum.
+    It has the shortest of the exponential times -log(draw) / weight, whose chance is in proportion
+    to the weight (Efraimidis and Spirakis 2006): one argmax, and no sum.
     """
-    times = draws.clamp(min=2.0**-25).log() / weights
-    return times.flatten(1).argmax(dim=1)
+    negated_times = draws.clamp(min=2.0**-25).log() / weights
+    return negated_times.flatten(1).argmax(dim=1)
 
 
 def _points(places: Tensor, width: int) -> Tensor:
+    """Convert flat indices (N,) of pixels to (N, 2) float32 (x, y)."""
     return torch.stack([places % width, places // width], dim=1).float()
 
 
 def _edges(masks: Tensor) -> Tensor:
-    """(N, H, W) bool to (N, 4) float32: first column, first row, last column, last row."""
+    """Return (N, 4) float32 first column, first row, last column, last row of (N, H, W) bool."""
     firsts, lasts = [], []
     for dim in (1, 2):
         lines = masks.any(dim=dim)
@@ -111,17 +111,17 @@ def _edges(masks: Tensor) -> Tensor:
 
 
 def noisy_box(masks: Tensor, draws: Tensor) -> Tensor:
-    """A box round each mask as a hurried person draws it.
+    """Return a box round each mask, as a person draws it in a hurry.
 
-    SAM's noise (Kirillov et al. 2023, arXiv 2304.02643, appendix A): normal, with a standard
-    deviation of a tenth of the side, at most 20 pixels.
+    The noise is SAM's (Kirillov et al. 2023, arXiv 2304.02643, appendix A): normal, with a
+    standard deviation of a tenth of the side, at most 20 pixels.
 
     Args:
         masks: (N, H, W) bool, none of them empty.
         draws: (N, 4) float32 in [0, 1).
 
     Returns:
-        (N, 4) float32 x1 y1 x2 y2: first and last column and row, kept within the image.
+        (N, 4) float32 x1 y1 x2 y2: first and last column and row, clipped to the image.
     """
     edges = _edges(masks)
     sides = (edges[:, 2:] - edges[:, :2] + 1).repeat(1, 2)
@@ -134,38 +134,38 @@ def noisy_box(masks: Tensor, draws: Tensor) -> Tensor:
 
 
 def perturb(masks: Tensor, draws: Tensor) -> Tensor:
-    """Logits of an earlier answer, as tracking carries them along: near the truth, or not so near.
+    """Return logits of an earlier answer as tracking gives them: near the truth, or less near.
 
     The mask is moved, turned and scaled, mostly a little and sometimes a lot; its edge is softened
-    and set too far in or out; a part is missing or too much; and it is more or less sure of itself.
+    and set too far in or out; a part is missing or too much; and the logits are large or small.
 
     Args:
         masks: (N, h, w) float32 in [0, 1] or bool, at the size of the logits; none of them empty.
         draws: (N, 8) float32 in [0, 1).
 
     Returns:
-        (N, h, w) float32, above 0 where the object is held to be.
+        (N, h, w) float32, above 0 where the object is expected.
     """
     masks = masks.float()
     edges = _edges(masks >= masks.amax(dim=(1, 2), keepdim=True) / 2)
     start, extent = edges[:, :2], edges[:, 2:] - edges[:, :2] + 1
     soft = _moved(masks, start + (extent - 1) / 2, extent.amax(dim=1), draws[:, :4])
     soft = F.avg_pool2d(soft, 5, stride=1, padding=2)[:, 0]
-    # 24 bits of a draw are enough for two numbers.
+    # A draw has 24 bits, which are enough for two numbers.
     radius, kind = (draws[:, 4:6] * 4096 % 1).unbind(dim=1)
     disc = _disc(soft, start + draws[:, 6:] * extent, (0.05 + 0.2 * radius) * extent.amax(dim=1))
     kind = kind[:, None, None]
     soft = torch.where(kind < 0.2, soft * (1 - disc), soft)
     soft = torch.where(kind > 0.8, torch.maximum(soft, disc), soft)
-    shift, sureness = (draws[:, 4:6, None, None] * 2 - 1).unbind(dim=1)
-    return 8 * sureness.exp() * (2 * soft - 1 - 0.5 * shift)
+    shift, confidence = (draws[:, 4:6, None, None] * 2 - 1).unbind(dim=1)
+    return 8 * confidence.exp() * (2 * soft - 1 - 0.5 * shift)
 
 
 def _moved(masks: Tensor, centre: Tensor, extent: Tensor, draws: Tensor) -> Tensor:
-    """(N, 1, h, w): turned and scaled about (N, 2) centres, then shifted.
+    """Turn and scale masks about (N, 2) centres, then shift them; the result is (N, 1, h, w).
 
-    Fifth powers of uniform numbers: mostly small, at most 0.4 of the extent, 30 degrees and a
-    factor of 1.4.
+    Changes are fifth powers of uniform numbers: mostly small, at most 0.4 of the extent, 30 degrees
+    and a factor of 1.4.
     """
     height, width = masks.shape[1:]
     change = (2 * draws - 1) ** 5
@@ -181,13 +181,13 @@ def _moved(masks: Tensor, centre: Tensor, extent: Tensor, draws: Tensor) -> Tens
 
 
 def _disc(maps: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
-    """(N, h, w) float32: 1 inside a disc, 0 outside, soft over about four pixels."""
+    """Draw discs as (N, h, w) float32: 1 inside, 0 outside, soft over about four pixels."""
     distance = (_places(maps) - centres[:, None, None]).square().sum(dim=3).sqrt()
     return torch.sigmoid(radii[:, None, None] - distance)
 
 
 def _places(maps: Tensor) -> Tensor:
-    """(h, w, 2) float32: the (x, y) of every pixel of maps (N, h, w)."""
+    """Return the (x, y) of every pixel of maps (N, h, w), as (h, w, 2) float32."""
     rows, columns = (torch.arange(n, device=maps.device) for n in maps.shape[1:])
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], dim=2).float()

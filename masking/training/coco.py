@@ -1,6 +1,6 @@
 """COCO's annotations (cocodataset.org, "Format data"): polygons, run lengths, crowds.
 
-Legend: H x W pixels of an image.
+Sizes and shapes are (H, W), the pixels of an image.
 """
 
 import json
@@ -16,14 +16,14 @@ import numpy as np
 from masking.images.arrays import Bools
 from masking.images.decode import ImageError, nearest, read_image, shown
 from masking.images.masks import decode_rle
-from masking.training.pair import Found, Pair
+from masking.training.pair import Pair, Survey
 
 _FINE = 4
-"""Polygons are drawn larger by this: fillPoly fills every pixel that an edge touches."""
+"""Factor by which polygons are drawn larger: fillPoly fills every pixel that an edge touches."""
 
 
 class _Listed(NamedTuple):
-    """What the file says of an image."""
+    """What the JSON file says of an image."""
 
     file_name: str
     height: int
@@ -32,6 +32,8 @@ class _Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class _CocoImage:
+    """An image of a COCO file that shows an object."""
+
     name: str
     path: Path
     size: tuple[int, int]
@@ -39,6 +41,7 @@ class _CocoImage:
     objects: tuple[Any, ...]
     """Segmentations: lists of polygons, or RLE."""
     crowds: tuple[Any, ...]
+    """Segmentations of crowds, which are ignored."""
 
     def load(self, longest: int) -> Pair:
         if not self.path.is_file():
@@ -56,7 +59,7 @@ class _CocoImage:
 
 
 def _draw(segmentation: Any, size: tuple[int, int], shape: tuple[int, int]) -> Bools:
-    """Polygons or RLE on an image of `size`, as a mask of `shape`, both (H, W)."""
+    """Draw the polygons or RLE of an image of `size` as a mask of `shape`."""
     if isinstance(segmentation, dict):
         return nearest(decode_rle(segmentation["counts"], size), shape)
     scale = np.array([shape[1] / size[1], shape[0] / size[0]])
@@ -75,8 +78,8 @@ def _draw(segmentation: Any, size: tuple[int, int], shape: tuple[int, int]) -> B
     return mask
 
 
-def survey_coco(path: Path, found: Found) -> None:
-    """Index the images of a COCO file that show an object, and check their annotations."""
+def survey_coco(path: Path, result: Survey) -> None:
+    """Add the images of a COCO file that show an object, and the faults of their annotations."""
     try:
         content = json.loads(path.read_bytes())
         images = {
@@ -89,41 +92,41 @@ def survey_coco(path: Path, found: Found) -> None:
         for annotation in content["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
     except (ValueError, KeyError, TypeError) as error:
-        found.faults.append(f"{path}: not COCO JSON of images and annotations ({error!r})")
+        result.faults.append(f"{path}: not COCO JSON of images and annotations ({error!r})")
         return
     strays = sorted(annotations.keys() - images.keys(), key=str)
-    found.faults += [f"{path}: annotations of image {i}, which is not listed" for i in strays]
+    result.faults += [f"{path}: annotations of image {i}, which is not listed" for i in strays]
     folder = _images_folder(path, [image.file_name for image in images.values()])
     boxes = sum(not one.get("segmentation") for some in annotations.values() for one in some)
     if boxes:
-        found.notes.append(f"{path}: {boxes:,} annotations have no segmentation: left out")
-    before = len(found.entries)
+        result.notes.append(f"{path}: {boxes:,} annotations have no segmentation: left out")
+    before = len(result.entries)
     for number, image in images.items():
-        _survey_image(path, folder, image, annotations[number], found)
-    empty = len(images) + before - len(found.entries)
+        _survey_image(path, folder, image, annotations[number], result)
+    empty = len(images) + before - len(result.entries)
     if empty:
-        found.notes.append(f"{path}: {empty:,} of {len(images):,} images show no object: left out")
+        result.notes.append(f"{path}: {empty:,} of {len(images):,} images show no object: left out")
 
 
 def _survey_image(
-    path: Path, folder: Path, image: _Listed, annotations: list[Any], found: Found
+    path: Path, folder: Path, image: _Listed, annotations: list[Any], result: Survey
 ) -> None:
     name, file = f"{path}, image {image.file_name}", folder / image.file_name
     size = (image.height, image.width)
     annotations = [one for one in annotations if one.get("segmentation")]  # others are boxes
     for annotation in annotations:
-        if fault := _wrong(annotation["segmentation"], size):
-            found.faults.append(f"{name}: annotation {annotation.get('id')} {fault}")
+        if fault := _fault(annotation["segmentation"], size):
+            result.faults.append(f"{name}: annotation {annotation.get('id')} {fault}")
     objects, crowds = (
         tuple(a["segmentation"] for a in annotations if bool(a.get("iscrowd")) == crowd)
         for crowd in (False, True)
     )
     if objects:
-        found.entries.append(_CocoImage(name, file, size, objects, crowds))
+        result.entries.append(_CocoImage(name, file, size, objects, crowds))
 
 
-def _wrong(segmentation: Any, size: tuple[int, int]) -> str | None:
-    """What is wrong with a segmentation, if anything is."""
+def _fault(segmentation: Any, size: tuple[int, int]) -> str | None:
+    """Return what is wrong with a segmentation, if anything is."""
     if isinstance(segmentation, dict):
         if segmentation.get("size") != list(size) or "counts" not in segmentation:
             return f"is an RLE of size {segmentation.get('size')}; expected {list(size)}"
@@ -134,19 +137,11 @@ def _wrong(segmentation: Any, size: tuple[int, int]) -> str | None:
     return None
 
 
-def _is(kind: Callable[[Path], bool], path: Path) -> bool:
-    """Whether a path is of a kind; where one may not look, nothing is."""
-    try:
-        return kind(path)
-    except PermissionError:
-        return False
-
-
 def _images_folder(path: Path, names: Sequence[str]) -> Path:
-    """The folder that has the images of a COCO file: beside it, or else beside its folder.
+    """Find the folder that has the images of a COCO file: beside it, or else beside its folder.
 
-    Of several, the one with most of them; of equals, the one that is named in the file's name
-    (instances_val2017.json, val2017), or the first.
+    If there are several, it is the one with most of the images; of equals the one whose name is in
+    the file's name (instances_val2017.json, val2017), or the first.
     """
     few = names[:: max(1, len(names) // 20)]
 
@@ -162,3 +157,11 @@ def _images_folder(path: Path, names: Sequence[str]) -> Path:
         if fit(best)[0] > 0:
             return best
     return path.parent
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Return `kind(path)`; False where permission to read is missing."""
+    try:
+        return kind(path)
+    except PermissionError:
+        return False

@@ -1,14 +1,16 @@
-"""Training samples for a segmenter, composed of image-mask pairs.
+"""Training samples for a segmenter, composed from image-mask pairs.
 
-A crop of one picture, on it objects cut out of another and drawn ones, some of them in front of
-what is there; then the faults of a camera. After "Simple Copy-Paste" (Ghiasi et al. 2021, arXiv
-2012.07177) and the training of RITM (Sofiiuk et al. 2021, arXiv 2102.06583).
+A sample is a crop of one picture. Objects cut out of another picture and drawn shapes are put on
+it, some of them in front of its objects; then come the faults of a camera. It follows "Simple
+Copy-Paste" (Ghiasi et al. 2021, arXiv 2012.07177) and the training of RITM (Sofiiuk et al. 2021,
+arXiv 2102.06583).
 
-A sample is a function of (seed, epoch, index), whatever process or thread computes it: no global
-generator is touched, neither numpy's nor OpenCV's. How many threads OpenCV uses is for the caller
-to say (`cv2.setNumThreads(0)` where several processes compose).
+A sample is a function of (seed, epoch, index), whatever process or thread computes it: it uses no
+global generator, neither numpy's nor OpenCV's. The caller says how many threads OpenCV uses
+(`cv2.setNumThreads(0)` where several processes compose).
 
-Legend: S the side of a sample in pixels, K its masks; H x W pixels of a picture. Points are (x, y).
+Shapes: S is the side of a sample in pixels, K the number of its masks; pictures have H x W pixels.
+Points are (x, y), origin top left.
 """
 
 import math
@@ -26,17 +28,17 @@ from masking.training.draw import affine, outline, photograph, resample, stroke
 from masking.training.pair import Pair
 
 _BITS = 7
-"""Objects of a picture that are candidates at a time; with what is ignored they fill a byte, so
-that one warp moves them all."""
+"""Most objects of a picture that are warped together: with the ignored pixels, their masks are the
+bits of a byte."""
 _IGNORED = 1 << _BITS
 _ATTEMPTS = 6
-_VISIBLE = 0.25  # share of an object below which what others leave of it is no object any more
-_ADJOINING = 0.15  # share of the shorter outline along which two parts of one thing touch
-_SMALL = 3  # pixels to one when looking for parts that touch: gaps of labels are that wide
+_VISIBLE = 0.25  # least share of an object that others may leave visible; less is no object
+_ADJOINING = 0.15  # least share of the shorter outline along which parts of one thing touch
+_SMALL = 3  # masks are shrunk by this to find parts that touch: gaps between labels are that wide
 
 
 class PairSource(Protocol):
-    """Pairs by index: `masking.training.pairs.Pairs`, a list, or a cache of one."""
+    """Pairs by index: `masking.training.pairs.Pairs`, or a list."""
 
     def __len__(self) -> int: ...
 
@@ -52,29 +54,29 @@ class ComposeConfig:
     objects: int = 3
     """Masks of a sample."""
     smallest: float = 0.003
-    """Objects that cover less of a sample are not asked for, as a share of its area."""
+    """Least share of a sample that an object covers; smaller ones are not learnt."""
     scale: tuple[float, float] = (0.8, 1.85)
-    """Least and most that a picture's longer side measures, in sides of the sample."""
+    """Least and largest length of a picture's longer side, in sides of the sample."""
     rotation: float = 10.0
-    """Half of the pictures are turned by up to so many degrees."""
+    """Largest rotation in degrees, clockwise or not; half of the pictures are not rotated."""
     join: float = 0.33
-    """Probability that parts which adjoin each other are joined into one object."""
+    """Probability that parts that adjoin each other are joined into one object."""
     paste: float = 0.5
     """Probability that one to three objects of another picture are pasted on."""
     drawn: float = 0.2
-    """Probability that one or two drawn shapes are put on: thin and odd ones."""
+    """Probability that one or two drawn shapes are put on, thin and odd ones."""
     occlude: float = 0.3
     """Probability that something is put in front of an object."""
     colour: float = 0.8
-    """Probability that brightness, contrast, saturation and balance of colours change."""
+    """Probability that brightness, contrast, saturation and colour balance change."""
     grey: float = 0.04
-    """Probability of a grey picture, where colours change."""
+    """Probability that a picture whose colours change becomes grey."""
     blur: float = 0.2
-    """Probability of a blur, of the focus or of motion."""
+    """Probability of a blur, as out of focus or moved."""
     noise: float = 0.15
     """Probability of noise."""
     jpeg: float = 0.3
-    """Probability of a JPEG compression on top."""
+    """Probability of a JPEG compression at the end."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -94,33 +96,36 @@ class ComposeConfig:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and masks of objects in it."""
+    """A composed image and the masks of objects in it."""
 
     image: Pixels
     """(S, S, 3) uint8 RGB."""
     masks: Bools
-    """(K, S, S), none of them empty; some are alike where there are fewer objects."""
+    """(K, S, S), none of them empty; masks are repeated where there are fewer objects."""
     ignore: Bools
-    """(S, S): beyond the picture's border, or where nobody says what is there."""
+    """(S, S): pixels beyond the picture's border, or whose object is not known."""
 
 
 @dataclass
 class _Scene:
-    """What lies on the table so far, the last on top."""
+    """A sample while objects are put on it."""
 
     image: Pixels
+    """(S, S, 3) uint8 RGB."""
     masks: list[Bools]
+    """(S, S) visible pixels of each object, the last on top."""
     whole: list[int]
-    """Pixels of each mask before anything covered it."""
+    """Number of pixels of each object before anything covered it."""
     ignore: Bools
+    """(S, S), as `Sample.ignore`."""
 
     def add(self, image: Pixels, mask: Bools, window: tuple[slice, slice]) -> None:
         """Put an object on top, its edge softened by about a pixel.
 
         Args:
-            image: (h, w, 3) uint8, what the object looks like, in a window that holds all of it.
-            mask: (S, S).
-            window: rows and columns.
+            image: (h, w, 3) uint8 RGB of the object, in a window that holds all of it.
+            mask: (S, S) pixels of the object.
+            window: rows and columns of the window in the sample.
         """
         part, under = mask[window], self.image[window]
         share = cv2.GaussianBlur(part.astype(np.float32), (3, 3), 0.6)
@@ -130,8 +135,11 @@ class _Scene:
         self.masks.append(mask)
         self.whole.append(int(np.count_nonzero(mask)))
 
-    def objects(self, least: float) -> list[int]:
-        """Those of which enough is to be seen, `least` pixels and not a mere rest; or else one."""
+    def visible(self, least: float) -> list[int]:
+        """Return the objects that are visible enough, or the most visible one if none is.
+
+        At least `least` pixels must be visible, and the share `_VISIBLE` of the object.
+        """
         seen = [int(np.count_nonzero(mask)) for mask in self.masks]
         both = enumerate(zip(seen, self.whole, strict=True))
         enough = [i for i, (n, whole) in both if n >= max(least, _VISIBLE * whole, 1)]
@@ -142,24 +150,24 @@ def sample(pairs: PairSource, config: ComposeConfig, seed: int, epoch: int, inde
     """Compose one sample.
 
     Args:
-        pairs: pictures; also those that objects are taken from.
-        config: how.
-        seed, epoch, index: all that it hangs on, none of them negative. Its picture is pair
-            `index % len(pairs)`.
+        pairs: the pictures, from which objects are cut out, too.
+        config: how it is composed.
+        seed, epoch, index: all that the sample depends on, none of them negative. Its picture is
+            pair `index % len(pairs)`.
 
     Raises:
-        ImageError: a pair that it needs cannot be used.
+        ImageError: A pair that the sample needs cannot be used.
     """
     rng = np.random.default_rng((seed, epoch, index))
     number = index % len(pairs)
     scene = _background(rng, pairs[number], config)
-    todo = _plan(rng, config)
-    if todo:
+    layers = _choose_layers(rng, config)
+    if layers:
         other = pairs[(number + int(rng.integers(1, max(2, len(pairs))))) % len(pairs)]
-        for cut_out, over in todo:
+        for cut_out, over in layers:
             _put(rng, scene, other, config, cut_out and not other.regions, over)
-    chosen = scene.objects(config.smallest * config.size**2)
-    # The object that the crop is about comes first, a joined one too, if it is not the only one.
+    chosen = scene.visible(config.smallest * config.size**2)
+    # The object that the crop is about comes first; if only one is wanted, it may be any.
     order = sorted(rng.permutation(chosen).tolist(), key=lambda row: row > 0 or config.objects == 1)
     rows = np.resize(order, config.objects)
     image = photograph(
@@ -169,7 +177,7 @@ def sample(pairs: PairSource, config: ComposeConfig, seed: int, epoch: int, inde
 
 
 def _background(rng: Generator, pair: Pair, config: ComposeConfig) -> _Scene:
-    """Crop a picture about one of its objects, so that enough of it is to be seen."""
+    """Crop a picture about one of its objects, so that enough of the object is visible."""
     masks = pair.masks
     union = joined(rng, masks, pair.regions) if rng.random() < config.join else None
     for attempt in range(_ATTEMPTS + 1):
@@ -188,12 +196,14 @@ def _background(rng: Generator, pair: Pair, config: ComposeConfig) -> _Scene:
 def joined(rng: Generator, masks: Bools, regions: bool) -> Bools | None:
     """Join parts that adjoin each other, as garments, hair and skin make a person.
 
-    From a random one on: those that share a good part of the outline of either, and so forth until
-    there are none; or, sometimes and always of regions, one at a time and up to three.
+    It starts from a random part and adds those that share enough of the outline of either, then
+    their neighbours, until there are none; or sometimes, and for regions always, one to three parts
+    one by one.
 
     Args:
+        rng: where random numbers come from.
         masks: (K, H, W), at least one.
-        regions: see `Pair`.
+        regions: as `Pair.regions`.
 
     Returns:
         (H, W), or None if nothing adjoins or all of the picture would be joined.
@@ -217,12 +227,12 @@ def joined(rng: Generator, masks: Bools, regions: bool) -> Bools | None:
 
 
 def _ring(mask: Pixels) -> Pixels:
-    """(h, w) uint8, 1 where a pixel touches a mask (uint8, 0 or 1) from outside."""
+    """Return the pixels that touch a mask from outside; both are (h, w) uint8, 0 or 1."""
     return cv2.subtract(cv2.dilate(mask, np.ones((3, 3), np.uint8)), mask)
 
 
 def _crop(rng: Generator, mask: Bools, config: ComposeConfig, close: bool) -> NDArray[np.float64]:
-    """The matrix of a crop with a part of an object in it; `close`: with all of it, large."""
+    """Return the matrix (2, 3) of a crop that shows a part of an object; if `close`, all of it."""
     middle = np.full(2, (config.size - 1) / 2)
     if close:
         x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
@@ -244,7 +254,7 @@ def _crop(rng: Generator, mask: Bools, config: ComposeConfig, close: bool) -> ND
 def _warp(
     rng: Generator, pair: Pair, masks: list[Bools], matrix: NDArray[np.float64], size: int
 ) -> _Scene:
-    """Move the picture and up to `_BITS` of its masks alike; beyond its border is ignored."""
+    """Warp the picture and up to `_BITS` of its masks; what is beyond its border is ignored."""
     border = cv2.BORDER_REFLECT_101 if rng.random() < 0.5 else cv2.BORDER_CONSTANT
     image = resample(pair.image, matrix, (size, size), border, rng.uniform(0, 255, 3).tolist())
     planes = pair.ignore * np.uint8(_IGNORED)
@@ -257,21 +267,21 @@ def _warp(
     return _Scene(image, parts, [int(np.count_nonzero(m)) for m in parts], moved >= _IGNORED)
 
 
-def _plan(rng: Generator, config: ComposeConfig) -> list[tuple[bool, bool]]:
-    """What is put on: whether cut out of another picture, or drawn; whether over an object."""
+def _choose_layers(rng: Generator, config: ComposeConfig) -> list[tuple[bool, bool]]:
+    """Choose what is put on: whether each layer is cut out, else drawn; whether over an object."""
     paste, drawn, occlude = rng.random(3) < (config.paste, config.drawn, config.occlude)
-    todo = [(True, False)] * (int(rng.integers(1, 4)) if paste else 0)
-    todo += [(False, False)] * (int(rng.integers(1, 3)) if drawn else 0)
-    return todo + [(bool(rng.random() < 0.6), True)] * bool(occlude)
+    layers = [(True, False)] * (int(rng.integers(1, 4)) if paste else 0)
+    layers += [(False, False)] * (int(rng.integers(1, 3)) if drawn else 0)
+    return layers + [(bool(rng.random() < 0.6), True)] * bool(occlude)
 
 
 def _put(
     rng: Generator, scene: _Scene, other: Pair, config: ComposeConfig, cut_out: bool, over: bool
 ) -> None:
-    """Put an object on the scene, unless it comes out too small or hides what it is put over."""
+    """Put an object on the scene, unless it is too small or hides what it is put over."""
     size, least = config.size, max(1.0, config.smallest * config.size**2)
     place, length = rng.uniform(0, size, 2), size * math.exp(rng.uniform(*np.log((0.12, 0.7))))
-    target = scene.masks[rng.choice(scene.objects(least))] if over else None
+    target = scene.masks[rng.choice(scene.visible(least))] if over else None
     if target is not None:
         at = rng.choice(np.flatnonzero(target))
         place = np.array([at % size, at // size], dtype=np.float64)
@@ -292,7 +302,7 @@ _Layer = tuple[Bools, Pixels, NDArray[np.float64]]
 def _cut(
     rng: Generator, size: int, other: Pair, place: NDArray[np.float64], length: float
 ) -> _Layer:
-    """An object of another picture, about `length` pixels long, at `place`."""
+    """Cut an object out of another picture, to be about `length` pixels long, at `place`."""
     mask = other.masks[rng.integers(len(other.masks))].view(np.uint8)
     x, y, width, height = cv2.boundingRect(mask)
     zoom = min(2.0, length / max(width, height))
@@ -305,9 +315,9 @@ def _cut(
 def _draw(
     rng: Generator, under: Pixels, other: Pixels, place: NDArray[np.float64], length: float
 ) -> _Layer:
-    """A drawn shape, about `length` pixels long, at `place`.
+    """Draw a shape, about `length` pixels long, at `place`.
 
-    It looks like another picture, like this one elsewhere, or shades from colour to colour.
+    Its texture is from the other picture, from another place of this one, or a colour gradient.
     """
     shape = stroke if rng.random() < 0.3 else outline
     mask, kind = shape(rng, under.shape[0], place, length), rng.random()
@@ -322,7 +332,7 @@ def _draw(
 def _paint(
     rng: Generator, scene: _Scene, mask: Bools, texture: Pixels, matrix: NDArray[np.float64]
 ) -> None:
-    """Add a layer, its mean colour moved somewhat towards the scene's."""
+    """Add a layer to the scene, its mean colour shifted somewhat towards the scene's."""
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     left, top = max(0, x - 2), max(0, y - 2)  # room for the soft edge
     window = np.s_[top : y + height + 2, left : x + width + 2]

@@ -1,6 +1,6 @@
-"""Drawn shapes, warps, and the faults of a camera: what `compose` does to pictures.
+"""Shapes, warps and camera faults for composed samples.
 
-Legend: S the side of a picture in pixels. Points are (x, y).
+Shapes: S is the side of a picture in pixels. Points are (x, y), origin top left.
 """
 
 import math
@@ -15,15 +15,16 @@ from masking.images.arrays import Bools, Pixels
 Points = NDArray[np.float64]
 
 _LUMA = (0.299, 0.587, 0.114)
-_FRACTION = 4  # bits behind the point of coordinates for OpenCV
+_FRACTION = 4  # fractional bits of the fixed-point coordinates that OpenCV takes
 
 
 def outline(rng: Generator, size: int, place: Points, length: float) -> Bools:
-    """A filled shape: polygon, star, smooth blob or ellipse, wide or thin, some with a hole.
+    """Draw a filled shape: polygon, star, smooth blob or ellipse, wide or thin, some with a hole.
 
     Args:
+        rng: where random numbers come from.
         size: S.
-        place: (2,) its centre.
+        place: (2,) centre of the shape.
         length: about how long it is, in pixels.
 
     Returns:
@@ -47,7 +48,7 @@ def outline(rng: Generator, size: int, place: Points, length: float) -> Bools:
 
 
 def stroke(rng: Generator, size: int, place: Points, length: float) -> Bools:
-    """A line that bends, of one thickness; arguments as for `outline`."""
+    """Draw a bent line of one thickness; arguments and result are those of `outline`."""
     steps = _turned(np.tile([1.0, 0.0], (8, 1)), np.cumsum(rng.normal(0, 0.5, 8)))
     points = np.cumsum(steps, axis=0)
     points = _turned(points - points.mean(axis=0), rng.uniform(0, 2 * math.pi)) * length / 8
@@ -58,17 +59,20 @@ def stroke(rng: Generator, size: int, place: Points, length: float) -> Bools:
 
 
 def _turned(points: Points, angle: float | Points) -> Points:
+    """Turn (N, 2) points about the origin, by radians."""
     x, y = points.T
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([cos * x - sin * y, sin * x + cos * y], axis=1)
 
 
 def _fixed(points: Points) -> NDArray[np.int32]:
+    """Convert points to OpenCV's fixed-point coordinates."""
     fixed: NDArray[np.int32] = np.rint(points * 2**_FRACTION).astype(np.int32)
     return fixed
 
 
 def _filled(size: int, points: Points) -> Bools:
+    """Return the inside of a polygon, (S, S)."""
     mask = np.zeros((size, size), dtype=np.uint8)
     cv2.fillPoly(mask, [_fixed(points)], 1, shift=_FRACTION)
     return mask.view(np.bool_)
@@ -81,7 +85,10 @@ def affine(
     source: NDArray[np.float64],
     to: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Zoom, turn and mirror about `source` (x, y), which goes to `to`: (2, 3) of cv2.warpAffine."""
+    """Return the (2, 3) matrix, for cv2.warpAffine, that zooms, turns and mirrors.
+
+    It does so about the point `source` (x, y), and moves that point to `to`.
+    """
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     linear = zoom * np.array([[cos, -sin], [sin, cos]])
     if mirrored:
@@ -96,14 +103,14 @@ def resample(
     border: int,
     fill: list[float],
 ) -> Pixels:
-    """Warp a picture, bilinear; shrunk by area first where the warp would leave pixels out.
+    """Warp a picture, bilinear; a picture that shrinks a lot is averaged over areas first.
 
     Args:
         image: (H, W, 3) uint8.
         matrix: (2, 3), as `affine` returns it.
         shape: (h, w) of the result.
-        border: OpenCV's name for what is beyond the picture.
-        fill: colour beyond it, if it is a constant.
+        border: OpenCV's constant for what lies beyond the picture's border.
+        fill: colour there, for cv2.BORDER_CONSTANT.
 
     Returns:
         (h, w, 3) uint8.
@@ -127,11 +134,15 @@ def photograph(
     noise: float,
     jpeg: float,
 ) -> Pixels:
-    """Take a picture again with a worse camera, each fault by its probability.
+    """Add the faults of a camera to a picture, each by its probability.
 
     Args:
+        rng: where random numbers come from.
         image: (S, S, 3) uint8 RGB.
         colour, grey, blur, noise, jpeg: probabilities, as in `ComposeConfig`.
+
+    Returns:
+        (S, S, 3) uint8 RGB.
     """
     odds = rng.random(4)
     if odds[0] < colour:
@@ -142,7 +153,7 @@ def photograph(
         grain = rng.standard_normal(image.shape[:2], np.float32) * np.float32(rng.uniform(2, 12))
         image = cv2.add(image, cv2.merge([grain] * 3), dtype=cv2.CV_8U)
     if odds[3] < jpeg:
-        # OpenCV takes RGB for BGR here and back: only the two colour differences change places.
+        # OpenCV takes RGB for BGR, here and back: this only exchanges the two colour differences.
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 95))]
         decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
         assert decoded is not None  # it has just been encoded
@@ -151,7 +162,7 @@ def photograph(
 
 
 def _recoloured(rng: Generator, image: Pixels, grey: bool) -> Pixels:
-    """Balance of colours, saturation, brightness, contrast, as one matrix; then gamma."""
+    """Change colour balance, saturation, brightness and contrast by one matrix; then gamma."""
     saturation = 0.0 if grey else rng.uniform(0.5, 1.5)
     contrast = rng.uniform(0.7, 1.3)
     linear = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
@@ -166,7 +177,7 @@ def _recoloured(rng: Generator, image: Pixels, grey: bool) -> Pixels:
 
 
 def _blurred(rng: Generator, image: Pixels) -> Pixels:
-    """Out of focus, or moved."""
+    """Blur a picture as out of focus, or as moved."""
     if rng.random() < 0.6:
         return cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 2))
     length = int(rng.integers(3, 10)) | 1

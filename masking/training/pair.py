@@ -8,7 +8,7 @@ from masking.images.decode import ImageError
 
 
 class NothingToLearnError(ImageError):
-    """A sound pair, but no object in it is of a size that is wanted."""
+    """A sound pair in which no object has a size that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -20,28 +20,38 @@ class Pair:
     masks: Bools
     """(K, H, W), at least one, none of them empty; they may overlap."""
     ignore: Bools
-    """(H, W): where nobody says what is there."""
+    """(H, W): pixels whose object is not known."""
     name: str
-    """Where it lies, for messages: file and row."""
+    """File and row, for messages."""
     regions: bool
     """Whether the masks are parts of the picture (sky, road), not objects."""
 
 
 class Entry(Protocol):
-    """One pair on disk."""
+    """A pair on disk."""
 
     @property
     def name(self) -> str:
-        """File and row."""
+        """File and row, for messages."""
 
     def load(self, longest: int) -> Pair:
-        """Decode it; all masks, whatever their size. Raises ImageError, without the name."""
+        """Decode the pair with all its masks, whatever their size.
+
+        Args:
+            longest: as `PairsConfig.longest`.
+
+        Raises:
+            ImageError: The image or its masks cannot be used; the message leaves out the name.
+        """
 
 
 @dataclass
-class Found:
-    """What a survey has gathered so far."""
+class Survey:
+    """Pairs that were found so far, and what is wrong with others."""
 
     entries: list[Entry] = field(default_factory=list)
+    """The pairs."""
     faults: list[str] = field(default_factory=list)
+    """Lines about pairs that cannot be used."""
     notes: list[str] = field(default_factory=list)
+    """Lines about what was left out."""

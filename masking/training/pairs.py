@@ -1,20 +1,20 @@
 """Images with masks of their objects, from local files: Parquet, COCO JSON or DAVIS folders.
 
-`survey` reads the structure alone and finds every fault that shows in it; `pairs[i]` decodes one
-image and its masks. Which format a path holds is told by what is there:
+`survey` reads only the structure and finds every fault that shows in it; `pairs[i]` decodes one
+image and its masks. The format of a path is recognised by what is there:
 
     FILE.parquet, or a folder of them   columns `image` (bytes of an image file), `masks` (bytes of
                                         a PNG label map: 0 no object, 1.. one number an object),
-                                        and if there are any `ignore` (bytes of a PNG, not 0 where
-                                        a pixel is void), `kind` ("regions": see `Pair.regions`),
+                                        and optionally `ignore` (bytes of a PNG, not 0 where a
+                                        pixel is void), `kind` ("regions": see `Pair.regions`),
                                         `key` (a name for messages)
     FILE.json, or a folder with one     COCO (cocodataset.org, "Format data"): polygons and RLE,
                                         crowds are void; images beside the file or in a folder
                                         beside or above it
     a folder                            DAVIS (davischallenge.org), YouTube-VOS: JPEGImages and
-                                        Annotations, palette PNG; where a palette PNG is 255, void
+                                        Annotations, palette PNG, void where it is 255
 
-Legend: K objects of an image, H x W its pixels. Images are RGB, origin top left, EXIF orientation
+Shapes: K objects of an image, H x W its pixels. Images are RGB, origin top left, EXIF orientation
 applied. Rows count from 0, in messages too.
 """
 
@@ -32,13 +32,13 @@ import pyarrow.parquet as pq
 from masking.images.arrays import Bools
 from masking.images.decode import ImageError, nearest, objects_of, read_image, read_labels
 from masking.training.coco import survey_coco
-from masking.training.pair import Entry, Found, NothingToLearnError, Pair
+from masking.training.pair import Entry, NothingToLearnError, Pair, Survey
 
 __all__ = ["ImageError", "NothingToLearnError", "Pair", "Pairs", "PairsConfig", "faults", "survey"]
 
 KEPT = 2 << 30
-"""Bytes of Parquet row groups, as in the file but unpacked, that a process keeps in memory."""
-_VOID = 255  # of a palette PNG, as in PASCAL VOC
+"""Bytes of decompressed Parquet row groups that a process keeps in memory."""
+_VOID = 255  # in a palette PNG, as in PASCAL VOC
 _BYTES = (pa.binary(), pa.large_binary(), pa.null())
 _TEXT = (pa.string(), pa.large_string(), pa.null())
 _COLUMNS = {"image": _BYTES, "masks": _BYTES, "ignore": _BYTES, "kind": _TEXT}
@@ -51,14 +51,14 @@ _EXPECTED = (
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """What is made of the images and masks on disk."""
+    """How images and masks on disk are shrunk and which objects are used."""
 
     longest: int = 512
-    """Longer side, in pixels, that larger images are shrunk to; 0: all stay as they are."""
+    """Longer side, in pixels, that larger images are shrunk to; 0: none is shrunk."""
     smallest: float = 0.003
-    """Objects that cover less of their image are left out, as a share of its area."""
+    """Least share of its image that an object covers; smaller ones are left out."""
     largest: float = 0.95
-    """Objects that cover more of their image are left out, as a share of its area."""
+    """Largest share of its image that an object covers; larger ones are left out."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -73,28 +73,33 @@ class PairsConfig:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Image-mask pairs on disk; indexing decodes, in any thread or process. Pickles small."""
+    """Image-mask pairs on disk; indexing decodes, in any thread or process.
+
+    A pickle of them holds paths, not pixels.
+    """
 
     entries: tuple[Entry, ...]
+    """A pair each."""
     config: PairsConfig
+    """How they are decoded."""
     notes: tuple[str, ...] = ()
-    """Lines for a person: what was left aside."""
+    """Lines for a person about what was left out."""
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Pair:
-        """Decode one.
+        """Decode a pair.
 
         Raises:
-            ImageError: an image or its masks do not decode, differ in size, or show no object
-                between `smallest` and `largest`.
+            ImageError: The image or its masks do not decode, or differ in size.
+            NothingToLearnError: The image shows no object between `smallest` and `largest`.
         """
         entry = self.entries[index]
         try:
             pair = entry.load(self.config.longest)
-            masks = _select(pair.masks, self.config)
+            masks = _of_wanted_size(pair.masks, self.config)
         except ImageError as error:
             named = (f"{entry.name}: {fault}" for fault in error.faults)
             raise type(error)(*named) from error
@@ -104,12 +109,12 @@ class Pairs:
         return replace(pair, masks=masks, ignore=pair.ignore & ~masks.any(axis=0))
 
     def subset(self, rows: Iterable[int]) -> "Pairs":
-        """The pairs at `rows`, in that order."""
+        """Return the pairs at `rows`, in that order."""
         return replace(self, entries=tuple(self.entries[row] for row in rows))
 
 
 def faults(pairs: Pairs, threads: int = 1) -> dict[int, ImageError]:
-    """Decode all pairs, and return those that cannot be used, with the reason, by index."""
+    """Decode all pairs; return why some cannot be used, by index."""
 
     def fault(row: int) -> ImageError | None:
         try:
@@ -119,11 +124,12 @@ def faults(pairs: Pairs, threads: int = 1) -> dict[int, ImageError]:
         return None
 
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(fault, range(len(pairs)))
-        return {row: error for row, error in enumerate(found) if error is not None}
+        errors = pool.map(fault, range(len(pairs)))
+        return {row: error for row, error in enumerate(errors) if error is not None}
 
 
-def _select(masks: Bools, config: PairsConfig) -> Bools:
+def _of_wanted_size(masks: Bools, config: PairsConfig) -> Bools:
+    """Return the masks whose objects have a size that is wanted; raises ImageError for none."""
     areas = np.array([np.count_nonzero(mask) / mask.size for mask in masks])
     kept = (areas > 0) & (areas >= config.smallest) & (areas <= config.largest)
     if not len(masks):
@@ -143,47 +149,47 @@ def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
 
     Args:
         paths: files or folders, as the head of this file says.
-        config: what is made of them.
+        config: how they are decoded later.
 
     Raises:
-        ImageError: every fault of the structure: paths, columns, missing values, images that are
-            not there, annotations that do not make sense.
+        ImageError: All faults of the structure: paths, columns, missing values, images that are
+            not there, malformed annotations.
     """
-    found, groups = Found(), _RowGroups()
+    result, groups = Survey(), _RowGroups()
     for path in paths:
-        _find(path, found, groups)
+        _survey_path(path, result, groups)
     if not paths:
-        found.faults.append(f"no path of image-mask pairs; expected {_EXPECTED}")
-    elif not found.entries and not found.faults:
-        found.faults.append(f"{', '.join(map(str, paths))}: no image shows an object")
-    if found.faults:
-        raise ImageError(*found.faults)
-    return Pairs(tuple(found.entries), config, tuple(found.notes))
+        result.faults.append(f"no path of image-mask pairs; expected {_EXPECTED}")
+    elif not result.entries and not result.faults:
+        result.faults.append(f"{', '.join(map(str, paths))}: no image shows an object")
+    if result.faults:
+        raise ImageError(*result.faults)
+    return Pairs(tuple(result.entries), config, tuple(result.notes))
 
 
-def _find(path: Path, found: Found, groups: "_RowGroups") -> None:
-    """Tell the format by what is there."""
+def _survey_path(path: Path, result: Survey, groups: "_RowGroups") -> None:
+    """Add the pairs of a file or folder, whose format is recognised by what is there."""
     files = sorted(_visible(path.iterdir())) if path.is_dir() else [path]
     parquet, jsons = ([f for f in files if f.suffix == end] for end in (".parquet", ".json"))
     if not path.exists():
-        found.faults.append(f"{path}: no such file or folder; expected {_EXPECTED}")
+        result.faults.append(f"{path}: no such file or folder; expected {_EXPECTED}")
     elif parquet:
         for file in parquet:
-            _survey_parquet(file, found, groups)
+            _survey_parquet(file, result, groups)
     elif (path / "JPEGImages").is_dir() and (path / "Annotations").is_dir():
-        _survey_davis(path, found)
+        _survey_davis(path, result)
     elif len(jsons) == 1:
-        survey_coco(jsons[0], found)
+        survey_coco(jsons[0], result)
     elif jsons:
-        found.faults.append(f"{path}: holds {len(jsons)} .json files; name the one to be used")
+        result.faults.append(f"{path}: holds {len(jsons)} .json files; name the one to be used")
     else:
-        found.faults.append(f"{path}: holds no image-mask pairs; expected {_EXPECTED}")
+        result.faults.append(f"{path}: holds no image-mask pairs; expected {_EXPECTED}")
 
 
 class _RowGroups:
-    """Row groups of Parquet files, those used last kept in memory up to `KEPT` bytes.
+    """Row groups of Parquet files; those used last stay in memory, up to `KEPT` bytes.
 
-    A training set that fits is so read once; of a larger one, a row group at a time.
+    So a training set that fits is read once; a larger one is read again, by row groups.
     """
 
     def __init__(self) -> None:
@@ -195,7 +201,7 @@ class _RowGroups:
         return _RowGroups, ()  # another process reads for itself
 
     def read(self, path: Path, group: int) -> pa.Table:
-        """The columns of a row group that a pair is made of."""
+        """Return the columns of a row group that pairs are made of."""
         with self._lock:
             if (path, group) not in self._kept:
                 self._add(path, group)
@@ -217,11 +223,13 @@ _VANISHED = "nothing is left of its objects at this size; pairs.longest says how
 
 @dataclass(frozen=True)
 class _ParquetRow:
+    """A row of a Parquet file."""
+
     name: str
     path: Path
     group: int
     row: int
-    """Within the group."""
+    """Number of the row in its row group."""
     groups: _RowGroups
 
     def load(self, longest: int) -> Pair:
@@ -238,15 +246,15 @@ class _ParquetRow:
         return Pair(image, masks, ignore, self.name, record.get("kind") == "regions")
 
 
-def _survey_parquet(path: Path, found: Found, groups: _RowGroups) -> None:
+def _survey_parquet(path: Path, result: Survey, groups: _RowGroups) -> None:
     try:
         with pq.ParquetFile(path) as file:
             wrong = list(_wrong_columns(file.schema_arrow))
-            found.faults += [f"{path}: {fault}" for fault in wrong]
+            result.faults += [f"{path}: {fault}" for fault in wrong]
             if not wrong:
-                _survey_rows(path, file, found, groups)
+                _survey_rows(path, file, result, groups)
     except (pa.ArrowException, OSError) as error:
-        found.faults.append(f"{path}: not a Parquet file that can be read: {error}")
+        result.faults.append(f"{path}: not a Parquet file that can be read: {error}")
 
 
 def _wrong_columns(schema: pa.Schema) -> Iterator[str]:
@@ -259,7 +267,7 @@ def _wrong_columns(schema: pa.Schema) -> Iterator[str]:
             yield f"no column {name} ({expected}); it has {', '.join(schema.names)}"
 
 
-def _survey_rows(path: Path, file: pq.ParquetFile, found: Found, groups: _RowGroups) -> None:
+def _survey_rows(path: Path, file: pq.ParquetFile, result: Survey, groups: _RowGroups) -> None:
     first = 0
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
@@ -267,17 +275,17 @@ def _survey_rows(path: Path, file: pq.ParquetFile, found: Found, groups: _RowGro
         if "key" in file.schema_arrow.names:
             keys = [f" ({key})" for key in file.read_row_group(group, ["key"])["key"].to_pylist()]
         names = [f"{path}, row {first + row}{keys[row]}" for row in range(rows)]
-        found.entries += [_ParquetRow(n, path, group, row, groups) for row, n in enumerate(names)]
-        found.faults += [f"{names[row]}: column {c} is null" for row, c in _missing(file, group)]
+        result.entries += [_ParquetRow(n, path, group, row, groups) for row, n in enumerate(names)]
+        result.faults += [f"{names[row]}: column {c} is null" for row, c in _missing(file, group)]
         first += rows
     if first == 0:
-        found.faults.append(f"{path}: no rows")
+        result.faults.append(f"{path}: no rows")
 
 
 def _missing(file: pq.ParquetFile, group: int) -> list[tuple[int, str]]:
-    """Rows of a group whose image or masks are null; bytes are read only if there may be any."""
+    """Return row and column of null images and masks; bytes are read only if there may be any."""
     about, missing = file.metadata.row_group(group), []
-    # A nested column has several leaves, so places are not those of the schema.
+    # A nested column has several leaves, so columns do not count as in the schema.
     leaves = {one.path_in_schema: one for one in map(about.column, range(about.num_columns))}
     for column in _NEEDED:
         known = leaves[column].statistics
@@ -288,7 +296,9 @@ def _missing(file: pq.ParquetFile, group: int) -> list[tuple[int, str]]:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class _DavisFrame:
+    """A frame of a DAVIS folder."""
+
     name: str
     image: Path
     masks: Path
@@ -305,12 +315,12 @@ class _Frame:
 
 
 def _visible(files: Iterable[Path]) -> Iterator[Path]:
-    """Without ._x.png and the like, which macOS leaves."""
+    """Leave out ._x.png and the like, which macOS writes."""
     return (file for file in files if not file.name.startswith("."))
 
 
-def _survey_davis(path: Path, found: Found) -> None:
-    """Every annotation and its image; one resolution, where there are several."""
+def _survey_davis(path: Path, result: Survey) -> None:
+    """Add every annotation with its image; 480p, where there are several resolutions."""
     level = Path("480p") if (path / "Annotations" / "480p").is_dir() else Path()
     annotations = path / "Annotations" / level
     every = _visible(annotations.rglob("*"))
@@ -321,8 +331,8 @@ def _survey_davis(path: Path, found: Found) -> None:
         images = [stem.with_suffix(ending) for ending in endings]
         there = [image for image in images if image.is_file()]
         if there:
-            found.entries.append(_Frame(str(file), there[0], file))
+            result.entries.append(_DavisFrame(str(file), there[0], file))
         else:
-            found.faults.append(f"{file}: no image {images[0]} goes with it")
+            result.faults.append(f"{file}: no image {images[0]} goes with it")
     if not files:
-        found.faults.append(f"{annotations}: no .png files")
+        result.faults.append(f"{annotations}: no .png files")

@@ -1,7 +1,7 @@
-"""Made clips whose truth is known: things cut out of pictures, moved and turned over another one.
+"""Synthetic clips whose masks are known: cut-outs that move and turn over a backdrop.
 
-A clip is a function from a frame's number to what is shown, so any frame of it can be had alone.
-Points are (x, y) in pixels, origin top left; angles in degrees, clockwise as seen.
+Each frame is computed from its number, independently of the others. Points are (x, y) in pixels,
+origin top left; angles are in degrees, clockwise as seen.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,44 +17,47 @@ from masking.training.draw import affine, resample
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an actor is, how it is turned, and how large."""
+    """Place, rotation and size of an actor on a frame."""
 
     x: float
-    """Of its middle, in pixels of the clip."""
+    """Column of the actor's middle, in pixels of the clip."""
     y: float
+    """Row of the actor's middle, in pixels of the clip."""
     degrees: float = 0.0
+    """Rotation, clockwise."""
     zoom: float = 1.0
     """Pixels of the clip per pixel of the picture that it is cut from."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """A thing that moves."""
+    """A cut-out that moves."""
 
     picture: Pixels
-    """(h, w, 3) uint8 RGB, with it somewhere in it."""
+    """(h, w, 3) uint8 RGB, which shows it."""
     mask: Bools
-    """(h, w): where."""
+    """(h, w): the pixels that it covers in the picture."""
     path: Callable[[int], Pose | None]
-    """Its pose on a frame; None: it is not there."""
+    """Pose on a frame, by the frame's number; None: it is not there."""
     number: int = 0
-    """Of the object that it is; 0: it only hides others."""
+    """Number of the object that it is in the label maps; 0: no object, it only hides others."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A clip."""
+    """A synthetic clip."""
 
     size: tuple[int, int]
-    """(H, W)."""
+    """(H, W) of its frames, in pixels."""
     frames: int
+    """Number of frames."""
     backdrop: Callable[[int], Pixels]
-    """(H, W, 3) uint8 RGB of a frame, behind all actors."""
+    """Picture (H, W, 3) uint8 RGB behind all actors, by the frame's number."""
     actors: Sequence[Actor]
-    """The last is in front."""
+    """What moves on it; the last is in front."""
 
     def frame(self, index: int) -> tuple[Pixels, NDArray[np.uint8]]:
-        """(H, W, 3) uint8 RGB and (H, W): which object, 0 where there is none."""
+        """Return a frame (H, W, 3) uint8 RGB, and its label map (H, W) uint8, 0 for no object."""
         image, labels = self.backdrop(index).copy(), np.zeros(self.size, np.uint8)
         for actor in self.actors:
             pose = actor.path(index)
@@ -63,11 +66,12 @@ class Stage:
         return image, labels
 
     def __iter__(self) -> Iterator[tuple[Pixels, NDArray[np.uint8]]]:
-        """Frame by frame."""
+        """Yield all frames with their label maps, in order."""
         return (self.frame(index) for index in range(self.frames))
 
 
 def _put(image: Pixels, labels: NDArray[np.uint8], actor: Actor, pose: Pose) -> None:
+    """Draw an actor onto a frame and its label map, in place."""
     rows, columns = (np.flatnonzero(actor.mask.any(axis=axis)) for axis in (1, 0))
     middle = np.array([columns[0] + columns[-1], rows[0] + rows[-1]]) / 2
     matrix = affine(pose.zoom, pose.degrees, False, middle, np.array([pose.x, pose.y]))
@@ -82,9 +86,13 @@ def _put(image: Pixels, labels: NDArray[np.uint8], actor: Actor, pose: Pose) -> 
 def panned(
     picture: Pixels, size: tuple[int, int], shift: tuple[float, float]
 ) -> Callable[[int], Pixels]:
-    """A backdrop that a camera pans over: a cut of `size` that moves by `shift` (x, y) a frame.
+    """Return a backdrop that a camera pans over: a cut of `size` that moves by `shift` a frame.
 
-    The picture is scaled to one and a half times the size and reflected beyond its border.
+    Args:
+        picture: (h, w, 3) uint8 RGB. It is scaled to one and a half times the size, and reflected
+            beyond its border.
+        size: (H, W) of the clip, in pixels.
+        shift: (x, y) in pixels a frame.
     """
     zoom = 1.5 * max(size[0] / picture.shape[0], size[1] / picture.shape[1])
     centre = np.array(picture.shape[1::-1]) / 2

@@ -1,38 +1,34 @@
-"""One training step of a promptable segmenter, and its evaluation by simulated clicks.
+"""One training step of a promptable segmenter.
 
-Training follows SAM (Kirillov et al., 2304.02643, appendix A): many prompts share an image's
-embedding; a prompt starts as a click, a noisy box or a stale mask, then gets corrective clicks
-from its error, each round with the logits of the last. Errors, targets and clicks live at the size
-of the low-res logits, so a step never leaves its device.
+It follows SAM (Kirillov et al., 2304.02643, appendix A): many prompts share an image's embedding;
+a prompt starts as a click, a noisy box or a stale mask, and gets a corrective click on its error in
+each further round, with the logits of the round before. Errors, targets and clicks are computed at
+the size of the low-resolution logits, on the device.
+
+Shapes: B images of S x S pixels with K objects each, N = B * K prompts, h x w cells of the
+low-resolution logits.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from masking.images.geometry import deepest, iou
-from masking.segmenter.sam import Prompts, Segmenter
+from masking.images.geometry import iou
 from masking.training.clicks import PERTURB_DRAWS, corrective, noisy_box, perturb, random_clicks
-from masking.training.pairs import Pair
+from masking.training.noise import mix, noise
 
-Precision = Literal["float32", "bfloat16"]
-Decode = Callable[..., tuple[Tensor, Tensor]]
-ENOUGH = 0.85
-"""The IoU from which a mask is good enough (Sofiiuk et al., 2102.06583, among others)."""
-FEW = 5
-"""Clicks that an object gets in an evaluation, however good its mask is."""
+_KIND, _CLICK, _BOX, _STALE, _CENTRED, _BLIND, _CORRECTIVE = 1, 2, 3, 4, 5, 7, 100
+"""Streams of random numbers of a prompt; each corrective round has its own, from the last on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """How prompts are simulated in training, and what the masks are judged by."""
+    """How prompts are simulated in training, and how the masks are graded."""
 
     rounds: tuple[int, int] = (3, 5)
     """Fewest and most rounds of a step; each but the first adds a corrective click."""
@@ -41,18 +37,19 @@ class PromptConfig:
     boxes: float = 0.15
     """Share of the prompts that start with a noisy box instead of a click."""
     stale: float = 0.15
-    """Share that start with a click and a shifted, warped or wrong mask, as tracking gives them."""
+    """Share of the prompts that start with a click and a shifted, warped or wrong mask, as
+    tracking gives them."""
     blind: float = 0.2
-    """Share that never see their earlier logits."""
+    """Share of the prompts that never see their earlier logits."""
     centred: float = 0.5
-    """Share whose clicks are near the middle of what they point at, as most people click and as an
-    evaluation does; the others are anywhere on it."""
+    """Share of the prompts whose clicks are near the middle of what they point at, as most people
+    click and as an evaluation does; the others are anywhere on it."""
     focal: float = 20.0
     """Weight of the focal loss."""
     balance: float = 1.0
-    """Of the focal loss: 1 counts object and background alike, however small the object is, which
-    keeps a new network from answering "nothing"; 0 every cell alike, against the object's area:
-    then masks of small objects do not come out too large."""
+    """How the focal loss weighs the background. 1: as much as the object, however small that is,
+    which keeps a new network from answering "nothing". 0: every cell as much as one of the object,
+    which keeps masks of small objects from being too large."""
     dice: float = 1.0
     """Weight of the dice loss."""
     bce: float = 1.0
@@ -82,7 +79,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """A rank's part of a global batch: B images with K objects each."""
+    """A rank's part of a global batch."""
 
     images: Tensor
     """(B, 3, S, S) uint8 RGB."""
@@ -91,67 +88,76 @@ class Batch:
     ignore: Tensor
     """(B, S, S) bool: pixels that are neither right nor wrong."""
     seeds: Tensor
-    """(B,) int64: what all randomness of an image hangs on."""
+    """(B,) int64: all randomness of an image depends on its seed."""
     global_size: int
     """Images of the global batch over all ranks."""
 
 
-class Trainee(nn.Module):
-    """A network whose forward pass is a whole conversation: encode once, then rounds of prompts.
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of prompts of one step, the same on every rank."""
 
-    One forward pass is what DistributedDataParallel wants of a step.
+    count: int
+    """Number of rounds."""
+    graded: Collection[int]
+    """Rounds that are learnt from, counted from 0."""
+
+
+class Trainee(nn.Module):
+    """A network whose forward pass is a whole step: encode once, then rounds of prompts.
+
+    DistributedDataParallel synchronises one forward pass a step.
     """
 
     def __init__(self, network: Any) -> None:
-        """`network` is a `masking.segmenter.sam.Network` that is a module."""
+        """Wrap a `masking.segmenter.network.Network` that is a module."""
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor, talk: Callable[[tuple[Tensor, ...], Decode], Any]) -> Any:
-        """Images (B, 3, S, S) float32; what `talk` makes of their features and the decoder."""
+    def forward(self, images: Tensor, prompt: Callable[[tuple[Tensor, ...], Any], Any]) -> Any:
+        """Encode images (B, 3, S, S) float32, and return `prompt(features, network)`."""
         with record_function("encode"):
             features = self.network.encode(images)
-        return talk(features, self.network.decode)
+        return prompt(features, self.network)
 
 
 def gradients(
     model: nn.Module,
     batch: Batch,
     config: PromptConfig,
-    *,
-    stride: int,
-    rounds: int,
-    graded: Collection[int],
-    precision: Precision,
+    rounds: Rounds,
+    precision: Literal["float32", "bfloat16"],
     world: int = 1,
 ) -> Tensor:
-    """Forward and backward: leaves in `.grad` the gradient of the mean loss of the global batch.
+    """Add the gradient of the global batch's mean loss to `.grad`, forward and backward.
 
     Args:
-        model: a Trainee, maybe wrapped for data parallelism.
-        stride: pixels of a cell of the low-res logits.
-        rounds: of this step, the same on every rank.
-        graded: those that are learnt from.
-        world: ranks, whose gradients are averaged.
+        model: a `Trainee`, wrapped for data parallelism or not.
+        batch: this rank's part of the global batch.
+        config: how prompts are simulated and graded.
+        rounds: the rounds of this step.
+        precision: bfloat16 is autocast.
+        world: number of ranks, whose gradients are averaged.
 
     Returns:
-        (5,) float64 on the batch's device, detached: sums over images of the loss, of IoU after
-        the first and after the last round, of the error of the predicted IoU; images.
+        (5,) float64 on the batch's device, detached. Sums over images of the loss, of the IoU after
+        the first and after the last round, and of the error of the predicted IoU; then the number
+        of images.
     """
-    device = batch.images.device
 
-    def talk(features: tuple[Tensor, ...], decode: Decode) -> tuple[Tensor, Tensor]:
-        return _Conversation(batch, config, stride).run(features, decode, rounds, graded)
+    def prompt(features: tuple[Tensor, ...], network: Any) -> tuple[Tensor, Tensor]:
+        return _Prompting(batch, config, network.mask_stride).run(features, network.decode, rounds)
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        loss, sums = model(batch.images.float(), talk)
+    device = batch.images.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        loss, sums = model(batch.images.float(), prompt)
     with record_function("backward"):
         (loss * (world / batch.global_size)).backward()
     return sums
 
 
-class _Conversation:
-    """The rounds of one step. N = B x K prompts; all maps are (N, h, w) of the low-res logits."""
+class _Prompting:
+    """The targets of one step, and its rounds of prompts. All maps are (N, h, w)."""
 
     def __init__(self, batch: Batch, config: PromptConfig, stride: int) -> None:
         self.config, self.stride = config, stride
@@ -159,95 +165,102 @@ class _Conversation:
         self.images, self.n = b, b * k
         device = batch.masks.device
         self.frames = torch.arange(b, device=device).repeat_interleave(k)
-        share = F.avg_pool2d(batch.masks.view(self.n, 1, height, width).float(), stride)[:, 0]
-        void = F.avg_pool2d(batch.ignore[:, None].float(), stride)[:, 0]
-        self.target = share
-        self.weight = (1 - void)[self.frames]
-        self.truth = share >= share.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)
-        self.ignore = (self.weight < 0.5) & ~self.truth
-        self.seeds = _mix(_mix(batch.seeds)[:, None] + torch.arange(k, device=device)).flatten()
         self.full = batch.masks.view(self.n, height, width)
-        self.centred = self._noise(5, 1)[:, 0] < config.centred
+        self.target = F.avg_pool2d(self.full[:, None].float(), stride)[:, 0]
+        void = F.avg_pool2d(batch.ignore[:, None].float(), stride)[:, 0]
+        self.weight = (1 - void)[self.frames]
+        self.truth = self.target >= self.target.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)
+        self.ignore = (self.weight < 0.5) & ~self.truth
+        self.seeds = mix(mix(batch.seeds)[:, None] + torch.arange(k, device=device)).flatten()
+        self.centred = self._noise(_CENTRED, 1)[:, 0] < config.centred
 
-    def _noise(self, what: int, *shape: int) -> Tensor:
-        return noise(self.seeds + what, *shape)
+    def _noise(self, stream: int, *shape: int) -> Tensor:
+        return noise(self.seeds + stream, *shape)
 
     def _pixels(self, cells: Tensor) -> Tensor:
-        """Cells of the logits to the pixels at their centres."""
+        """Convert cells of the logits to the pixels at their centres."""
         return (cells + 0.5) * self.stride - 0.5
 
     def run(
-        self, features: tuple[Tensor, ...], decode: Decode, rounds: int, graded: Collection[int]
+        self,
+        features: tuple[Tensor, ...],
+        decode: Callable[..., tuple[Tensor, Tensor]],
+        rounds: Rounds,
     ) -> tuple[Tensor, Tensor]:
-        """All rounds; returns the sum of losses over images, and the sums of a batch."""
-        points, labels, boxes, logits = self._start(rounds)
-        # A lone click may mean several things: the single mask would learn a mean of them.
+        """Decode all rounds; return the sum of losses over images, and the sums of `gradients`."""
+        points, labels, boxes, logits = self._first_prompts(rounds.count)
+        # A click by itself may mean several things: the single mask would learn a mean of them.
         ambiguous = boxes.isnan().all(dim=1) & logits.isnan().all(dim=2).all(dim=1)
         features = tuple(part[self.frames] for part in features)  # once for all rounds
-        h, w = self.truth.shape[-2:]
-        blind = self._noise(7, 1)[:, 0] < self.config.blind
-        losses, ious, misses = [], [], []
-        for number in range(rounds):
-            with torch.set_grad_enabled(number in graded), record_function("decode"):
+        blind = self._noise(_BLIND, 1)[:, 0] < self.config.blind
+        rows = torch.arange(self.n, device=labels.device)
+        losses, ious, score_errors = [], [], []
+        for number in range(rounds.count):
+            graded = number in rounds.graded
+            with torch.set_grad_enabled(graded), record_function("decode"):
                 answer, scores = decode(features, None, points, labels, boxes, logits)
             reached = iou(self.truth[:, None], answer.detach() > 0, self.ignore[:, None])
-            if number in graded:
+            if graded:
                 single = (~ambiguous).float() if number == 0 else torch.ones_like(scores[:, 0])
                 losses.append(self._loss(answer, scores, reached, single))
-                misses.append((scores.detach() - reached).abs().mean())
+                score_errors.append((scores.detach() - reached).abs().mean())
             # As in use: the best of three by its own judgement at first, then the single mask.
             chosen = (
                 1 + scores[:, 1:].argmax(dim=1) if number == 0 else torch.zeros_like(labels[:, 0])
             )
-            rows = torch.arange(self.n, device=chosen.device)
             current = answer.detach()[rows, chosen]
             ious.append(reached[rows, chosen])
-            if number + 1 < rounds:
-                draws = self._noise(100 + number, h, w)
+            if number + 1 < rounds.count:
+                draws = self._noise(_CORRECTIVE + number, *self.truth.shape[-2:])
                 at, label = corrective(self.truth, current > 0, self.ignore, draws, self.centred)
                 points[:, number + 1] = self._pixels(at)
                 labels[:, number + 1] = label
                 logits = torch.where(blind[:, None, None], torch.nan, current)
         loss = torch.stack(losses).mean(dim=0).view(self.images, -1).mean(dim=1).sum()
-        per = self.n // self.images
-        facts = [loss.detach(), ious[0].sum() / per, ious[-1].sum() / per]
-        facts += [torch.stack(misses).mean() * self.images, torch.full_like(loss, self.images)]
-        return loss, torch.stack(facts).double().detach()
+        objects = self.n // self.images
+        sums = [loss.detach(), ious[0].sum() / objects, ious[-1].sum() / objects]
+        sums += [torch.stack(score_errors).mean() * self.images, torch.full_like(loss, self.images)]
+        return loss, torch.stack(sums).double().detach()
 
-    def _start(self, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The prompts of the first round: points and labels (filler behind), boxes, logits."""
+    def _first_prompts(self, rounds: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the first round's points and labels (then filler), boxes and logits."""
         device, (h, w) = self.truth.device, self.truth.shape[-2:]
-        kind = self._noise(1, 1)[:, 0]
+        kind = self._noise(_KIND, 1)[:, 0]
         boxed = kind < self.config.boxes
         stale = (kind >= self.config.boxes) & (kind < self.config.boxes + self.config.stale)
         points = torch.zeros(self.n, rounds, 2, device=device)
         labels = torch.full((self.n, rounds), -1, device=device)
-        at = random_clicks(self.truth & ~self.ignore, self._noise(2, h, w), self.centred)
+        at = random_clicks(self.truth & ~self.ignore, self._noise(_CLICK, h, w), self.centred)
         points[:, 0] = self._pixels(at)
         labels[:, 0] = torch.where(boxed, -1, 1)
-        boxes = noisy_box(self.full, self._noise(3, 4))
+        boxes = noisy_box(self.full, self._noise(_BOX, 4))
         boxes = torch.where(boxed[:, None], boxes, torch.nan)
-        logits = perturb(self.target, self._noise(4, PERTURB_DRAWS))
+        logits = perturb(self.target, self._noise(_STALE, PERTURB_DRAWS))
         return points, labels, boxes, torch.where(stale[:, None, None], logits, torch.nan)
 
     def _loss(self, logits: Tensor, scores: Tensor, reached: Tensor, single: Tensor) -> Tensor:
-        """(N,): of the single mask where `single` (N,) is 1, of the best of the three, and of all
-        predicted IoUs."""
+        """Return the loss (N,) of each prompt.
+
+        It is that of the single mask where `single` (N,) is 1, of the best of the three, and of
+        all predicted IoUs.
+        """
         losses = mask_loss(logits, self.target, self.weight, self.config)
         masks = single * losses[:, 0] + losses[:, 1:].amin(dim=1)
         return masks + self.config.iou * (scores - reached).square().sum(dim=1)
 
 
 def mask_loss(logits: Tensor, target: Tensor, weight: Tensor, config: PromptConfig) -> Tensor:
-    """Loss of each mask: focal (Lin et al., 1708.02002) and dice (Milletari et al., 1606.04797).
+    """Return the loss of each mask: focal (Lin et al., 1708.02002), dice (Milletari et al.,
+    1606.04797) and binary cross-entropy.
 
     Args:
-        logits: (N, K, h, w) float32.
+        logits: (N, M, h, w) float32 of M masks.
         target: (N, h, w) float32, the share of a cell that is the object.
         weight: (N, h, w) float32, the share of a cell that counts.
+        config: the weights of the losses.
 
     Returns:
-        (N, K) float32.
+        (N, M) float32.
     """
     t, inside = target[:, None].expand_as(logits), (target * weight)[:, None]
     outside, every = ((1 - target) * weight)[:, None], weight[:, None]
@@ -265,84 +278,3 @@ def mask_loss(logits: Tensor, target: Tensor, weight: Tensor, config: PromptConf
     dice = 1 - (2 * overlap + 1) / (total + 1)
     plain = (cross * every).sum(dim=(2, 3)) / (every.sum(dim=(2, 3)) + 1e-3)
     return config.focal * (kinds[0] + kinds[1]) / 2 + config.dice * dice + config.bce * plain
-
-
-def _mix(x: Tensor) -> Tensor:
-    """A bijection of int64 that scatters its bits (splitmix64's finalizer, wrapping)."""
-    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-        x = (x ^ _right(x, shift)) * factor
-    return x ^ _right(x, 31)
-
-
-def _right(x: Tensor, shift: int) -> Tensor:
-    """Shift int64 as if it had no sign: torch's own would copy it."""
-    return (x >> shift) & ((1 << (64 - shift)) - 1)
-
-
-def noise(seeds: Tensor, *shape: int) -> Tensor:
-    """Uniform numbers in [0, 1) that hang on nothing but seed and place.
-
-    Args:
-        seeds: (N,) int64.
-        shape: of the numbers of each.
-
-    Returns:
-        (N, *shape) float32 on the device of the seeds.
-    """
-    count = torch.Size(shape).numel()
-    places = torch.arange(count, device=seeds.device) * -0x61C8864680B583EB
-    bits = _mix(_mix(seeds)[:, None] + places)
-    return ((bits >> 40) & 0xFFFFFF).float().div(1 << 24).view(len(seeds), *shape)
-
-
-def measure(
-    segmenter: Segmenter, pair: Pair, clicks: int, enough: float = ENOUGH
-) -> NDArray[np.float64]:
-    """IoU of each object after each of up to `clicks` simulated clicks, `clicks.deepest`.
-
-    As in use: of the first click the best of three masks, then the single mask, each with the
-    logits of the one before. An object whose mask is good enough after five gets no more.
-
-    Returns:
-        (K, clicks): of an object that gets no more, the last IoU stays.
-    """
-    embeddings = segmenter.encode(pair.image[None])
-    truth, void = torch.from_numpy(pair.masks), torch.from_numpy(pair.ignore)
-    masks = torch.zeros_like(truth)
-    points: list[list[tuple[int, int]]] = [[] for _ in truth]
-    labels: list[list[int]] = [[] for _ in truth]
-    logits: list[NDArray[np.float32] | None] = [None] * len(truth)
-    ious = np.zeros((len(truth), clicks))
-    for number in range(clicks):
-        if number:
-            ious[:, number] = ious[:, number - 1]
-        asked = [k for k in range(len(truth)) if number < FEW or ious[k, number - 1] < enough]
-        for k in list(asked):
-            click = deepest(pair.masks[k], masks[k].numpy() if number else None, pair.ignore)
-            if click is None:  # nothing is wrong
-                asked.remove(k)
-                continue
-            points[k].append(click[:2])
-            labels[k].append(click[2])
-        if not asked:
-            continue
-        prompts = Prompts.of(
-            embeddings.frame_size,
-            [points[k] for k in asked],
-            [labels[k] for k in asked],
-            mask_input=[logits[k] for k in asked],
-        )
-        found = segmenter.decode(embeddings, prompts, "single" if number else "best")
-        for row, k in enumerate(asked):
-            masks[k] = found.masks[row, 0].cpu()
-            logits[k] = found.low_res_logits[row, 0].cpu().numpy()
-        ious[asked, number] = iou(truth[asked], masks[asked], void).numpy()
-    return ious
-
-
-def summarize(ious: NDArray[np.float64], enough: float = ENOUGH) -> NDArray[np.float64]:
-    """(5,) sums over objects of what `measure` found: IoU after 1, 3 and 5 clicks, the clicks that
-    it took to be good enough (all of them, if it never was), and how many objects there are."""
-    good = ious >= enough
-    took = np.where(good.any(axis=1), good.argmax(axis=1) + 1, ious.shape[1])
-    return np.array([*ious[:, [0, 2, 4]].sum(axis=0), took.sum(), len(ious)])

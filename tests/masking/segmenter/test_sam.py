@@ -27,7 +27,7 @@ NAN = float("nan")
 
 
 def small_sam(side=256, seed=0):
-    """The package's SAM, small, with weights of every kind that are not zero."""
+    """A small SAM of the package, with no weights of any kind that are all zero."""
     grid = side // 16
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -56,7 +56,7 @@ def photographs(count, size, seed=0):
 
 
 def questions(size, low):
-    """Prompts of every kind, as arguments of `SamPredictor.predict`, each with its frame."""
+    """Return prompts of every kind as arguments of `SamPredictor.predict`, each with its frame."""
     h, w = size
     a, b, c = (0.3 * w, 0.4 * h), (0.8 * w, 0.7 * h), (0, h - 0.5)
     box = np.array([0.1 * w, 0.2 * h, 0.7 * w, 0.9 * h])
@@ -110,7 +110,7 @@ def low_logits(seed=0, side=64):
 
 
 def same(found, expected, tolerance=1e-5):
-    """Equal to rounding, as seen from the size of the values (scores near 0 are sums near 1)."""
+    """Check equality to rounding, relative to the largest value (scores near 0 are sums near 1)."""
     expected = torch.as_tensor(expected)
     scale = expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(scale, 0.1))
@@ -145,7 +145,7 @@ def test_one_call_equals_the_predictor_prompt_by_prompt(sam, segmenter, size, ou
 
 
 def test_prompts_without_a_mask_share_the_frames_part(sam, segmenter):
-    """Without mask_input another way is taken: with more prompts than frames, and with fewer."""
+    """Without mask_input another path is taken: with more prompts than frames, and with fewer."""
     size = (57, 101)
     frames = photographs(3, size)
     plain = [(f, a) for f, a in questions(size, None) if "mask_input" not in a]
@@ -239,7 +239,7 @@ def test_bfloat16_is_close(sam, segmenter):
 
 
 def test_encoding_is_one_graph(sam, segmenter):
-    """What torch.compile needs: no break, nothing read back. Its compiler is left out."""
+    """torch.compile needs a graph without breaks; its compiler is too slow for a test."""
     frames = photographs(1, (57, 101))
     encode = torch.compile(
         segmenter.network.encode, dynamic=False, fullgraph=True, backend="aot_eager"
@@ -312,7 +312,7 @@ def test_more_prompts_than_are_decoded_at_a_time(segmenter, monkeypatch):
 # Values
 
 
-def test_embeddings_are_taken_apart_and_moved(segmenter):
+def test_embeddings_are_indexed_and_moved(segmenter):
     embeddings = segmenter.encode(photographs(3, (20, 30)))
     assert len(embeddings[1:]) == 2
     picked = embeddings[torch.tensor([2, 0])]

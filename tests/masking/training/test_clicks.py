@@ -223,7 +223,7 @@ def test_perturbing_by_nothing_softens_only():
     assert iou(shapes(1), clicks.perturb(shapes(1), calm) > 0) > 0.97
 
 
-def test_a_row_does_not_hang_on_its_neighbours():
+def test_a_row_does_not_depend_on_its_neighbours():
     truth, noise = shapes(6), draws(6, 64, 64)
     few = draws(6, clicks.PERTURB_DRAWS)
     some = torch.arange(6) % 2 == 0

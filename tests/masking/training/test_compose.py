@@ -20,7 +20,7 @@ COLOURS = [(250, 40, 40), (40, 250, 40), (40, 40, 250), (240, 240, 30)]
 
 
 def picture(number, height=120, width=160, regions=False):
-    """Squares of one colour each on grey; their places hang on `number`."""
+    """Squares of one colour each on grey; their places depend on `number`."""
     rng = np.random.default_rng(number)
     image = np.full((height, width, 3), 60 + 10 * (number % 5), np.uint8)
     masks = np.zeros((4, height, width), bool)

@@ -9,17 +9,10 @@ import torch
 from masking.segmenter.mini import Mini, MiniConfig
 from masking.segmenter.official import Official
 from masking.segmenter.sam import Masks, Segmenter
-from masking.training.pairs import Pair
-from masking.training.steps import (
-    Batch,
-    PromptConfig,
-    Trainee,
-    gradients,
-    mask_loss,
-    measure,
-    noise,
-    summarize,
-)
+from masking.training.measure import measure, summarize
+from masking.training.noise import noise
+from masking.training.pair import Pair
+from masking.training.steps import Batch, PromptConfig, Rounds, Trainee, gradients, mask_loss
 from tests.masking.segmenter.test_sam import small_sam
 
 
@@ -48,16 +41,15 @@ def trainee():
     return Trainee(Mini(MiniConfig(side=64)))
 
 
-def step(model, batch, config=None, **changes):
-    given = {"stride": 4, "rounds": 3, "graded": {0, 2}, "precision": "float32"} | changes
-    return gradients(model, batch, config or PromptConfig(), **given)
+def step(model, batch, config=None, rounds=3, graded=(0, 2)):
+    return gradients(model, batch, config or PromptConfig(), Rounds(rounds, graded), "float32")
 
 
 def grads(model):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def test_a_step_is_repeatable_and_hangs_on_the_seeds(trainee):
+def test_a_step_is_repeatable_and_depends_on_the_seeds(trainee):
     batch = squares(2, 2, 64)
     first = step(trainee, batch)
     one = grads(trainee)
@@ -108,7 +100,7 @@ def test_a_frozen_trunk_gets_no_gradient(trainee):
 
 
 @pytest.mark.parametrize("start", ["click", "box", "stale"])
-def test_the_single_mask_learns_nothing_of_a_lone_click(trainee, start):
+def test_the_single_mask_learns_nothing_from_a_single_click(trainee, start):
     """It could mean several things; a box or an earlier mask says which."""
     shares = {"boxes": float(start == "box"), "stale": float(start == "stale")}
     batch = squares(2, 2, 64)
@@ -122,7 +114,7 @@ def test_the_single_mask_learns_nothing_of_a_lone_click(trainee, start):
 
 
 def test_metas_sam_is_trained_too():
-    """Every weight that learns gets a gradient, which is what data parallelism asks for."""
+    """Every weight that learns gets a gradient, as data parallelism needs."""
     model = Trainee(Official(small_sam(side=64)))
     sums = step(model, squares(2, 2, 64))
     assert torch.isfinite(sums).all()
@@ -134,7 +126,7 @@ def test_metas_sam_is_trained_too():
 
 
 def test_loss_of_a_hand_made_mask():
-    """Of logits 0 everywhere on a mask of one cell in four."""
+    """Logits are 0 everywhere; the mask is one cell in four."""
     target = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     config = PromptConfig(focal=20, dice=0, bce=0)
     zero = torch.zeros(1, 2, 2, 2)
