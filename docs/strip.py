@@ -22,7 +22,8 @@ from masking.images.arrays import Pixels
 from masking.outputs.formats import png_bytes
 from masking.outputs.overlay import draw_masks
 from masking.outputs.rows import frames_of, mask_of
-from masking.video.reader import Video, VideoError
+from masking.video.frame import VideoError
+from masking.video.reader import Video
 
 GAP = 4
 """Pixels between pictures."""

@@ -36,7 +36,8 @@ from jobs.run.main import run_job
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from jobs.weights.segmenter import announce, load_segmenter
-from masking.manifest.rows import ManifestError, object_faults, parse_rows, prompts
+from masking.manifest.faults import ManifestError
+from masking.manifest.rows import object_faults, parse_rows, prompts
 from masking.segmenter.sam import SegmenterWeightsError
 
 

@@ -8,6 +8,7 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,31 +20,32 @@ import masking
 from jobs import finetune, mask, predict, tune
 from jobs import train as train_job
 from jobs.classifier.parts import File, plan
+from jobs.classifier.predictor import PredictConfig, Predictor, fingerprint, open_classifier
 from jobs.classifier.task import TrainConfig
 from jobs.masks import batch as mask_batch
 from jobs.masks import plan as mask_plan
 from jobs.masks.config import MaskConfig
-from jobs.masks.folder import commits
+from jobs.masks.folder import read_markers
+from jobs.masks.ledger import review_csv
 from jobs.masks.video import Masker
 from jobs.page.store import Store
-from jobs.predict import PredictConfig, Predictor, fingerprint, open_classifier
-from jobs.run import folder as runs
+from jobs.run import folder, machine
 from jobs.run.config import parse
 from jobs.run.signals import Stop
 from jobs.segmenter.config import FinetuneConfig
+from jobs.segmenter.data import load as load_pairs
 from jobs.segmenter.task import SegmentTask
-from jobs.segmenter.task import load as load_pairs
 from jobs.storage.location import Location
-from jobs.sweep import tuner as trial
 from jobs.sweep.config import TuneConfig
-from jobs.sweep.record import Sweep
+from jobs.sweep.processes import train_trial
+from jobs.sweep.state import Sweep
 from jobs.training.loop import run
 from jobs.training.ranks import Ranks
 from jobs.weights import segmenter as segmenters
 from jobs.weights.classifier import load_weights
 from masking.outputs.rows import frames_of
 from masking.segmenter.sam import load as load_segmenter
-from masking.tracking.masking import MaskingState
+from masking.tracking.snapshot import MaskingState
 from tests.moving import segmenter
 from tests.tasks import RecordingHooks, train_small
 
@@ -70,7 +72,7 @@ def again(kind, out, began="checkpoints"):
     """The config of an old run as the same command has it, which must be allowed to go on."""
     config = parse(kind, ["--config", f"{out}/config.yaml"], "test", "")
     assert config.out == str(out)
-    runs.check_same(Location.parse(out), config, began)
+    folder.check_same(Location.parse(out), config, began)
     return config
 
 
@@ -88,14 +90,14 @@ def test_a_training_goes_on_from_its_step(old):
     out = old / "train_interrupted"
     before, table = history(out), (out / "metrics.csv").read_text()
     assert len(before) == 1
-    facts, losses, hooks = train_small(again(TrainConfig, out))
-    assert hooks.said[0] == "going on from step 30: epoch 2, 10 of 20 batches done"
+    result, losses, hooks = train_small(again(TrainConfig, out))
+    assert hooks.said[0] == "resuming from step 30: epoch 2, 10 of 20 batches done"
     assert sorted(losses) == list(range(30, 60))
-    assert (facts["ended"], facts["step"], facts["resumed"]) == ("epochs", 60, 1)
-    assert facts["history"][:1] == before
-    assert [row["step"] for row in facts["history"]] == [20, 40, 60]
-    assert facts["history"][2].keys() == before[0].keys()
-    runs.write_metrics(Location.parse(out), facts["history"])
+    assert (result.ended, result.state.step, result.resumed) == ("epochs", 60, 1)
+    assert result.state.history[:1] == before
+    assert [row["step"] for row in result.state.history] == [20, 40, 60]
+    assert result.state.history[2].keys() == before[0].keys()
+    folder.write_metrics(Location.parse(out), result.state.history)
     assert (out / "metrics.csv").read_text().startswith(table)
 
 
@@ -109,10 +111,10 @@ def test_a_training_that_is_over_is_not_trained_again(old, capsys):
 
 
 def test_more_patience_lets_a_training_that_is_over_load_its_checkpoint(old):
-    facts, losses, hooks = train_small(again(TrainConfig, old / "train_finished"))
-    assert hooks.said[0].startswith("going on from step 500")
+    result, losses, hooks = train_small(again(TrainConfig, old / "train_finished"))
+    assert hooks.said[0].startswith("resuming from step 500")
     assert not losses
-    assert facts["test"]["test_accuracy"] > 0.85
+    assert result.test["test_accuracy"] > 0.85
 
 
 # Sweeps
@@ -147,16 +149,15 @@ def test_a_sweep_keeps_its_trials_and_goes_on_with_the_one_that_was_left(old, ca
     tune.check_data(costs, place)
     sweep = Sweep(costs, place, costs.searcher(dimensions).next)
     heard = {}
-    while (found := sweep.next()) is not None:
+    while (found := sweep.next_trial()) is not None:
         hooks = heard[found.number] = TrialHooks(sweep, found.number)
-        facts = trial.train_trial(sweep.settings(found), CPU, hooks, test=False)
-        facts.pop("history")
+        result = train_trial(sweep.settings(found), CPU, hooks, test=False)
         if hooks.goes_on:
-            sweep.end(found.number, "finished", facts=facts)
+            sweep.end(found.number, "finished", facts=result.as_facts())
         else:
-            sweep.leave(found.number)
+            sweep.release(found.number)
     assert list(heard) == [2, 3]
-    assert heard[2].said[0] == "going on from step 30: epoch 2, 10 of 20 batches done"
+    assert heard[2].said[0] == "resuming from step 30: epoch 2, 10 of 20 batches done"
     assert not any("going on" in line for line in heard[3].said)
     after = trials(out)
     assert after[:2] == before[:2]
@@ -176,7 +177,7 @@ def test_the_best_of_a_sweep_is_trained_by_its_yaml(old):
     config = parse(TrainConfig, flags, "test", "")
     assert (config.model.depth, config.optim.schedule) == (1, "wsd")
     assert config.optim.lr == pytest.approx(1.328e-3, rel=1e-3)
-    assert train_small(config)[0]["ended"] == "epochs"
+    assert train_small(config)[0].ended == "epochs"
 
 
 # Predictions
@@ -223,13 +224,13 @@ def test_a_segmenter_goes_on_from_its_step_without_the_weights_it_began_with(old
     assert len(before) == 1
     task = SegmentTask(config, load_pairs(config), CPU, Ranks.here())
     place = Location.parse(out)
-    facts = run(task, config, place / "checkpoints", hooks)
-    assert hooks.said[0] == "going on from step 7: epoch 2, 2 of 5 batches done"
-    assert (facts["ended"], facts["step"], facts["resumed"]) == ("epochs", 10, 1)
-    assert facts["history"][:1] == before
-    assert facts["history"][1].keys() == before[0].keys()
-    facts |= {"nodes": 1, "hardware": runs.hardware()}
-    assert finetune.conclude(config, place, facts, Stop()) == 0
+    result = run(task, config, place / "checkpoints", hooks)
+    assert hooks.said[0] == "resuming from step 7: epoch 2, 2 of 5 batches done"
+    assert (result.ended, result.state.step, result.resumed) == ("epochs", 10, 1)
+    assert result.state.history[:1] == before
+    assert result.state.history[1].keys() == before[0].keys()
+    result = replace(result, hardware=machine.hardware())
+    assert finetune.conclude(config, place, result, Stop()) == 0
     assert segmenters.load_segmenter(str(out), CPU).network.side == 64
 
 
@@ -244,12 +245,12 @@ def test_a_video_that_is_done_is_not_masked_again_and_the_other_one_is(old, caps
     assert "2 videos, 4 objects, 1 videos done, 0 with faults" in capsys.readouterr().out
 
     config, place = again(MaskConfig, out, "commits"), Location.parse(out)
-    assert (config.track.likeness, config.track.rivals, config.track.points) == (0.4, False, 2)
+    assert (config.track.similarity, config.track.exclusive, config.track.points) == (0.4, False, 2)
     wanted = mask_plan.settings_of(
         segmenters.locate(config.weights), config.precision, config.track
     )
-    found = mask_plan.make(config.manifest, config.root, wanted)
-    marker = commits(place)["a"]
+    found = mask_plan.plan_batch(config.manifest, config.root, wanted)
+    marker = read_markers(place)["a"]
     a, b = found.work
     assert (a.video_id, b.video_id) == ("a", "b")
     assert a.key == marker["key"] != b.key
@@ -277,8 +278,8 @@ def test_old_masks_are_read_and_what_was_accepted_is_not_asked_again(old):
     assert [index for index, _ in frames] == list(range(7))
     assert [row["state"] for row in frames[0][1]] == ["prompted", "uncertain"]
     found = json.loads((old / "mask/commits/a.json").read_text())
-    accepted = mask_plan.make([str(old / "clips/clicks.csv")], None, "").accepted
-    lines = list(csv.DictReader(mask.review([found], accepted).splitlines()))
+    accepted = mask_plan.plan_batch([str(old / "clips/clicks.csv")], None, "").accepted
+    lines = list(csv.DictReader(review_csv([found], accepted).splitlines()))
     spans = {(line["object_id"], line["first_frame"]) for line in lines}
     assert spans == {("2", "6"), ("2", "2"), ("2", "0")}
 
@@ -321,12 +322,12 @@ def test_a_journal_that_is_ahead_is_made_up_for_and_undone(old):
 
     store = Store(path)
     assert path.read_text().count("a.mp4") == 4
-    assert (places(store), store.steps("a")) == ([10, 20, 30, 50], (4, 0))
+    assert (places(store), store.undo_counts("a")) == ([10, 20, 30, 50], (4, 0))
     for _ in range(2):
         store.undo("a", store.revision("a"))
-    assert (places(store), store.steps("a")) == ([10, 20], (2, 2))
+    assert (places(store), store.undo_counts("a")) == ([10, 20], (2, 2))
     store.close()
     store = Store(path)
     store.undo("a", store.revision("a"), redo=True)
-    assert (places(store), store.steps("a")) == ([10, 20, 30], (3, 1))
+    assert (places(store), store.undo_counts("a")) == ([10, 20, 30], (3, 1))
     store.close()
