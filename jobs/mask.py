@@ -27,7 +27,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from jobs.cluster import connect
-from jobs.masks import plan as mask_plan
 from jobs.masks import score
 from jobs.masks.batch import mask_all, mask_errors
 from jobs.masks.config import MaskConfig
@@ -35,7 +34,7 @@ from jobs.masks.exports import delete_exports, export_all
 from jobs.masks.finish import finish_all, on_workers
 from jobs.masks.folder import masked_videos, read_markers
 from jobs.masks.ledger import ledger_bytes, review_csv
-from jobs.masks.plan import BatchPlan, VideoWork
+from jobs.masks.plan import BatchPlan, VideoWork, plan_batch, settings_of
 from jobs.masks.video import RETRIED
 from jobs.run.config import ConfigError
 from jobs.run.folder import check_same, describe
@@ -59,8 +58,8 @@ def run(config: MaskConfig) -> int:
     paths = ["out", "manifest", "root", "score", *([] if config.weights in NAMES else ["weights"])]
     config = absolute(config, *paths)
     out = Location.parse(config.out)
-    wanted = mask_plan.settings_of(locate(config.weights), config.precision, config.track)
-    plan = mask_plan.plan_batch(config.manifest, config.root, wanted)
+    wanted = settings_of(locate(config.weights), config.precision, config.track)
+    plan = plan_batch(config.manifest, config.root, wanted)
     if plan.unreadable or (plan.faults and not config.skip_invalid):
         raise ConfigError(fault_list(plan.faults, bool(plan.unreadable)))
     if "davis" in config.export and (faults := davis_faults(plan)):
@@ -147,8 +146,8 @@ def fault_list(faults: Sequence[str], unreadable: bool) -> str:
     remedy = "Correct them, or leave out their videos with --skip-invalid."
     if unreadable:
         remedy = "Correct them; --skip-invalid leaves out videos, not manifests that do not read."
-    started = f"{len(faults):,} faults in the manifests; nothing was started:"
-    return "\n".join([started, *faults, remedy])
+    title = f"{len(faults):,} faults in the manifests; nothing was started:"
+    return "\n".join([title, *faults, remedy])
 
 
 def davis_faults(plan: BatchPlan) -> list[str]:
