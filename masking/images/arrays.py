@@ -1,4 +1,4 @@
-"""The array types that every room of `masking` speaks of."""
+"""Array types that all of `masking` uses."""
 
 from typing import Any
 
@@ -6,10 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[Any]
-"""Of uint8, which OpenCV's stubs do not say."""
-
-
+"""An image: uint8, which OpenCV's stubs do not say."""
 Bools = NDArray[np.bool_]
-
-
+"""A mask or masks."""
 Points = NDArray[np.float32]
+"""Points (P, 2): x and y in pixels, origin top left."""

@@ -1,9 +1,9 @@
-"""An image and label maps from bytes or files, and what an image-mask pair is made of.
+"""Images and label maps from bytes or files.
 
-Pillow decodes: it refuses a truncated file, which OpenCV fills up with grey, and reads the indices
-of a palette.
+Pillow decodes them: it refuses a truncated file, which OpenCV fills up with grey, and reads the
+indices of a palette.
 
-Legend: K objects of an image, H x W its pixels. Images are RGB, origin top left, EXIF orientation
+Shapes: K objects of an image, H x W its pixels. Images are RGB, origin top left, EXIF orientation
 applied.
 """
 
@@ -19,17 +19,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from masking.images.arrays import Bools, Pixels
 
 LISTED = 20
-"""Faults that a message lists before it only counts them; `ImageError.faults` has them all."""
+"""Faults that a message lists; further ones are only counted. `ImageError.faults` has all."""
 _LARGEST_LABEL = 65_535
-_COLOURED = ("1", "P", "PA", "LA", "RGBA", "La", "RGBa")  # what Pillow shrinks in another way
-_ORIENTATION = 0x0112  # EXIF tag; above 4: width and height change places
+_COLOURED = ("1", "P", "PA", "LA", "RGBA", "La", "RGBa")  # modes that Pillow shrinks in another way
+_ORIENTATION = 0x0112  # EXIF tag; above 4: width and height are swapped
 
 
 class ImageError(ValueError):
-    """Image-mask pairs that cannot be used: what is wrong, with file and row."""
+    """Images or masks that cannot be used: what is wrong, with file and row."""
 
     def __init__(self, *faults: str) -> None:
-        """Take a line for each fault."""
+        """Take a line of text for each fault."""
         super().__init__(*faults)
         self.faults = faults
 
@@ -44,25 +44,26 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
 
     Args:
         source: bytes of an image file, or its path.
-        longest: as `PairsConfig.longest`.
+        longest: pixels that the longer side is shrunk to if it is longer; 0: any length.
 
     Returns:
-        (H, W, 3) uint8, the longer side at most `longest`; and the height and width before
-        it was shrunk.
+        (H, W, 3) uint8 RGB; and the height and width in pixels before it was shrunk.
 
     Raises:
-        ImageError: it does not decode, all of it.
-        OSError: with an `errno`: the file cannot be read at all.
+        ImageError: the image does not decode, or not completely.
+        OSError: with an `errno`: the file cannot be read.
     """
     try:
         with _open(source) as picture:
             turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) > 4
             width, height = reversed(picture.size) if turned else picture.size
-            if picture.format == "PPM" and picture.mode == "I":  # of 16 bits, whatever Pillow says
+            if (
+                picture.format == "PPM" and picture.mode == "I"
+            ):  # these have 16 bits, whatever Pillow says
                 picture = picture.convert("I;16")
             if picture.mode.startswith("I;16"):
                 picture = _eight_bits(picture)
-            if picture.mode in _COLOURED:  # indices, or alpha, which would darken what is clear
+            if picture.mode in _COLOURED:  # indices; or alpha, which would darken transparent parts
                 picture = picture.convert("RGB")
             if longest:
                 bounds = (longest, longest)
@@ -75,7 +76,9 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
     except UnidentifiedImageError:
         raise ImageError("the image does not decode: no format that Pillow knows") from None
     except Exception as error:  # Pillow's formats raise all kinds
-        if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+        if (
+            isinstance(error, OSError) and error.errno is not None
+        ):  # from the system, not from Pillow
             raise
         raise ImageError(f"the image does not decode: {error or type(error).__name__}") from error
 
@@ -85,14 +88,14 @@ def _open(source: bytes | Path) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Of 16 bits of grey the upper ones: Pillow would clip to white, and shrinks only 8."""
+    """Keep the upper 8 of 16 bits of grey: Pillow clips to white, and shrinks only 8 bits."""
     turned = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     turned.info = picture.info
     return turned
 
 
 def _rgb(picture: Image.Image) -> Pixels:
-    """Pixels as 8-bit RGB."""
+    """Return the pixels as (H, W, 3) uint8 RGB."""
     if picture.mode in ("I", "F"):
         raise ImageError(f"the image has pixels of 32 bits (mode {picture.mode}); expected 8 or 16")
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
@@ -105,14 +108,14 @@ def read_labels(
 
     Args:
         source: bytes of an image file, or its path.
-        what: its name in messages.
-        size: (H, W) that its image has.
+        what: name of the label map in messages.
+        size: (H, W) in pixels that it must have.
 
     Returns:
-        (H, W) of integers or bool; and whether they are indices of a palette.
+        (H, W) integers or bool; and whether they are indices of a palette.
 
     Raises:
-        ImageError: it does not decode, is no label map, or has another size.
+        ImageError: the file does not decode, is no label map, or has another size.
     """
     try:
         with _open(source) as picture:
@@ -135,12 +138,12 @@ def read_labels(
 
 
 def shown(size: Sequence[int]) -> str:
-    """Width x height, as people say it."""
+    """Return a size (H, W) as text, width first."""
     return f"{size[1]}x{size[0]}"
 
 
 def nearest(maps: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """Shrink (..., h, w) to (..., H, W): of each new pixel's centre, the old pixel it lies in."""
+    """Shrink maps (..., h, w) to (..., H, W): each new pixel is the old one at its centre."""
     if maps.shape[-2:] == size:
         return maps
     rows, columns = (
@@ -151,7 +154,7 @@ def nearest(maps: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def objects_of(labels: NDArray[Any]) -> Bools:
-    """(H, W) labels to (K, H, W), one mask a number above 0."""
+    """Turn labels (H, W) into masks (K, H, W), one for each number above 0."""
     there = np.zeros(int(labels.max()) + 1, dtype=np.bool_)
     there[labels.astype(np.intp)] = True
     there[0] = False

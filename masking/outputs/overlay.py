@@ -1,4 +1,4 @@
-"""Masks drawn on an image, for people to look at."""
+"""Masks and clicks drawn on an image."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from masking.images.arrays import Bools, Pixels
 COLOURS = (
     (0, 158, 255), (255, 94, 58), (46, 204, 113), (255, 200, 0), (171, 71, 255), (0, 200, 200),
 )  # fmt: skip
-"""RGB of objects, one after another."""
+"""RGB colours of objects, in order; they repeat."""
 _CLICKS = {1: (0, 220, 0), 0: (230, 0, 0)}
 
 
@@ -20,13 +20,13 @@ def draw_masks(
     points: Sequence[Sequence[tuple[float, float]]] = (),
     labels: Sequence[Sequence[int]] = (),
 ) -> Pixels:
-    """Colour masks over an image, outline them, and mark clicks.
+    """Draw masks and their outlines over an image, and mark clicks.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        masks: (K, H, W).
-        points: of each object its clicks (x, y), pixels of the image, origin top left.
-        labels: of each click, 1 (green) or 0 (red).
+        masks: (K, H, W) bool.
+        points: the clicks (x, y) of each object, in pixels of the image, origin top left.
+        labels: the label of each click, 1 (green) or 0 (red).
 
     Returns:
         (H, W, 3) uint8 RGB.

@@ -47,14 +47,14 @@ SCHEMA = pa.schema(
     [(name, kind) for name, (kind, _) in COLUMNS.items()], metadata={"patchray_masks": str(FORMAT)}
 )
 GROUP = 2000
-"""Rows of a group of the file: so many are held before they are written."""
+"""Rows of a group of the file, which are held in memory before they are written."""
 
 
 class MaskFile:
     """A Parquet file of masks that grows frame by frame; holds no more than a group of rows."""
 
     def __init__(self, target: io.BufferedIOBase | str) -> None:
-        """Begin a file; `target` is a path or an open stream."""
+        """Start a file; `target` is a path or an open stream."""
         self._writer = pq.ParquetWriter(target, SCHEMA, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
@@ -65,7 +65,7 @@ class MaskFile:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left, and the footer, without which there is no file."""
+        """Write the remaining rows and the footer, without which the file cannot be read."""
         self._flush()
         self._writer.close()
 
@@ -76,7 +76,7 @@ class MaskFile:
 
 
 def rows_of(frame: FrameMasks) -> list[dict[str, Any]]:
-    """A row for each object of a frame."""
+    """Return a row for each object of a frame."""
     height, width = frame.image.shape[:2]
     masks = frame.masks
     shared = masks.sum(axis=0) > 1
@@ -103,21 +103,21 @@ def rows_of(frame: FrameMasks) -> list[dict[str, Any]]:
 
 
 def frames_of(table: pa.Table) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Rows of a mask file by frame, in order."""
+    """Yield the rows of a mask file by frame, in order."""
     batches = (batch.to_pylist() for batch in table.to_batches(max_chunksize=GROUP))
     for frame, rows in groupby(chain.from_iterable(batches), key=lambda row: row["frame"]):
         yield frame, list(rows)
 
 
 def mask_of(row: Mapping[str, Any], owned: bool = False) -> Bools:
-    """(H, W) of a row; of `owned` without what other objects of the frame were given."""
+    """Return the mask (H, W) of a row; with `owned` only the part that a label map gives it."""
     counts = row["owned"] if owned and row["owned"] is not None else row["rle"]
     size = (row["height"], row["width"])
     return np.zeros(size, dtype=np.bool_) if counts is None else decode_rle(counts, size)
 
 
 def label_map(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.uint16]:
-    """(H, W): the id of the object at each pixel of a frame, 0 for none."""
+    """Return the rows of a frame as a label map (H, W): the object's id at each pixel, or 0."""
     labels = np.zeros((rows[0]["height"], rows[0]["width"]), np.uint16)
     for row in rows:
         labels[mask_of(row, owned=True)] = row["object_id"]
@@ -126,23 +126,27 @@ def label_map(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.uint16]:
 
 @dataclass(frozen=True)
 class Span:
-    """Frames of an object that a person should look at."""
+    """Consecutive frames of an object that a person should check."""
 
     video_id: str
+    """Id of the video."""
     object_id: int
+    """Id of the object."""
     first_frame: int
+    """Index of the first frame."""
     last_frame: int
+    """Index of the last frame."""
     reason: str
-    """lost or uncertain."""
+    """State of the object on these frames: lost or uncertain."""
     click_frame: int
-    """Where a click would help most: the first frame of what is lost, from which on all is missing;
-    of what is uncertain the frame that agrees least with what was expected."""
+    """Frame on which a click helps most: the first lost frame, or the uncertain frame whose mask
+    agrees least with the expected one."""
     severity: float
-    """Frames, weighted by how far each is from being trusted: for the order of the list."""
+    """Sum over the frames of how far each is from being trusted, 0 to 1; orders the list."""
 
 
 def spans(video_id: str, rows: Iterable[Mapping[str, Any]]) -> list[Span]:
-    """Runs of uncertain and of lost frames of each object, worst first."""
+    """Return the runs of uncertain and of lost frames of each object, the worst first."""
     by_object: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_object.setdefault(row["object_id"], []).append(row)

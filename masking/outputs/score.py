@@ -1,4 +1,4 @@
-"""Masks of a video against their truth: J, F and J&F of each object, as DAVIS counts them."""
+"""Scores of a video's masks against their truth: J, F and J&F of each object, as in DAVIS."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from masking.images.masks import contour_accuracy, region_similarity
 from masking.outputs.rows import mask_of
 
 _VOID = 255
-"""Of a palette PNG: nobody says what is there."""
+"""Index in a palette PNG of pixels whose object is not known."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is to be seen on a frame."""
+    """The true masks of a frame."""
 
     objects: Mapping[int, Bools]
-    """(H, W) by object; one that is not here is not to be seen."""
+    """(H, W) bool by object id; an object without one is not to be seen."""
     void: Bools | None = None
-    """(H, W): where it is not known."""
+    """(H, W) bool: pixels whose object is not known; None: there are none."""
 
 
 @dataclass
@@ -33,24 +33,24 @@ class _Sums:
 
 
 def scored_frames(frames: Collection[int]) -> list[int]:
-    """The frames that count: without the first, which is given, and the last, as DAVIS has it.
+    """Return the frames that count: without the first, which is given, and the last, as in DAVIS.
 
-    Of less than three frames all count.
+    All count if there are fewer than three.
     """
     ordered = sorted(frames)
     return ordered[1:-1] if len(ordered) > 2 else ordered
 
 
 def read_truth(content: bytes, name: str, size: tuple[int, int]) -> Truth:
-    """An indexed PNG, or a grey one: ids of objects, 0 for none; of 0 and 255 alone, object 1.
+    """Read an indexed or grey PNG of object ids, 0 for none; grey of only 0 and 255 is object 1.
 
     Args:
-        content: of the file.
-        name: its name in messages.
-        size: (H, W) of the masks.
+        content: content of the file.
+        name: name of the file in messages.
+        size: (H, W) in pixels of the masks.
 
     Raises:
-        ImageError: it does not decode, or has another size.
+        ImageError: the file does not decode, or has another size.
     """
     labels, palette = read_labels(content, name, size)
     numbers = [int(number) for number in np.unique(labels) if number]
@@ -62,8 +62,9 @@ def read_truth(content: bytes, name: str, size: tuple[int, int]) -> Truth:
 
 
 def read_mask(content: bytes, name: str, size: tuple[int, int]) -> Bools:
-    """A PNG of one object, (H, W): what is at least half as bright as its brightest pixel, so that
-    a softened edge does not count; of a palette, any entry but 0. Arguments as of `read_truth`."""
+    """Read a PNG of one object as a mask (H, W): pixels at least half as bright as the brightest,
+    so that a soft edge does not count; in a palette, any index but 0. Arguments and errors are
+    those of `read_truth`."""
     labels, palette = read_labels(content, name, size)
     mask: Bools = labels > 0 if palette else labels >= max(1, labels.max() / 2)
     return mask
@@ -71,15 +72,16 @@ def read_mask(content: bytes, name: str, size: tuple[int, int]) -> Bools:
 
 @dataclass
 class Scores:
-    """J and F of the objects of a video, frame by frame."""
+    """Sums of J and F of the objects of a video, frame by frame."""
 
     frames: int = 0
+    """Frames so far."""
     unasked: set[int] = field(default_factory=set)
-    """Objects of the truth that the masks do not know."""
+    """Ids of objects in the truth that the masks do not have."""
     _sums: dict[int, _Sums] = field(default_factory=dict)
 
     def add(self, truth: Truth, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add a frame; `rows` are those of its masks, without what belongs to other objects."""
+        """Add a frame; `rows` are the rows of its masks (`masking.outputs.rows`)."""
         self.frames += 1
         self.unasked |= truth.objects.keys() - {row["object_id"] for row in rows}
         for row in rows:
@@ -94,7 +96,7 @@ class Scores:
             sums.f += contour_accuracy(right, found)
 
     def objects(self) -> dict[int, dict[str, float]]:
-        """Means over the frames; of objects that the truth shows anywhere."""
+        """Return the mean j, f and j_and_f of each object that the truth shows on any frame."""
         means = {}
         for number, sums in self._sums.items():
             if sums.seen:

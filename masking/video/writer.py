@@ -1,4 +1,4 @@
-"""Frames back into a video, with the timing and the sound of the one that they came from."""
+"""Writes frames to a video file, with the timing and the sound of the video they came from."""
 
 from collections.abc import Iterator
 from fractions import Fraction
@@ -22,13 +22,13 @@ from av.video.stream import VideoStream
 from masking.images.arrays import Pixels
 from masking.video.colours import HD_LINES
 
-Sound: TypeAlias = "Packet[AudioStream]"  # generic for type checkers alone
+Sound: TypeAlias = "Packet[AudioStream]"  # generic only for type checkers
 Picture: TypeAlias = "Packet[VideoStream]"
 
 _CLOCK = Fraction(1, 90_000)
-"""Time base of what is written: MPEG's clock, which every usual frame rate divides."""
+"""Time base of the files: MPEG's clock, which every usual frame rate divides."""
 _FALLBACK_RATE = Fraction(25)
-"""Frames a second where there are no time stamps, as of a folder of images."""
+"""Frames per second where there are no timestamps, as in a folder of images."""
 _VIDEO = {
     "overlay": ("libx264", "yuv420p", {"preset": "veryfast", "crf": "20"}),
     "cutout": ("prores_ks", "yuva444p10le", {"profile": "4444", "vendor": "apl0"}),
@@ -39,16 +39,16 @@ _HELD = {
     "mp4": ("aac", "mp3", "ac3", "eac3", "opus", "flac", "vorbis", "alac"),
     "mov": ("aac", "mp3", "ac3", "eac3", "alac", *_PCM),
 }
-"""Codecs of sound that go into a container as they are; others are encoded anew."""
+"""Codecs of sound that a container can hold; others are encoded again."""
 _USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 5: "5.0", 6: "5.1", 8: "7.1"}
-"""What so many channels mostly are."""
+"""Usual layout of a number of channels."""
 
 
 class Film:
     """A video file that is being written.
 
-    `cutout` keeps an alpha channel (ProRes 4444, .mov); `overlay` is H.264 for players (.mp4), of
-    an odd size padded by a row or a column, which H.264 asks for.
+    `cutout` keeps an alpha channel (ProRes 4444, .mov). `overlay` is H.264 for players (.mp4); an
+    odd size is padded by a row or a column, which H.264 needs.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class Film:
         """Start a file.
 
         Args:
-            path: what to write, .mp4 or .mov; is whole when the film is closed.
+            path: the file to write, .mp4 or .mov; it is complete when the film is closed.
             kind: "overlay" or "cutout".
-            size: (H, W) of the frames.
-            sound: a file whose sound goes along, as it is; one without, or a folder, adds none.
-            rate: frames a second of frames without time stamps.
+            size: (H, W) in pixels of the frames.
+            sound: a file whose sound is added; a file without sound, or a folder, adds none.
+            rate: frames per second of frames without timestamps.
         """
         codec, pixels, options = _VIDEO[kind]
         self._pixels, self._size = "rgba" if kind == "cutout" else "rgb24", size
@@ -81,7 +81,7 @@ class Film:
         self._stream.height, self._stream.width = self._even
         self._stream.pix_fmt = pixels
         self._stream.codec_context.time_base = _CLOCK
-        # As players take untagged video, and `masking.video.reader` too; and tagged as such.
+        # As players and `masking.video.reader` read untagged video; it is tagged, too.
         self._matrix = Colorspace.ITU709 if size[0] >= HD_LINES else Colorspace.ITU601
         self._stream.codec_context.colorspace = self._matrix
         self._last = -1
@@ -97,25 +97,25 @@ class Film:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Finish the file; after an error only let go of it."""
+        """Finish the file; after an error only close it."""
         if error is None:
             self.close()
         else:
-            self._let_go()
+            self._close()
 
     def write(self, image: Pixels, time_s: float | None) -> None:
         """Add a frame.
 
         Args:
-            image: (H, W, 3) uint8 RGB; of a cut-out (H, W, 4) with alpha.
-            time_s: seconds since the first frame; None: a frame's time after the one before. What
-                is not later than the one before comes right after it.
+            image: (H, W, 3) uint8 RGB; for a cut-out (H, W, 4) with alpha.
+            time_s: seconds since the first frame; None: one frame's time after the frame before. A
+                frame that is not later than the one before is shown right after it.
         """
         step = int(1 / self._rate / _CLOCK)
         following = 0 if self._last < 0 else self._last + step
         at = following if time_s is None else round(time_s / _CLOCK)
         at = max(at, self._last + 1) if self._last >= 0 else max(at, 0)
-        if image.shape[:2] != self._size:  # of a video whose size changes part way
+        if image.shape[:2] != self._size:  # in a video whose size changes
             image = cv2.resize(image, self._size[::-1], interpolation=cv2.INTER_AREA)
         if image.shape[:2] != self._even:
             below, right = (e - s for e, s in zip(self._even, image.shape[:2], strict=True))
@@ -128,17 +128,17 @@ class Film:
         self._last = at
 
     def close(self) -> None:
-        """Write what is left and the file's index."""
+        """Write the remaining frames and the file's index."""
         self._mux(self._stream.encode(None), None)
-        self._let_go()
+        self._close()
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         self._container.close()
         if self._sound is not None:
             self._sound.close()
 
     def _mux(self, packets: list[Picture], until: Fraction | None) -> None:
-        """Write packets, and the sound up to a time, so that a player finds both side by side."""
+        """Write packets, and the sound up to their time, so that a player finds both together."""
         if packets:
             self._container.mux(packets)
         if self._sound is not None:
@@ -147,8 +147,7 @@ class Film:
 
 
 class _Sound:
-    """A file's first audio stream: its packets as they are, or as AAC where the film cannot hold
-    their codec."""
+    """Packets of a file's first audio stream, as they are, or as AAC if need be."""
 
     def __init__(self, path: Path, target: OutputContainer) -> None:
         self._source: InputContainer | None = None
@@ -156,16 +155,18 @@ class _Sound:
         self._next: Sound | None = None
         if path.is_file():
             self._source = av.open(str(path.absolute()), metadata_errors="replace")
-            # Of a codec that FFmpeg does not know there is no context: then the film is silent.
+            # Without a context FFmpeg does not know the codec: then the film is silent.
             known = [s for s in self._source.streams.audio if s.codec_context is not None]
             if known:
                 self._left = self._packets(self._source, known[0], target)
-                self._next = next(self._left, None)  # a stream has to be there before the header
+                self._next = next(
+                    self._left, None
+                )  # a stream must exist before the header is written
 
     def _packets(
         self, source: InputContainer, stream: AudioStream, target: OutputContainer
     ) -> Iterator[Sound]:
-        """In units of their own stream, from the first frame of the video on."""
+        """Yield the packets in units of their own stream, from the first frame of the video on."""
         name = stream.codec_context.name
         holds = name in _HELD[target.format.name]
         films = source.streams.video
@@ -182,7 +183,7 @@ class _Sound:
                 yield packet
 
     def until(self, time: Fraction | None) -> Iterator[Sound]:
-        """Those that begin before a time since the first frame; None: all."""
+        """Yield the packets that begin before a time since the first frame; None: all."""
         while self._next is not None:
             at = cast(int, self._next.pts) * self._next.time_base
             if time is not None and at > time:
@@ -208,7 +209,9 @@ def _as_aac(
     source: InputContainer, stream: AudioStream, target: OutputContainer
 ) -> Iterator[Sound]:
     rate, layout = stream.codec_context.sample_rate, stream.codec_context.layout
-    if layout.name.endswith("channels"):  # AVI and others count them, and do not say where each is
+    if layout.name.endswith(
+        "channels"
+    ):  # AVI and others give a number of channels without a layout
         layout = AudioLayout(_USUAL.get(layout.nb_channels, "stereo"))
     copy = target.add_stream("aac", rate=rate)
     copy.codec_context.layout = layout
@@ -227,7 +230,7 @@ def _as_aac(
 
 
 def _sound_packets(source: InputContainer, stream: AudioStream) -> Iterator[Sound]:
-    """All that the demuxer can give; a file that breaks off has sound up to there."""
+    """Yield all packets that can be read; a file that breaks off has sound up to there."""
     packets = source.demux(stream)
     while True:
         try:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import masking
-from masking.manifest.rows import ManifestError
+from masking.manifest.faults import ManifestError
 from masking.tracking.prefetch import prefetch
 from masking.tracking.snapshot import MaskingState
 from masking.video.frame import VideoError
@@ -300,6 +300,14 @@ def test_a_state_goes_on_only_with_what_it_was_made_with(path, tmp_path):
         (tmp_path / "state").write_bytes(content)
         with pytest.raises(ValueError, match="state: not the state of a masked video"):
             MaskingState.load(tmp_path / "state")
+
+
+def test_the_former_place_of_the_segmenter_still_works():
+    from masking import sam
+
+    with pytest.warns(DeprecationWarning, match=r"import from masking\.segmenter\.sam"):
+        assert sam.Prompts is masking.Prompts
+    assert not hasattr(sam, "absent")
 
 
 def test_what_the_readme_imports_is_there_without_more():
