@@ -1,0 +1,122 @@
+"""Previews of clicks: in order, from the logits of the clicks before, encoded once."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from jobs.page.previews import Click, Previewer
+from masking.segmenter.sam import PromptError
+from tests.moving import segmenter
+
+
+def test_a_click_goes_on_from_the_logits_of_those_before(clip):
+    asked = []
+    seeing = segmenter()
+    plain = seeing.network.decode
+
+    def decode(features, frames, points, labels, boxes, mask_input):
+        asked.append((points.tolist(), None if mask_input is None else mask_input.clone()))
+        return plain(features, frames, points, labels, boxes, mask_input)
+
+    seeing.network.decode = decode
+    previewer = Previewer(seeing)
+    key, clicks = ("a", "1", 0), [Click(30, 40), Click(33, 44), Click(90, 10, 0)]
+    image, labels = clip[0]
+
+    def preview(*given, before=None):
+        return previewer.preview(key, lambda key: image, given, before)
+
+    for count in (1, 2, 3):
+        found = preview(*clicks[:count])
+        assert found.score == pytest.approx(0.95)
+        truth = labels == 1
+        assert (found.mask & truth).sum() / (found.mask | truth).sum() > 0.8
+    assert [len(points[0]) for points, _ in asked] == [1, 2, 3]
+    assert asked[0][1] is None
+    assert asked[1][1].max() > 0
+    preview(*clicks)
+    preview(clicks[0])
+    assert len(asked) == 3  # known
+    assert preview(Click(90, 10, 0)) is None  # says nothing of where it is
+    preview(Click(30, 40), before=labels == 1)
+    assert asked[-1][1].max() == pytest.approx(6, abs=0.1)  # the mask that is corrected
+    box = preview(Click(17, 27, 1, (44, 54)))
+    assert box.mask[40, 30]
+    with pytest.raises(PromptError, match="not in the frame"):
+        preview(Click(300, 1))
+
+
+def test_frames_ahead_are_encoded_once_and_others_given_up(clip):
+    seeing, gate, encoded = segmenter(), threading.Event(), []
+    plain = seeing.encode
+
+    def encode(images):
+        gate.wait(10)
+        encoded.append(1)
+        return plain(images)
+
+    seeing.encode = encode
+    previewer = Previewer(seeing)
+
+    def image(key):
+        return clip[key[2]][0]
+
+    previewer.encode_ahead([("a", "1", number) for number in (0, 1, 2)], image)
+    time.sleep(0.1)  # the first is begun
+    previewer.encode_ahead([("a", "1", number) for number in (5, 0)], image)
+    gate.set()
+    assert previewer.preview(("a", "1", 5), image, [Click(40, 40)]) is not None
+    assert previewer.preview(("a", "1", 0), image, [Click(30, 40)]) is not None
+    assert len(encoded) == 2
+
+
+def test_previews_of_one_frame_do_not_cancel_each_other(clip):
+    """Objects of a frame are asked for at once, while the frame before it is being encoded."""
+    seeing, begun, gate = segmenter(), threading.Event(), threading.Event()
+    plain = seeing.encode
+
+    def encode(images):
+        begun.set()
+        gate.wait(10)
+        return plain(images)
+
+    seeing.encode = encode
+    previewer = Previewer(seeing)
+
+    def ask(frame):
+        return previewer.preview(("a", "1", frame), lambda key: clip[key[2]][0], [Click(40, 40)])
+
+    with ThreadPoolExecutor(4) as threads:
+        before = threads.submit(ask, 0)
+        assert begun.wait(10)
+        asked = [threads.submit(ask, 5) for _ in range(3)]
+        time.sleep(0.2)
+        gate.set()
+        assert all(one.result(10) is not None for one in (before, *asked))
+    previewer.close()
+
+
+def test_the_frame_that_is_asked_for_last_is_encoded_next(clip):
+    seeing, gate, encoded = segmenter(), threading.Event(), []
+    plain = seeing.encode
+
+    def encode(images):
+        gate.wait(10)
+        return plain(images)
+
+    seeing.encode = encode
+    previewer = Previewer(seeing)
+
+    def image(key):
+        encoded.append(key[2])
+        return clip[key[2]][0]
+
+    with ThreadPoolExecutor(4) as threads:
+        for frame in (0, 3, 4, 5):
+            threads.submit(previewer.preview, ("a", "1", frame), image, [Click(40, 40)])
+            time.sleep(0.1)
+        gate.set()
+    assert encoded == [0, 5, 4, 3]
+    previewer.close()
