@@ -4,222 +4,67 @@
 
 `--out` then holds `predictions/part-<number>-<key>.parquet` and `summary.json`. A row is an image:
 
-    path         where it lies: the file, or the Parquet file that it is in
-    row          its row there, from 0; null for a file of its own
+    path         the image file, or the Parquet file that holds the image
+    row          the image's row in the Parquet file, from 0; null for an image file
     class        the most probable class
-    probability  of that class, 0 to 1
-    error        why there is no class, null if there is one
-    p_<class>    probability of each class, in the head's order
+    probability  the probability of that class, 0 to 1
+    error        why there is no class; null if there is one
+    p_<class>    the probability of each class, in the order of the weights' classes
 
-An image that does not decode is a row with its error, and nulls elsewhere. Parts are published
-whole, under a key of the weights and of the files in them; the same command makes what is missing,
-and anew what changed. Rows of the input come in order of the part's number.
+An image that does not decode has an error, and null elsewhere. Parts are published whole, under a
+key of the weights and of their files: the same command predicts only parts that are missing or
+changed. The numbers of parts give the order of the input.
 """
 
-import hashlib
-import io
-import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-import ray
 import torch
-from torch import Tensor
 
-from jobs.classifier.parts import PART, Part, find, images_of, plan
+from jobs.classifier.parts import Part, find, plan
+from jobs.classifier.predictor import (
+    FORMAT,
+    PredictConfig,
+    PredictError,
+    Predictor,
+    fingerprint,
+    open_classifier,
+)
 from jobs.cluster import actors, connect
-from jobs.run.config import ConfigError, JobConfig, parse
-from jobs.run.folder import check_same, describe, hardware, versions
-from jobs.run.main import JobError
-from jobs.run.progress import clock
+from jobs.run.config import ConfigError
+from jobs.run.folder import check_same, describe
+from jobs.run.machine import hardware, versions
+from jobs.run.main import run_job
+from jobs.run.progress import LOG_SECONDS, clock
 from jobs.run.signals import Stop
-from jobs.run.submitted import refuse_relative
+from jobs.run.submitted import absolute, refuse_relative
 from jobs.storage.errors import explained
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.classifier import load_weights
-from vit import classifier
-from vit.classifier import Classifier
-from vit.data.decode import DataError, Encoded, decode
-from vit.weights import About, Weights, WeightsError
-
-FORMAT = 1
-"""Version of the parts' columns and of their keys: raise it when either changes."""
-BATCH = 64
-"""Images that go through the model at a time."""
-LOG_SECONDS = 10.0
-"""Between two lines on how far it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictConfig(JobConfig):
-    """Settings of `jobs.predict`."""
-
-    weights: str
-    """What to predict with, local or s3://: the folder of a run, or its export/."""
-    data: tuple[str, ...]
-    """Images: folders (with all below them), globs (* within a name, ** across folders, in local
-    names ? too) or files, local or s3://; Parquet files among them are tables with a column
-    image."""
-    format: Literal["parquet", "csv"] = "parquet"
-    """Of the predictions."""
-
-
-class PredictError(JobError):
-    """The workers failed for good; the message is what a person needs of it."""
-
-
-def fingerprint(weights: Weights, about: About, form: str) -> str:
-    """A hash of all that predictions hang on beside the images."""
-    digest = hashlib.sha256(f"{FORMAT} {form} {json.dumps(about.to_json())}".encode())
-    for name, tensor in sorted(weights.tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-# --- One part: on a worker -----------------------------------------------------------------------
-
-
-def open_classifier(weights: Weights, device: torch.device) -> tuple[Classifier, About]:
-    """The model of an export. Raises WeightsError for weights without a model.json."""
-    about = weights.about
-    if about is None:
-        raise WeightsError(
-            f"{weights.source} has no model.json beside it, which says shape, classes and"
-            " normalisation; give the export of a run, or start one from these weights with"
-            " `python -m jobs.train --init-weights`"
-        )
-    model = classifier.load(weights, about.model, about.dataset, about.numerics, device)
-    return model, about
-
-
-class Predictor:
-    """What an actor of Ray Data holds: the model; called with a part, it writes that part."""
-
-    def __init__(
-        self, config: PredictConfig, wanted: str, threads: int, device: torch.device
-    ) -> None:
-        """Load the model.
-
-        Args:
-            config: of the job, its paths absolute.
-            wanted: fingerprint of the weights that the driver saw.
-            threads: of this process.
-            device: where the model computes.
-        """
-        torch.set_num_threads(threads)
-        weights = load_weights(config.weights)
-        self.model, self.about = open_classifier(weights, device)
-        if fingerprint(weights, self.about, config.format) != wanted:
-            raise PredictError(
-                f"--weights {config.weights} are others on node {ray.util.get_node_ip_address()}"
-                " than where the job was started; put them where all nodes see the same"
-            )
-        self.folder, self.format = Location.parse(config.out) / "predictions", config.format
-        self.pool = ThreadPoolExecutor(max(2, threads), thread_name_prefix="decode")
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Predict and publish a part: {"part": its JSON} to {"n": images, "errors": of them}."""
-        fields = json.loads(row["part"])
-        part = Part(**(fields | {"paths": tuple(fields["paths"])}))
-        table = predict(part, self.model, self.about.classes, self.pool)
-        (self.folder / f"{part.name}.{self.format}").write_bytes(encode(table, self.format))
-        return {"n": len(table), "errors": len(table) - table["error"].null_count}
-
-
-def predict(
-    part: Part, model: Classifier, classes: Sequence[str], pool: ThreadPoolExecutor
-) -> pa.Table:
-    """Predict a part's images; later ones are decoded while earlier ones are in the model."""
-    size = model.stored_size
-
-    def attempt(image: Callable[[], Encoded]) -> np.ndarray[Any, np.dtype[np.uint8]] | str:
-        try:
-            return decode(image(), size)
-        except DataError as error:
-            return str(error)
-
-    places: list[tuple[str, int | None]] = []
-    errors: list[str | None] = []
-    probabilities = []
-    source = images_of(part)
-    while items := list(itertools.islice(source, PART)):  # their bytes, and no more, are in memory
-        places += [item[:2] for item in items]
-        decoded = pool.map(attempt, [image for _, _, image in items])
-        while chunk := list(itertools.islice(decoded, BATCH)):
-            pixels = [image for image in chunk if not isinstance(image, str)]
-            errors += [image if isinstance(image, str) else None for image in chunk]
-            if pixels:
-                logits = model(torch.from_numpy(np.stack(pixels)))
-                probabilities.append(logits.softmax(dim=1).cpu())
-    found = torch.cat(probabilities) if probabilities else torch.empty(0, len(classes))
-    return tabulate(places, errors, found, classes)
-
-
-def tabulate(
-    places: Sequence[tuple[str, int | None]],
-    errors: Sequence[str | None],
-    probabilities: Tensor,
-    classes: Sequence[str],
-) -> pa.Table:
-    """The rows of a part.
-
-    Args:
-        places: (file, row in it) of each of n images.
-        errors: why one has no class; None for the m of them that do.
-        probabilities: (m, C) float32.
-        classes: C names.
-    """
-    rows = iter(range(len(probabilities)))
-    index = pa.array([None if error else next(rows) for error in errors], pa.int64())
-    best = probabilities.max(dim=1)
-    names = pa.array(classes, pa.string()).take(pa.array(best.indices.numpy()))
-    columns: dict[str, Any] = {
-        "path": pa.array([path for path, _ in places], pa.string()),
-        "row": pa.array([row for _, row in places], pa.int64()),
-        "class": names.take(index),
-        "probability": pa.array(best.values.numpy()).take(index),
-        "error": pa.array(errors, pa.string()),
-    }
-    for number, name in enumerate(classes):
-        columns[f"p_{name}"] = pa.array(probabilities[:, number].numpy()).take(index)
-    return pa.table(columns)
-
-
-def encode(table: pa.Table, form: str) -> bytes:
-    """A table as the bytes of a Parquet or CSV file (with a header; null: nothing)."""
-    content = io.BytesIO()
-    if form == "parquet":
-        pq.write_table(table, content)
-    else:
-        pyarrow.csv.write_csv(table, content)
-    return content.getvalue()
-
-
-# --- The job -------------------------------------------------------------------------------------
+from vit.data.decode import DataError
+from vit.weights import WeightsError
 
 
 def run(config: PredictConfig) -> int:
-    """The stages of the job, in order."""
-    # 1. What can be known without workers.
+    """Run the stages of the job in order; returns its exit code."""
+    # 1. Checks that need no workers.
     refuse_relative(config.out)
-    config = absolute(config)
+    config = absolute(config, "out", "weights", "data")
     out = Location.parse(config.out)
     weights = load_weights(config.weights)
     _, about = open_classifier(weights, torch.device("cpu"))
     wanted = fingerprint(weights, about, config.format)
     parts = plan(find(config.data), wanted)
     if not parts:
-        raise ConfigError("--data: the Parquet files hold no row")
+        raise ConfigError("--data: the Parquet files have no rows")
     check_writable(out)
     check_same(out, config, began="predictions")
     describe(out, config)
@@ -233,28 +78,23 @@ def run(config: PredictConfig) -> int:
         with Stop() as stop, connect.connect():
             execute(config, todo, wanted, stop)
             if stop.requested.is_set():
-                print("stopped; the same command goes on")
+                print("stopped; the same command resumes")
                 return stop.exit_code
     seconds = time.monotonic() - started
-    # 3. What it leaves.
+    # 3. The summary.
     try:
         conclude(config, out, parts, there, sum(map(len, todo)), seconds)
     except StorageError as error:
-        raise PredictError(f"all parts are there, but {error}") from error
+        raise PredictError(f"all parts are published, but {error}") from error
     return 0
 
 
-def absolute(config: PredictConfig) -> PredictConfig:
-    """The same config with paths that mean the same in a worker's folder, or on another day."""
-    data = tuple(str(Location.parse(path)) for path in config.data)
-    weights, out = str(Location.parse(config.weights)), str(Location.parse(config.out))
-    return replace(config, weights=weights, out=out, data=data)
-
-
 def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop) -> None:
-    """Have workers make the parts; returns when all are there, or a stop was asked for.
+    """Predict the parts on workers; returns when all are published or a stop was requested.
 
-    Raises PredictError when a worker failed for a reason that is not one image's.
+    Raises:
+        PredictError: a worker failed for a reason that is not one image's.
+        ClusterError: the cluster has no room for the workers.
     """
     workers = min(config.workers, len(todo))
     cuda, gpus = connect.choose_device(
@@ -265,34 +105,36 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
     arguments = (config, wanted, max(1, int(config.cpus_per_worker)), device)
     rows = [{"part": json.dumps(asdict(part))} for part in todo]
     done = actors.dataset(rows, Predictor, arguments, config, workers, gpus if cuda else None)
-    progress = Progress(sum(map(len, todo)))
+    progress = PredictProgress(sum(map(len, todo)))
     try:
         actors.wait_for(lambda: progress.follow(done.iter_rows()), stop, progress.show)
-    except Exception as error:  # Ray's, whatever kind, with the worker's own inside
+    except Exception as error:  # of any kind of Ray's, with the worker's own inside
         reason = actors.reason(error)
-        raise PredictError(f"a worker failed: {reason}; what is published stays") from error
+        raise PredictError(
+            f"a worker failed: {reason}; published parts stay, and the same command resumes"
+        ) from error
 
 
-class Progress:
-    """Lines on how far it is, now and then."""
+class PredictProgress:
+    """Prints lines about the images that are done, not more often than every LOG_SECONDS."""
 
     def __init__(self, total: int) -> None:
-        """Of `total` images."""
+        """Start the clock of a job that predicts `total` images."""
         self._total, self._done, self._errors = total, 0, 0
-        self._started = self._said = time.monotonic()
+        self._started = self._printed = time.monotonic()
 
     def follow(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Count parts as they are published; returns after the last."""
+        """Count the images of published parts; returns after the last part."""
         for row in rows:
             self._done += row["n"]
             self._errors += row["errors"]
 
     def show(self) -> None:
-        """Print a line, if the last is old enough."""
+        """Print a line if the last one is at least LOG_SECONDS old."""
         now = time.monotonic()
-        if now - self._said < LOG_SECONDS or not self._done:
+        if now - self._printed < LOG_SECONDS or not self._done:
             return
-        self._said, rate = now, self._done / (now - self._started)
+        self._printed, rate = now, self._done / (now - self._started)
         left = clock((self._total - self._done) / rate)
         errors = f", {self._errors:,} with an error" if self._errors else ""
         print(f"{self._done:,} of {self._total:,} images{errors}, {rate:,.0f}/s, {left} left")
@@ -306,15 +148,15 @@ def conclude(
     made: int,
     seconds: float,
 ) -> None:
-    """Publish the summary, then delete parts of an earlier input; say what came out.
+    """Publish and print the summary, and delete the parts of an earlier input.
 
     Args:
-        config: of the job.
-        out: its folder.
-        parts: all of the input.
-        there: files of parts that were there before this start.
-        made: images that this start predicted.
-        seconds: that it took.
+        config: settings of the job.
+        out: folder of the run.
+        parts: all parts of the input.
+        there: files of parts that existed before this start.
+        made: number of images that this start predicted.
+        seconds: time that this start took.
     """
     names = [f"{part.name}.{config.format}" for part in parts]
     folder = out / "predictions"
@@ -345,7 +187,7 @@ def conclude(
 
 
 def count_errors(place: Location) -> int:
-    """How many rows of a part have an error."""
+    """Return the number of rows with an error in the part at `place`."""
     with place.open() as stream, explained("read", place):
         if place.name.endswith(".parquet"):
             column = pq.read_table(stream, columns=["error"])["error"]
@@ -360,16 +202,7 @@ def count_errors(place: Location) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    config = parse(PredictConfig, argv, "jobs.predict", __doc__)
-    try:
-        return run(config)
-    except (ConfigError, DataError, WeightsError, StorageError, connect.ClusterError) as error:
-        sys.stderr.write(f"jobs.predict: {error}\n")
-        return 2
-    except PredictError as error:
-        sys.stderr.write(f"jobs.predict: {error}\n")
-        return 1
+    return run_job(run, PredictConfig, argv, "jobs.predict", __doc__, (DataError, WeightsError))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import load as tensors_of
 
 from jobs.classifier.parts import find, plan
+from jobs.classifier.predictor import predict
 from jobs.classifier.task import load
-from jobs.predict import predict
 from jobs.run.machine import hardware
 from jobs.run.signals import Stop
 from jobs.storage.location import Location

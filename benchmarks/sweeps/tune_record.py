@@ -1,10 +1,9 @@
-"""Train every trial of a grid to its end, and keep the curves: the truth of benchmarks.sweeps.tune.
+"""Train every sample of a grid to the end, and record the curves for benchmarks.sweeps.tune.
 
     python -m benchmarks.sweeps.tune_record --data cifar10/ --seeds 3 --out runs/tune
 
-Data: CIFAR-10 in Parquet; of its first training shard 4,000 images are trained on, of its last
-2,000 are validated on. Each trial goes on where it was stopped; the table is written when all are
-over, and says how many are not, before.
+The data are CIFAR-10 in Parquet: 4,000 images of the first training shard for training, 2,000 of
+the last one for validation. The same command resumes; the table is written when all trials are over.
 """
 
 import argparse
@@ -38,7 +37,7 @@ RECIPE = Path(__file__).parent / "tune.yaml"
 
 
 def subset(source: Path, folder: Path) -> Path:
-    """Write the part of CIFAR-10 that trials see."""
+    """Write the part of CIFAR-10 that trials use, and return its folder."""
     if not folder.exists():
         shards = sorted(source.glob("train*.parquet"))
         temporary = folder.with_suffix(".new")
@@ -51,14 +50,14 @@ def subset(source: Path, folder: Path) -> Path:
 
 
 def plan_of(folder: Path, out: Path, flags: Sequence[str] = ()) -> SweepPlan:
-    """The sweep of tune.yaml on the subset in `folder`."""
+    """Return the plan of tune.yaml on the subset in `folder`."""
     given = ["--config", str(RECIPE), "--data", str(folder), "--out", str(out), *flags]
     config = parse(TuneConfig, given, "benchmarks.sweeps.tune", "")
     return SweepPlan.of(config, sets.check(config.dataset, [folder]))
 
 
 def train(job: tuple[SweepPlan, search.Sample, int, Path]) -> None:
-    """Train one trial to its end, in a process of its own."""
+    """Train one trial to the end, in a process of its own, and record its curve."""
     plan, sample, seed, folder = job
     if (folder / "curve.json").exists():
         return
@@ -74,7 +73,7 @@ def train(job: tuple[SweepPlan, search.Sample, int, Path]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Record what is not recorded yet; returns 0 when all is."""
+    """Record the curves that are missing, then write the table; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)

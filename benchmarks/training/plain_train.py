@@ -81,9 +81,9 @@ def loop(task: VitTask) -> float:
     """Images/s of the epoch loop, as `jobs.train` counts them."""
     with tempfile.TemporaryDirectory() as own:
         folder = Location.parse(task.ranks.agree(own))
-        facts = worker.run(task, task.config, folder, Silent())
+        result = worker.run(task, task.config, folder, Silent())
         task.ranks.gather(None)  # rank 0's folder goes when nobody reads it any more
-    return float(facts["step"] * task.config.batch_size / facts["train_seconds"])
+    return result.state.step * task.config.batch_size / result.state.train_seconds
 
 
 def stepping(task: VitTask) -> Callable[[int], None]:
@@ -91,7 +91,7 @@ def stepping(task: VitTask) -> Callable[[int], None]:
     bare = task.build()
     optimizer, average = task.optimizer(bare), task.average(bare)
     part = task.config.batch_size // task.ranks.world
-    task.settle(bare, task.ranks.agree(task.decide(bare, part)))
+    task.apply(bare, task.ranks.agree(task.decide(bare, part)))
     model: nn.Module = bare
     if task.ranks.world > 1:
         model = DistributedDataParallel(bare, gradient_as_bucket_view=True)

@@ -23,13 +23,12 @@ from typing import Any
 import torch
 import yaml
 
-from jobs.classifier import task as vit_task
-from jobs.classifier.task import TrainConfig, VitTask
+from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.cluster.workers import keep_memory
 from jobs.run.config import parse
 from jobs.run.machine import hardware, versions
-from jobs.segmenter import task as segment_task
 from jobs.segmenter.config import FinetuneConfig
+from jobs.segmenter.data import load as load_pairs
 from jobs.segmenter.task import SegmentTask
 from jobs.training.ranks import Ranks
 
@@ -54,13 +53,13 @@ HERE = (torch.device("cpu"), Ranks(0, 1))
 JOBS = {
     "train": Job(
         TrainConfig,
-        lambda config: VitTask(config, vit_task.load(config), *HERE),
+        lambda config: VitTask(config, load(config), *HERE),
         "--optim.warmup-epochs",
         ("val_accuracy", "numerics"),
     ),
     "finetune": Job(
         FinetuneConfig,
-        lambda config: SegmentTask(config, segment_task.load(config), *HERE),
+        lambda config: SegmentTask(config, load_pairs(config), *HERE),
         "--warmup-epochs",
         ("miou_1", "miou_3", "miou_5", "precision"),
     ),

@@ -1,8 +1,8 @@
-"""What a run gives away: its best weights in timm's names, and all that a reader of them must know.
+"""The export of a run: its best weights in timm's names, and files that describe them.
 
-`export/` holds `model.safetensors`; `model.json`, which every job here reads; `config.json`, by
+`export/` holds `model.safetensors`; `model.json`, which Patchray's jobs read; `config.json`, from
 which timm's `create_model("local-dir:...")` builds the model; and `README.md`, a model card as the
-Hugging Face hub shows it. Put on the hub as it is, the folder loads there by `hf-hub:`.
+Hugging Face hub shows it. Uploaded to the hub unchanged, the folder loads by `hf-hub:`.
 """
 
 from typing import Any
@@ -16,33 +16,35 @@ from jobs.run.config import as_settings
 from jobs.run.progress import clock
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints
+from jobs.training.state import TrainingResult
 from vit.config import ModelConfig
 from vit.numerics import Numerics
 from vit.weights import ABOUT, FILE, About
 
 
 def export(
-    config: TrainConfig, out: Location, facts: dict[str, Any], summary: dict[str, Any]
+    config: TrainConfig, out: Location, result: TrainingResult, summary: dict[str, Any]
 ) -> None:
-    """Publish the best weights of a run that is over; nothing if it never got to any.
+    """Publish the best weights of a finished run; nothing if no epoch was saved.
 
     Args:
-        config: of the run.
-        out: its folder.
-        facts: what its rank 0 returned.
-        summary: of the run, as summary.json.
+        config: the settings of the run.
+        out: the run's folder.
+        result: how the training ended.
+        summary: what summary.json holds.
     """
     checkpoints = Checkpoints(out / "checkpoints", token="export")
     name = checkpoints.best()
     if name is None:
         return
     saved = checkpoints.read(name)
-    weights = saved.average or saved.weights
+    weights, facts = saved.average or saved.weights, result.state.facts
+    sizes = dict(facts["data"])
     about = About(
-        classes=tuple(facts["classes"]),
+        classes=tuple(sizes.pop("classes")),
         model=config.model,
         dataset=config.dataset,
-        numerics=Numerics(**facts["facts"]["numerics"]),
+        numerics=Numerics(**facts["numerics"]),
         checkpoint=name,
     )
     folder = out / "export"
@@ -50,22 +52,20 @@ def export(
     (folder / ABOUT).write_json(about.to_json())
     if loads_in_timm(config.model):
         (folder / "config.json").write_json(timm_config(about))
-    sizes = facts["facts"]["data"]
-    text = card(config, about, weights, summary, {k: sizes[k] for k in sizes if k != "classes"})
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(card(config, about, weights, summary, sizes))
 
 
 def loads_in_timm(model: ModelConfig) -> bool:
-    """Whether timm's plain VisionTransformer has these weights' names."""
+    """Return whether timm's VisionTransformer can load the weights."""
     return model.stem == "patch"
 
 
 def timm_config(about: About) -> dict[str, Any]:
-    """What timm reads beside the weights: how to build the model, how images are prepared."""
+    """Return timm's config.json: how to build the model and how to prepare images."""
     model, data = about.model, about.dataset
     size = [3, model.image_size, model.image_size]
     return {
-        "architecture": "vit_base_patch16_224",  # every number of it is set below
+        "architecture": "vit_base_patch16_224",  # all of its numbers are set below
         "num_classes": len(about.classes),
         "num_features": model.embed_dim,
         "label_names": list(about.classes),
@@ -111,7 +111,7 @@ logits = model(torch.zeros(1, 3, {size}, {size}))
 """
 _OWN = """\
 **Plain timm cannot load these weights**: the stem is a stack of convolutions, which timm's
-VisionTransformer does not have. All other names are timm's. From a checkout of Patchray:
+VisionTransformer does not have. All other names are timm's. In a checkout of Patchray:
 
 ```python
 import pathlib, torch
@@ -135,9 +135,9 @@ pixels in patches of {patch}. Trained by Patchray{average}.
 ## Use
 
 {use}
-Images are resized, the shorter side to {stored} pixels, and cut to their centre of {size}. Pixels
-are divided by 255, then normalised with mean {mean} and standard deviation {std} (RGB).
-`model.json` holds all of this, and the names of the classes.
+Resize the shorter side of an image to {stored} pixels and crop its centre to {size} x {size}.
+Divide pixels by 255, then normalise with mean {mean} and standard deviation {std} (RGB).
+`model.json` holds these values and the names of the classes.
 
 ## Figures
 
@@ -145,8 +145,8 @@ are divided by 255, then normalised with mean {mean} and standard deviation {std
 | --- | --- |
 {figures}
 
-Validation chose the epoch; the test set was read once, at the end. Precision of these figures:
-{numerics}.
+The best epoch was chosen by the validation set; the test set was read once, at the end. The
+figures were measured in {numerics}.
 
 ## Data
 
@@ -163,9 +163,9 @@ Validation chose the epoch; the test set was read once, at the end. Precision of
 
 ## Licence
 
-The head of this card says `unknown`, for these weights are for whoever trained them to license.
-The licence of the images may bind them: see to that, then set `license` before you publish them.
-The code that trained them, Patchray, is under Apache-2.0.
+`unknown`: whoever trained these weights chooses their licence. The licence of the images may
+restrict that choice; set `license` in the head of this card before you publish it. The code that
+trained them, Patchray, is under Apache-2.0.
 """
 
 
@@ -176,7 +176,7 @@ def card(
     summary: dict[str, Any],
     sizes: dict[str, int],
 ) -> str:
-    """The model card, in Markdown; it names no path of the machine that trained."""
+    """Return the model card, in Markdown, without paths of the machine that trained."""
     model, data = config.model, config.dataset
     timm = loads_in_timm(model)
     shown, more = about.classes[:20], len(about.classes) - 20
@@ -210,7 +210,7 @@ def card(
 
 
 def _head(config: TrainConfig, summary: dict[str, Any], timm: bool) -> dict[str, Any]:
-    """The card's YAML head, in the hub's terms."""
+    """Return the card's YAML head, in the terms of the Hugging Face hub."""
     split = "validation" if summary["test_accuracy"] is None else "test"
     accuracy = summary["val_accuracy" if split == "validation" else "test_accuracy"]
     result = {
@@ -229,6 +229,7 @@ def _head(config: TrainConfig, summary: dict[str, Any], timm: bool) -> dict[str,
 
 
 def _figures(summary: dict[str, Any]) -> str:
+    """Return the rows of the card's table of figures."""
     test = summary["test_accuracy"]
     rows = {
         "test accuracy": "no test set" if test is None else f"{test:.2%}",
@@ -241,9 +242,9 @@ def _figures(summary: dict[str, Any]) -> str:
 
 
 _PLACES = ("out", "config", "data", "init_weights")
-"""Settings that name places on the machine that trained."""
+"""Settings that hold paths of the machine that trained."""
 
 
 def _recipe(config: TrainConfig) -> dict[str, Any]:
-    """The settings, as `--config` reads them."""
+    """Return the settings that `--config` reads, without paths."""
     return {name: value for name, value in as_settings(config).items() if name not in _PLACES}

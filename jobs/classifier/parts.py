@@ -1,7 +1,7 @@
-"""Images to predict: found by folder, glob or path, cut into parts, read part by part.
+"""Images to predict: found by folder, glob or path, split into parts, read part by part.
 
 A part is the unit of work and of retry: some image files, or rows of a row group of a Parquet file.
-Only names and row numbers travel; whoever makes a part reads its images itself.
+Ray carries only names and row numbers; the worker of a part reads its images itself.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from vit.data.formats import EXTENSIONS
 from vit.data.parquet import image_column
 
 PART = 256
-"""Images of a part: what a kill can cost, for each worker."""
+"""Images of a part: what each worker loses when the job is killed."""
 FOOTERS = 16
-"""Parquet footers that are read at a time: in S3 they are all latency."""
+"""Parquet footers that are read at a time: in S3 their latency dominates."""
 GROUP_PARTS = 8
-"""Parts of a row group, about: each reads all of the group that lies before it."""
+"""Parts of a row group, about: each part reads the group from its start."""
 MOST = 4096
-"""Images of a part of a large row group."""
+"""Most images of a part of a large row group."""
 BUFFER = 8 << 20
-"""Bytes of a Parquet file that are read at a time, instead of a whole row group."""
+"""Bytes of a Parquet file that are read at a time, instead of a whole column chunk."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,20 @@ class Part:
     """A unit of work: some image files, or rows of one Parquet file."""
 
     name: str
-    """Of its file, without the extension."""
+    """Name of its file of predictions, without the extension."""
     paths: tuple[str, ...]
-    """Image files; or the one Parquet file."""
+    """The image files, or the Parquet file."""
     group: int | None = None
-    """Row group of the Parquet file; None: image files."""
+    """Number of the row group in the Parquet file; None for image files."""
     first: int = 0
-    """Row of the Parquet file where the row group begins."""
+    """The row group's first row, counted from the start of the file."""
     start: int = 0
-    """First row wanted, counted from the start of the row group."""
+    """The part's first row, counted from the start of the row group."""
     stop: int = 0
-    """The row after the last one."""
+    """The row after the part's last one, counted from the start of the row group."""
 
     def __len__(self) -> int:
-        """How many images it has."""
+        """Return the number of images."""
         return len(self.paths) if self.group is None else self.stop - self.start
 
 
@@ -63,15 +63,16 @@ class File:
     """A file of the input, as it was listed."""
 
     uri: str
+    """Its absolute path, or its s3:// address."""
     state: tuple[int, int]
-    """Bytes, and time of the last change: a file that changed is predicted anew."""
+    """Size in bytes, and time of the last change in ns: a changed file is predicted again."""
 
 
 def find(texts: Sequence[str]) -> list[File]:
     """List the images and Parquet files that folders, globs and paths name, in order, each once.
 
     Raises:
-        ConfigError: one message on every text that names nothing of use.
+        ConfigError: some texts name no image or Parquet file; the message lists them.
     """
     found: dict[str, File] = {}
     faults = []
@@ -80,11 +81,11 @@ def find(texts: Sequence[str]) -> list[File]:
         files = list(_glob(place) if "*" in place.path or "?" in place.path else _below(place))
         use = [file for file in files if _suffix(file.uri) in (*EXTENSIONS, ".parquet")]
         if not place.exists() and not files:
-            faults.append(f"{text}: nothing is there")
+            faults.append(f"{text}: no such file or folder")
         elif not use:
             faults.append(f"{text}: {len(files)} files, none of them an image or Parquet")
         elif len(use) < len(files):
-            print(f"{text}: {len(files) - len(use):,} files that are no image are left aside")
+            print(f"{text}: {len(files) - len(use):,} files that are not images are left out")
         found |= {file.uri: file for file in use}
     if faults:
         expected = f"expected images ({', '.join(EXTENSIONS)}) or .parquet files"
@@ -99,7 +100,7 @@ def _suffix(uri: str) -> str:
 
 
 def _below(place: Location) -> Iterator[File]:
-    """The file at a place, or all files below it that are not hidden."""
+    """Yield the file at a place, or all files below it that are not hidden."""
     for entry in place.walk():
         if not any(part.startswith(".") for part in entry.path.split("/")):
             uri = str(place / entry.path if entry.path else place)
@@ -107,7 +108,7 @@ def _below(place: Location) -> Iterator[File]:
 
 
 def _glob(place: Location) -> Iterator[File]:
-    """Files whose path matches; what stands before the first wildcard is what is listed."""
+    """Yield the files whose path matches; the folder before the first wildcard is listed."""
     fixed = re.split(r"[*?]", place.path, maxsplit=1)[0].rpartition("/")[0]
     wild = {r"\*\*/": "(?:.*/)?", r"\*\*": ".*", r"\*": "[^/]*", r"\?": "[^/]"}
     pattern = re.sub(
@@ -119,16 +120,16 @@ def _glob(place: Location) -> Iterator[File]:
 
 
 def plan(files: Sequence[File], fingerprint: str) -> list[Part]:
-    """Cut the input into parts of PART images, of large row groups more, up to MOST.
+    """Split the input into parts of PART images; parts of large row groups have up to MOST.
 
-    They are named by their place in the order and their contents.
+    A part is named by its number and by a key of its contents.
 
     Args:
-        files: of the input.
-        fingerprint: of all else that the predictions hang on.
+        files: the input, from `find`.
+        fingerprint: a hash of everything else that the predictions depend on.
 
     Raises:
-        ConfigError: one message on every Parquet file that cannot be used.
+        ConfigError: some Parquet files cannot be used; the message lists them.
     """
     images = [file for file in files if _suffix(file.uri) != ".parquet"]
     tables = [file for file in files if _suffix(file.uri) == ".parquet"]
@@ -137,7 +138,7 @@ def plan(files: Sequence[File], fingerprint: str) -> list[Part]:
     parts = [Part("", tuple(file.uri for file in chunk)) for chunk in chunks]
     faults = []
     with ThreadPoolExecutor(FOOTERS) as pool:
-        for result in pool.map(_cut, [file.uri for file in tables]):
+        for result in pool.map(_split, [file.uri for file in tables]):
             if isinstance(result, str):
                 faults.append(result)
             else:
@@ -151,12 +152,13 @@ def plan(files: Sequence[File], fingerprint: str) -> list[Part]:
 
 
 def _key(fingerprint: str, part: Part, states: dict[str, tuple[int, int]]) -> str:
+    """Return the key of a part, which changes with all that its predictions depend on."""
     contents = [fingerprint, asdict(part), [states[path] for path in part.paths]]
     return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:12]
 
 
-def _cut(uri: str) -> list[Part] | str:
-    """Parts of a Parquet file, or what is wrong with it."""
+def _split(uri: str) -> list[Part] | str:
+    """Return the parts of a Parquet file, or a message why it cannot be used."""
     try:
         with Location.parse(uri).open() as stream, pq.ParquetFile(stream) as file:
             image_column(file.schema_arrow)
@@ -173,12 +175,12 @@ def _cut(uri: str) -> list[Part] | str:
 
 
 Read = Callable[[], bytes]
-"""Gets at an image's bytes. Raises DataError where only this image is lost, StorageError where
-storage fails and none could be had."""
+"""Returns an image's bytes. Raises DataError if only this image cannot be read, StorageError if
+storage fails."""
 
 
 def images_of(part: Part) -> Iterator[tuple[str, int | None, Read]]:
-    """Each image of a part: its file, its row there, and how to read it."""
+    """Yield each image of a part: its file, its row there (None: no table), how to read it."""
     if part.group is None:
         for path in part.paths:
             yield path, None, partial(_file, Location.parse(path))
@@ -191,14 +193,14 @@ def images_of(part: Part) -> Iterator[tuple[str, int | None, Read]]:
     except StorageError:
         raise
     except (pa.ArrowException, OSError) as error:
-        if "AWS Error" in str(error):  # storage fails, not the file: the job shall stop, to go on
+        if "AWS Error" in str(error):  # storage fails, not the file: stop, to resume later
             raise explain("read", uri, error) from error
         for lost in range(row, part.stop):
             yield uri, part.first + lost, partial(_lost, str(error))
 
 
 def _cells(place: Location, part: Part) -> Iterator[bytes | None]:
-    """The values of a Parquet part; those before it in its row group are read and left."""
+    """Yield the cells of a Parquet part; earlier rows of its row group are read and skipped."""
     done = 0
     with place.open() as stream, pq.ParquetFile(stream, buffer_size=BUFFER) as file:
         column = image_column(file.schema_arrow)
@@ -213,20 +215,22 @@ def _cells(place: Location, part: Part) -> Iterator[bytes | None]:
 
 
 def _file(place: Location) -> bytes:
-    """An image file's bytes; one that is gone or not ours to read is lost alone."""
+    """Return an image file's bytes; raises DataError if only this file cannot be read."""
     try:
         return place.read_bytes()
     except StorageError as error:
         if place.local_path is None and place.exists():
-            raise  # the storage fails, not this image: the run shall stop, and go on later
+            raise  # storage fails, not this image: stop, to resume later
         raise DataError(str(error)) from error
 
 
 def _cell(value: bytes | None) -> bytes:
+    """Return a cell of a table; raises DataError if it is null."""
     if value is None:
         raise DataError("no image: the cell is null")
     return value
 
 
 def _lost(reason: str) -> bytes:
+    """Raise DataError for an image that a damaged part of a file holds."""
     raise DataError(f"its part of the Parquet file cannot be read: {reason}")

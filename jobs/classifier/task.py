@@ -1,56 +1,54 @@
-"""ViT training as a task of the epoch loop: its settings, its data on this node, its steps."""
+"""Training a ViT classifier as a task of the epoch loop: settings, data on this node, steps."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from jobs.run.config import MAY_CHANGE, ConfigError
-from jobs.run.submitted import why_not_here
 from jobs.storage.cache import cache_folder, fetch, localize
 from jobs.storage.location import Location
 from jobs.training import steps
 from jobs.training.ranks import Ranks
-from jobs.training.task import LoopConfig, TrainingConfig
+from jobs.training.task import LoopConfig, TrainingConfig, check_same_data, means, validated
 from jobs.weights.classifier import load_weights
 from vit import rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.cost import evaluation_batch
 from vit.data import sets as data
-from vit.data.decode import DataError
 from vit.data.feed import place
 from vit.model import VisionTransformer, build
 from vit.numerics import PROBED, Numerics, choose_numerics
 from vit.optim import Optimizer, rate
-from vit.steps import Batch, evaluate, gradients
+from vit.steps import Batch, StepConfig, evaluate, gradients
 from vit.weights import fit
 
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig(LoopConfig):
-    """What a ViT is trained on, what it is, and how; the same wherever it is trained."""
+    """Data, model, augmentation and optimizer of a ViT, for `jobs.train` and `jobs.tune`."""
 
     data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Files or folders of the data set, local or s3://; none: what the data set's name stands for,
-    fetched if need be."""
+    """Files or folders of the data set, local or s3://; none: the data set that --dataset.name
+    names, downloaded if necessary."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_weights: str | None = None
     """Weights to start from, local or s3://: the folder of a run, its export/, or a safetensors
-    file in timm's names. Positions are resampled to the grid; a head for other classes starts
-    anew; all else must fit."""
+    file in timm's names. Position embeddings are resampled to the grid; a head for other classes is
+    initialized; everything else must fit."""
     compile: bool = field(default=False, metadata=MAY_CHANGE)
-    """Compile the model with torch.compile: minutes before the first step, then faster on GPUs; a
-    CPU gains little."""
+    """Compile the model with torch.compile: minutes before the first step, then faster steps on
+    GPUs; a CPU gains little."""
 
     def __post_init__(self) -> None:
-        """Check what no single group shows."""
+        """Check settings against each other."""
         LoopConfig.__post_init__(self)
         if self.batch_size % self.unit:
             raise ConfigError(
@@ -59,13 +57,13 @@ class VitConfig(LoopConfig):
         check_stored(self.dataset, self.model)
         if self.optim.warmup_epochs >= self.epochs:
             raise ConfigError(
-                f"--optim.warmup-epochs {self.optim.warmup_epochs} leaves nothing of"
+                f"--optim.warmup-epochs is {self.optim.warmup_epochs}; it must be less than"
                 f" --epochs {self.epochs}"
             )
 
     @property
     def unit(self) -> int:
-        """Samples that must stay together: pairs, where they are mixed."""
+        """Samples that must be on the same rank: 2 where pairs are mixed, else 1."""
         return 2 if self.augment.mixes else 1
 
 
@@ -74,42 +72,22 @@ class TrainConfig(TrainingConfig, VitConfig):
     """Settings of `jobs.train`."""
 
     def __post_init__(self) -> None:
-        """Check what neither part shows alone."""
+        """Check the settings of the job and of the ViT together."""
         TrainingConfig.__post_init__(self)
         VitConfig.__post_init__(self)
         if self.unit * self.workers > self.batch_size:
             raise ConfigError(
-                f"--workers {self.workers} is more than --batch-size {self.batch_size} has pairs to"
-                " mix"
+                f"--workers is {self.workers}; --batch-size {self.batch_size} has fewer pairs"
             )
 
 
 def check_stored(dataset: DatasetConfig, model: ModelConfig) -> None:
-    """Check that images are stored at least as large as they are cut. Raises ConfigError."""
+    """Check that images are stored at least as large as the model takes. Raises ConfigError."""
     if dataset.store_size is not None and dataset.store_size < model.image_size:
         raise ConfigError(
             f"--dataset.store-size {dataset.store_size} is less than --model.image-size"
-            f" {model.image_size}; images are stored at least as large as they are cut"
+            f" {model.image_size}; images must be stored at least as large as the model takes them"
         )
-
-
-Config = TypeVar("Config", bound=VitConfig)
-
-
-def absolute(config: Config) -> Config:
-    """The same config with paths that mean the same in a worker's folder, or on another day."""
-    changes: dict[str, Any] = {"data": tuple(str(Location.parse(path)) for path in config.data)}
-    for name in ("out", "init_weights"):
-        path = getattr(config, name)
-        changes[name] = path and str(Location.parse(path))
-    return replace(config, **changes)
-
-
-def check_present(config: VitConfig) -> None:
-    """Check that the data that were named are there. Raises ConfigError."""
-    missing = [path for path in config.data if not Location.parse(path).exists()]
-    if missing:
-        raise ConfigError(f"--data: no such file or folder: {', '.join(missing)}{why_not_here()}")
 
 
 class VitTask:
@@ -118,7 +96,7 @@ class VitTask:
     def __init__(
         self, config: TrainConfig, dataset: data.Dataset, device: torch.device, ranks: Ranks
     ) -> None:
-        """Make the data set ready to be taken from."""
+        """Move the data set to the device, if it fits there."""
         self.config, self.dataset, self.device, self.ranks = config, dataset, device, ranks
         self.averaged: nn.Module | None = None
         self.splits = place(
@@ -130,9 +108,9 @@ class VitTask:
         self.mixing_epochs = config.augment.mix_until * config.epochs if config.augment.mixes else 0
 
     def build(self) -> nn.Module:
-        """The model with the weights that follow from the seed, or from `init_weights`.
+        """Return the model with weights from the seed, or from `init_weights`.
 
-        Raises AgreedError when those are no longer what the driver saw.
+        Raises AgreedError if those have changed since the driver checked them.
         """
         seed = rng.fold(self.config.seed, "init")
         model = build(self.config.model, len(self.dataset.classes), seed)
@@ -143,14 +121,13 @@ class VitTask:
         return model.to(self.device)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """AdamW, or Muon beside it, with their groups."""
+        """Return AdamW, or Muon and AdamW, with their groups of parameters."""
         assert isinstance(model, VisionTransformer)
         return Optimizer(model, self.config.optim)
 
     def average(self, model: nn.Module) -> nn.Module | None:
-        """A place for the average of the weights, if there is a half-life."""
-        if self.config.optim.ema_half_life > 0:
-            self.averaged = steps.start_average(model)
+        """Return a copy for the average of the weights if `optim.ema_half_life` is set."""
+        self.averaged = steps.start_average(model, self.config.optim.ema_half_life)
         return self.averaged
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
@@ -160,13 +137,9 @@ class VitTask:
         numerics, reason = choose_numerics(model, images, self.config.precision)
         return {"numerics": asdict(numerics), "because": reason, "data": self._contents()}
 
-    def settle(self, model: nn.Module, facts: dict[str, Any]) -> None:
-        """Take over the numerics; raises DataError when the data are not those of the start."""
-        if facts["data"] != self._contents():
-            raise DataError(
-                f"the data changed since the run was started: {facts['data']} then,"
-                f" {self._contents()} now; bring back what was there, or start in another --out"
-            )
+    def apply(self, model: nn.Module, facts: dict[str, Any]) -> None:
+        """Apply the numerics; raises DataError when the data are not those of the first start."""
+        check_same_data(facts["data"], self._contents())
         self.facts = facts
         self.numerics = Numerics(**facts["numerics"])
         for each in (model, self.averaged):
@@ -176,7 +149,7 @@ class VitTask:
             model.compile(dynamic=False)
 
     def describe(self) -> str:
-        """What was settled."""
+        """Return the sizes of the sets, notes on the data, and the numerics."""
         sizes = {name: len(feed) for name, feed in self.splits.items()}
         sets = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
         classes = len(self.dataset.classes)
@@ -187,41 +160,40 @@ class VitTask:
         )
 
     def _contents(self) -> dict[str, Any]:
-        """What the order of samples and the meaning of labels hang on."""
+        """Return what the order of samples and the meaning of labels depend on."""
         sizes = {name: len(feed) for name, feed in self.splits.items()}
         return {**sizes, "classes": list(self.dataset.classes)}
 
     def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
-        """Gradient of this rank's part of batch `index` of `epoch`."""
+        """Compute the gradient of this rank's part of batch `index` of `epoch`; see `Task`."""
         with record_function("data"):
             samples = self._samples(epoch, index)
             images, labels = self.splits["train"].take(samples, self._after(epoch, index))
         if self.config.model.drop_rate or self.config.model.attn_drop_rate:
             torch.manual_seed(rng.fold(self.config.seed, "dropout", step, self.ranks.rank))
-        return gradients(
-            model,
-            Batch(images, labels, samples, self.config.batch_size),
-            self.config.model,
-            self.config.augment,
-            self.config.dataset,
-            self.config.optim,
+        config = self.config
+        part = Batch(images, labels, samples, config.batch_size)
+        shared = StepConfig(
+            config.model,
+            config.augment,
+            config.dataset,
+            config.optim,
             self.numerics.precision,
-            seed=self.config.seed,
-            epoch=epoch,
-            step=step,
-            mixing=epoch < self.mixing_epochs,
-            world=self.ranks.world,
+            config.seed,
+            self.ranks.world,
         )
+        mixing = epoch < self.mixing_epochs
+        return gradients(model, part, shared, epoch=epoch, step=step, mixing=mixing)
 
     def _samples(self, epoch: int, index: int) -> Tensor:
-        """This rank's part of batch `index` of `epoch`, in whole pairs while they are mixed."""
+        """Return this rank's part of a batch, (b,) int64; in whole pairs while they are mixed."""
         n, size = len(self.dataset.train), self.config.batch_size
         samples = steps.batch(n, size, self.config.seed, epoch, index)
         unit = 2 if epoch < self.mixing_epochs else 1
         return steps.shard(samples, self.ranks.rank, self.ranks.world, unit)
 
     def _after(self, epoch: int, index: int) -> Iterator[Tensor]:
-        """This rank's parts of all batches after that one, to the end of the last epoch."""
+        """Yield this rank's parts of all later batches, to the end of the last epoch."""
         done = epoch * self.steps_per_epoch + index + 1
         for step in range(done, self.total_steps):
             yield self._samples(*divmod(step, self.steps_per_epoch))
@@ -233,22 +205,21 @@ class VitTask:
         average: nn.Module | None,
         step: int,
     ) -> Tensor:
-        """A step at the schedule's learning rate, then the average of the weights."""
+        """Take a step at the schedule's learning rate, then move the average of the weights."""
         optim = self.config.optim
         norm = steps.update(model, optimizer, self._rate(step), optim.clip_norm)
-        if average is not None:
-            steps.update_average(average, model, optim.ema_half_life, self.config.batch_size, step)
+        steps.update_average(average, model, optim.ema_half_life, self.config.batch_size, step)
         return norm
 
     def learning_rate(self, step: int) -> float:
-        """AdamW's learning rate of a step."""
+        """Return AdamW's learning rate of a step."""
         return self.config.optim.lr * self._rate(step)
 
     def _rate(self, step: int) -> float:
         return rate(self.config.optim, step, self.total_steps, self.warmup_steps)
 
     def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
-        """Sums of this rank's part of a split."""
+        """Return (3,): losses, correct predictions and images of this rank's part of a split."""
         if split not in self.splits:
             return None
         feed = self.splits[split]
@@ -270,14 +241,12 @@ class VitTask:
         )
 
     def score(self, row: dict[str, Any]) -> list[float]:
-        """Accuracy, of the averaged weights if there are any; of equal ones the lower loss."""
-        prefix = "ema" if "ema_accuracy" in row else "val"
-        return [row[f"{prefix}_accuracy"], -row[f"{prefix}_loss"]]
+        """Return the validation accuracy; the lower loss decides between equal ones."""
+        return [validated(row, "accuracy"), -validated(row, "loss")]
 
     def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
-        """Loss and accuracy of a split."""
-        loss, correct, count = sums
-        return {f"{prefix}_loss": loss / count, f"{prefix}_accuracy": correct / count}
+        """Return the mean loss and the accuracy of a split."""
+        return means(sums, ("loss", "accuracy"), prefix)
 
 
 ARCHIVES = {
@@ -290,35 +259,35 @@ ARCHIVES = {
         "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
     ),
 }
-"""Where a data set lies that was not given, and its SHA-256."""
+"""By name of a data set: the URL of its archive, and the archive's SHA-256 in hex."""
 
 
-class Source(Protocol):
-    """Settings that say which data are wanted, and how large their images."""
+class DataSettings(Protocol):
+    """The settings that `load` reads: which data, and how large their images are stored."""
 
     @property
     def data(self) -> tuple[str, ...]:
-        """Files or folders; none: what the data set's name stands for."""
+        """Files or folders; none: the data set that `dataset.name` names."""
 
     @property
     def dataset(self) -> DatasetConfig:
-        """Which data set."""
+        """The data set's name and how it is read."""
 
     @property
     def model(self) -> ModelConfig:
-        """Its image_size is what is stored, unless the data set says otherwise."""
+        """Its image_size is the stored size, unless `dataset.store_size` is set."""
 
 
-def local_paths(config: Source) -> list[Path]:
-    """The data's files on this node; what is remote or not given is fetched into its cache."""
+def local_paths(config: DataSettings) -> list[Path]:
+    """Return the data's files on this node; remote ones are downloaded into its cache."""
     if not config.data and config.dataset.name in ARCHIVES:
         url, checksum = ARCHIVES[config.dataset.name]
         return [fetch(url, sha256=checksum)]
     return [localize(Location.parse(path)) for path in config.data]
 
 
-def load(config: Source, *, hold_out: bool = True) -> data.Dataset:
-    """Map the data into memory; the first process of a node brings and decodes them."""
+def load(config: DataSettings, *, hold_out: bool = True) -> data.Dataset:
+    """Map the data into memory; the first process of a node downloads and decodes them."""
     paths = local_paths(config)
     size = config.model.image_size
     return data.load(config.dataset, paths, size, cache_folder(), hold_out=hold_out)

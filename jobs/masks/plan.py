@@ -10,7 +10,8 @@ from typing import Any
 
 from jobs.storage.location import Location, StorageError
 from jobs.weights.files import fingerprint
-from masking.manifest.rows import Fault, ManifestError, Row, prompts
+from masking.manifest.faults import Fault, ManifestError
+from masking.manifest.rows import Row, prompts
 from masking.manifest.table import VideoPrompts, parse_table, read_manifest
 from masking.outputs import rows as outputs
 from masking.segmenter import weights as checkpoint

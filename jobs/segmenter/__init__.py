@@ -1,1 +1,1 @@
-"""Training, measuring and exporting a promptable segmenter."""
+"""Training, evaluation and export of a promptable segmenter."""

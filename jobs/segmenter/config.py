@@ -19,35 +19,36 @@ class FinetuneConfig(TrainingConfig):
     data: tuple[str, ...] = field(metadata=MAY_CHANGE)
     """Images with masks, local or s3://: Parquet files (columns image, masks, ignore), COCO JSON
     (in S3 in the folder of its images, or in `annotations` beside it), DAVIS folders, or the --out
-    of a jobs.mask whose videos are still there."""
+    of a jobs.mask whose videos still exist."""
     val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """The same, held back for validation; none: a share of the data is."""
+    """Images with masks for validation; none: a share of --data is held back."""
     val_fraction: float = 0.03
-    """Share of the data that is held back when there is no --val, but at least 8 images, of few
-    one in five: images, so of masked videos frames whose neighbours are trained on."""
+    """Share of the data that is held back without --val, but at least 8 images, or one in five of
+    less than 40. Of masked videos these are frames whose neighbours are trained on."""
     max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
-    """Images that may be missing, not decode, have no masks or of another size; others stand in."""
+    """Images that may be missing, damaged, without masks or with masks of another size; others take
+    their place."""
     val_images: int = field(default=64, metadata=MAY_CHANGE)
-    """Most images that the validation at the end of an epoch takes."""
+    """Most images that are measured at the end of an epoch."""
     init_weights: str = "mini"
-    """Where to start: `mini`; `vit_b`, `vit_l`, `vit_h` (SAM's own, fetched); the file of an
-    earlier run or of SAM; `lite0`: mini's shape, an ImageNet trunk, all else from scratch;
-    `scratch`: nothing learnt."""
+    """Weights to start from: `mini`; `vit_b`, `vit_l`, `vit_h` (Meta's SAM, downloaded); the file
+    of an earlier run or of SAM; `lite0`: mini's architecture with an ImageNet trunk, all else
+    random; `scratch`: mini's architecture, all random."""
     encoder_lr: float = 0.2
-    """Learning rate of what of the encoder is pretrained, as a share of the decoder's; 0: frozen.
-    That is all of it, of `lite0` the trunk, of `scratch` nothing."""
+    """Learning rate of the pretrained encoder, as a share of the decoder's; 0: frozen. Pretrained
+    are the whole encoder, of `lite0` its trunk, of `scratch` nothing."""
     frozen_stages: int = 0
-    """First stages of the encoder that stay as they are: of 8 (mini), of 13 (vit_b)."""
+    """Number of first stages of the encoder that are frozen; mini has 8 stages, vit_b 13."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, or bfloat16 autocast; auto: bfloat16 where the processor multiplies it."""
+    """float32, or bfloat16 autocast; auto: bfloat16 if the processor multiplies it."""
     lr: float = 1e-3
-    """AdamW's learning rate; falls linearly to zero."""
+    """AdamW's peak learning rate; it falls linearly to zero."""
     weight_decay: float = 0.01
-    """Of matrices and convolutions."""
+    """AdamW's weight decay of matrices and convolutions."""
     warmup_epochs: float = 0.1
     """Epochs over which the learning rate rises."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient; 0: not clipped."""
+    """Norm that the gradient is clipped to; 0: no clipping."""
     ema_half_life: float = 2000
     """Images after which a step's share in the averaged weights has halved; 0: no average."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
@@ -59,10 +60,12 @@ class FinetuneConfig(TrainingConfig):
     """Images of a global batch, each with compose.objects prompts."""
 
     def __post_init__(self) -> None:
-        """Check what no single group shows."""
+        """Check ranges, and settings against each other."""
         TrainingConfig.__post_init__(self)
         if not 0 < self.val_fraction < 1:
-            raise ConfigError(f"--val-fraction is {self.val_fraction}; 0 < share < 1 is needed")
+            raise ConfigError(
+                f"--val-fraction is {self.val_fraction}; it must be above 0 and below 1"
+            )
         for flag, value, least in (
             ("val-images", self.val_images, 1),
             ("frozen-stages", self.frozen_stages, 0),
@@ -75,12 +78,13 @@ class FinetuneConfig(TrainingConfig):
                 raise ConfigError(f"--{flag} is {value}; at least {least} is needed")
         if self.init_weights == "scratch" and (self.frozen_stages or not self.encoder_lr):
             raise ConfigError(
-                "--init-weights scratch has learnt nothing that could stay as it is:"
-                " --frozen-stages 0, and an --encoder-lr above 0"
+                "--init-weights scratch has no pretrained stages that could be frozen;"
+                " use --frozen-stages 0, and an --encoder-lr above 0"
             )
         if not (0 < self.lr < math.inf and 0 <= self.encoder_lr < math.inf):
             raise ConfigError(
-                f"--lr is {self.lr} and --encoder-lr {self.encoder_lr}; learning rates are above 0"
+                f"--lr is {self.lr} and --encoder-lr {self.encoder_lr}; --lr must be above 0,"
+                " --encoder-lr at least 0, both finite"
             )
 
         side = self.compose.size
@@ -93,5 +97,5 @@ class FinetuneConfig(TrainingConfig):
         if 0 < self.pairs.longest < side:
             raise ConfigError(
                 f"--pairs.longest is {self.pairs.longest}, less than --compose.size {side}: images"
-                f" would be shrunk, and then enlarged; at least {side} is needed, or 0"
+                f" would be shrunk, then enlarged; at least {side} is needed, or 0"
             )

@@ -1,4 +1,4 @@
-"""What a segmenter training publishes: its weights, and a card that says what they are."""
+"""The export of a segmenter training: its best weights, and a model card."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from jobs.run.config import as_settings
 from jobs.run.progress import clock
 from jobs.segmenter.config import FinetuneConfig
-from jobs.segmenter.network import architecture, bare, named
+from jobs.segmenter.network import architecture, exported_names, is_name
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints
 
@@ -20,7 +20,7 @@ library_name: patchray
 pipeline_tag: mask-generation
 ---
 
-# A promptable segmenter, fitted by Patchray
+# A promptable segmenter, trained by Patchray
 
 `{architecture}`, {millions:.2f} million parameters, from `{start}`: {samples:,} images seen in
 {time}, {workers} on {hardware}.
@@ -29,8 +29,8 @@ pipeline_tag: mask-generation
 | --- | --- | --- | --- |
 | {miou_1:.3f} | {miou_3:.3f} | {miou_5:.3f} | {clicks_to_85:.2f} |
 
-on images held back from the data, clicks simulated. Use: `--weights` of `jobs.mask`,
-`jobs.click` or `jobs.prompt` with the folder of this file.
+Measured with simulated clicks on images that were held back from the data. To use the weights, give
+the folder of this file as `--weights` of `jobs.mask`, `jobs.click` or `jobs.prompt`.
 
 ## Recipe
 
@@ -39,25 +39,27 @@ on images held back from the data, clicks simulated. Use: `--weights` of `jobs.m
 
 ## Licence
 
-`unknown`: these weights are for whoever trained them to license. The licence of the images and of
-the weights they started from may bind them.
+`unknown`: whoever trained these weights chooses their licence. The licences of the images, and of
+the weights they started from, may restrict that choice.
 """
 
 
+FIGURES = ("miou_1", "miou_3", "miou_5", "clicks_to_85")
+"""Figures of summary.json that the card shows."""
 _PLACES = ("out", "config", "data", "val")
-"""Settings that name places on the machine that trained."""
+"""Settings that hold paths of the machine that trained."""
 
 
 def export(config: FinetuneConfig, out: Location, summary: dict[str, Any]) -> None:
-    """Publish the best weights in `export/`, with a model card."""
+    """Publish the best weights in `export/`, with a model card; nothing if no epoch was saved."""
     checkpoints = Checkpoints(out / "checkpoints", token="export")
     name = checkpoints.best()
     if name is None:
         return
     saved = checkpoints.read(name)
-    weights = bare(saved.average or saved.weights)
+    weights = exported_names(saved.average or saved.weights)
     kind = architecture(weights)
-    if kind == "mini":  # half the size; what is lost is far below what a step changes
+    if kind == "mini":  # half the size; rounding changes less than a training step
         weights = {key: tensor.half() for key, tensor in weights.items()}
     folder = out / "export"
     content = save(weights, {"format": "pt", "architecture": kind})
@@ -68,18 +70,18 @@ def export(config: FinetuneConfig, out: Location, summary: dict[str, Any]) -> No
 def card(
     config: FinetuneConfig, kind: str, weights: dict[str, Tensor], summary: dict[str, Any]
 ) -> str:
-    """The model card, in Markdown; it names no path of the machine that trained."""
-    places = {*_PLACES, *(() if named(config.init_weights) else ("init_weights",))}
+    """Return the model card, in Markdown, without paths of the machine that trained."""
+    places = {*_PLACES, *(() if is_name(config.init_weights) else ("init_weights",))}
     recipe = {name: value for name, value in as_settings(config).items() if name not in places}
     machine, count = summary["hardware"], summary["workers"]
     return _CARD.format(
         architecture=kind,
         millions=sum(tensor.numel() for tensor in weights.values()) / 1e6,
-        start=config.init_weights if named(config.init_weights) else "earlier weights",
+        start=config.init_weights if is_name(config.init_weights) else "earlier weights",
         samples=summary["samples_seen"],
         time=clock(summary["train_s"]),
         workers=f"{count} worker{'s' * (count > 1)}",
         hardware=", ".join(machine["gpus"]) or machine["cpu"],
         recipe=yaml.safe_dump(recipe, sort_keys=False),
-        **{name: summary[name] for name in ("miou_1", "miou_3", "miou_5", "clicks_to_85")},
+        **{name: summary[name] for name in FIGURES},
     )

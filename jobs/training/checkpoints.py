@@ -1,10 +1,10 @@
-"""Everything that is needed to go on: immutable `step-<n>-<token>` folders and two pointers.
+"""Checkpoints, from which a training resumes: immutable folders and two pointers to them.
 
-A folder is complete when its `files.json`, written last, is there and every file that it lists has
-the size it says. `last.json` and `best.json` name a folder and are replaced by one atomic put.
-The token is new at each start, so a late writer of a killed run never writes into a folder of its
-successor, nor deletes one. What no pointer names is deleted after the next save, but for the one
-before the last, which is there to go back to.
+A folder `step-<n>-<token>` is complete when its `files.json`, written last, exists and every file
+that it lists has the size that it gives. `last.json` and `best.json` name a folder and are replaced
+by one atomic put. Each start has a new token, so a late writer of a killed run never writes into a
+folder of a later start, nor deletes one. After a save, folders that no pointer names are deleted,
+except the one before the last, which a person can return to.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from jobs.storage.location import Location
 
 FORMAT = 1
-"""Version of the folder's layout, in `files.json`."""
+"""Version of a checkpoint's layout, in its `files.json`."""
 
 
 class CheckpointError(ValueError):
@@ -31,20 +31,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a training, copied to the host: training may go on while it is written."""
+    """The state of a training, copied to the host: training continues while it is written."""
 
     step: int
     """Optimizer steps taken so far."""
     weights: dict[str, Tensor]
     """The model's state dict."""
     optimizer: dict[str, Tensor]
-    """The optimizer's state, a tensor under `<key>/<parameter>`."""
+    """The optimizer's state: tensors by the names `<key>/<parameter>`."""
     state: dict[str, Any]
-    """What JSON holds: epoch, step inside the epoch, sums, history."""
+    """The part that is not tensors: the fields of `jobs.training.state.State`."""
     average: dict[str, Tensor] = field(default_factory=dict)
-    """The state dict of the average of the weights; empty if none is kept."""
+    """The state dict of the averaged weights; empty if no average is kept."""
     wait: Callable[[], None] = lambda: None
-    """Returns when the copies from the device have arrived."""
+    """Waits until the copies from the device have arrived."""
 
 
 def snapshot(
@@ -58,7 +58,7 @@ def snapshot(
     averaged = {} if average is None else average.state_dict()
     weights = {name: _to_host(tensor) for name, tensor in model.state_dict().items()}
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    moments = {
+    states = {
         f"{key}/{names[parameter]}": _to_host(tensor)
         for parameter, entries in optimizer.state.items()
         for key, tensor in entries.items()
@@ -69,11 +69,11 @@ def snapshot(
         event = torch.cuda.Event()
         event.record()
         wait = event.synchronize
-    return Snapshot(step, weights, moments, state, kept, wait)
+    return Snapshot(step, weights, states, state, kept, wait)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """A copy that later steps do not change; from a GPU it is pinned and arrives by and by."""
+    """Return a copy that later steps do not change; from a GPU it is pinned and arrives later."""
     tensor = tensor.detach()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return host.copy_(tensor, non_blocking=True)
@@ -85,7 +85,7 @@ def restore(
     average: nn.Module | None,
     saved: Snapshot,
 ) -> None:
-    """Load a snapshot into a bare model and what goes with it, on whatever device they are."""
+    """Load a snapshot into a bare model, its optimizer and its average, on their device."""
     model.load_state_dict(saved.weights)
     if average is not None:
         average.load_state_dict(saved.average)
@@ -105,9 +105,9 @@ def restore(
 
 
 def lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the memory layout of their weights, which may have changed since.
+    """Give the optimizer's state the memory layout of its weights, which may have changed.
 
-    Fused kernels walk both by address: on a CPU they would pair the wrong numbers, and not say so.
+    Fused kernels read both by address; on a CPU they would silently pair the wrong numbers.
     """
     for parameter, entries in optimizer.state.items():
         for key, value in entries.items():
@@ -116,20 +116,19 @@ def lay_out(optimizer: torch.optim.Optimizer) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run, seen from one start of it."""
+    """The checkpoints of a run, as one start of it reads and writes them."""
 
     def __init__(self, folder: Location, token: str) -> None:
-        """Look at `folder`; new checkpoints get `token` in their names."""
+        """List the checkpoints in `folder`; new ones get `token` in their names."""
         self.folder = folder
         self.token = token
         self._inherited = set(self._names())
 
     def write(self, saved: Snapshot, pointers: tuple[str, ...]) -> str:
-        """Write a snapshot, then let `pointers` ("last", "best") name it.
+        """Write a snapshot, then let `pointers` ("last", "best") name it; returns its name.
 
-        Returns:
-            The folder's name. Raises StorageError when storage refuses; what was there
-            before then stands as it was.
+        Raises:
+            StorageError: storage refused; earlier checkpoints are unchanged.
         """
         saved.wait()
         name = f"step-{saved.step}-{self.token}"
@@ -160,9 +159,9 @@ class Checkpoints:
         (target / "files.json").write_json(listing)
 
     def latest(self) -> str | None:
-        """Name of the checkpoint to go on from: what `last.json` names, else the newest complete.
+        """Return the name of the checkpoint to resume from, or None if none is complete.
 
-        The newest is the one of the most steps. None when there is no complete checkpoint.
+        It is the one that `last.json` names, else the complete one with the most steps.
         """
         named = self._named("last")
         if named is not None and self._complete(named):
@@ -170,12 +169,12 @@ class Checkpoints:
         return max(filter(self._complete, self._names()), key=_step_of, default=None)
 
     def best(self) -> str | None:
-        """Name of the complete checkpoint that `best.json` names, or None."""
+        """Return the name of the complete checkpoint that `best.json` names, or None."""
         named = self._named("best")
         return named if named is not None and self._complete(named) else None
 
     def read(self, name: str) -> Snapshot:
-        """Read a checkpoint whole. Raises CheckpointError when a file is not what was written."""
+        """Read a checkpoint. Raises CheckpointError if a file is damaged or of another format."""
         target = self.folder / name
         listing = (target / "files.json").read_json()
         if listing["format"] != FORMAT:
@@ -192,16 +191,16 @@ class Checkpoints:
         )
 
     def state(self, name: str) -> dict[str, Any]:
-        """What JSON holds of a complete checkpoint, its tensors left where they are."""
+        """Return the state of a complete checkpoint, without reading its tensors."""
         found: dict[str, Any] = (self.folder / name / "state.json").read_json()
         return found
 
     def count_resume(self) -> None:
-        """Note that a start went on from a checkpoint."""
+        """Count that a start resumed from a checkpoint."""
         (self.folder / "resumes.json").write_json({"count": self.resumes() + 1})
 
     def resumes(self) -> int:
-        """How often the run went on from a checkpoint."""
+        """Return how often the run resumed from a checkpoint."""
         found = self._read_json("resumes.json")
         return 0 if found is None else int(found["count"])
 
@@ -210,7 +209,7 @@ class Checkpoints:
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
             raise CheckpointError(
                 f"{target / file} is damaged: its SHA-256 is not the one in files.json; delete"
-                f" the folder {target} to go on from the checkpoint before it"
+                f" the folder {target} to resume from the checkpoint before it"
             )
         return content
 
@@ -219,9 +218,10 @@ class Checkpoints:
         return None if found is None else str(found["checkpoint"])
 
     def _read_json(self, *path: str) -> Any:
-        """A small file, or None if it is not there. What storage refuses otherwise is raised:
+        """Return a small file's contents, or None if it does not exist.
 
-        taken for "not there", a moment without network would start a run from nothing.
+        Other errors of storage are raised: if they counted as a missing file, a short network
+        failure would restart a run from its beginning.
         """
         place = self.folder
         for name in path:
@@ -232,6 +232,7 @@ class Checkpoints:
         return [entry.name for entry in self.folder.list() if entry.name.startswith("step-")]
 
     def _complete(self, name: str) -> bool:
+        """Return whether all files of a checkpoint exist in their full size."""
         listing = self._read_json(name, "files.json")
         if listing is None:
             return False
@@ -239,11 +240,11 @@ class Checkpoints:
         return all(sizes.get(file) == facts["bytes"] for file, facts in _items(listing))
 
     def _prune(self, newest: str) -> None:
-        """Delete what nothing names; never a folder of a later start, which this one outlived."""
+        """Delete folders that nothing names; never one of a later start of the run."""
         try:
             keep, names = {newest, self._named("last"), self._named("best")}, self._names()
         except OSError:
-            return  # what cannot be seen now is kept: the next save looks again
+            return  # what cannot be listed now is kept until the next save
         earlier = [name for name in names if _step_of(name) < _step_of(newest)]
         keep.add(max(earlier, key=_step_of, default=None))
         for name in names:
@@ -252,9 +253,9 @@ class Checkpoints:
                 self._drop(name)
 
     def _drop(self, name: str) -> None:
-        """Delete a folder; one that cannot be deleted now is tried again at the next save."""
+        """Delete a folder; if that fails, the next save tries it again."""
         try:
-            # files.json first: a folder half deleted must not look complete.
+            # files.json first: a folder that is half deleted must not count as complete.
             (self.folder / name / "files.json").delete()
             (self.folder / name).delete()
         except OSError:
@@ -270,10 +271,10 @@ def _items(listing: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 class Saver:
-    """Runs saves in one thread of its own, in order, so that training goes on meanwhile."""
+    """Runs saves in a thread of its own, in order, while the training continues."""
 
     def __init__(self, complain: Callable[[str], None]) -> None:
-        """`complain` is told of every save that fails."""
+        """Call `complain` with a message after every save that fails."""
         self.error: str | None = None
         self._complain = complain
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -281,16 +282,16 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether a save is still under way."""
+        """Whether a save is running."""
         return self._pending is not None and not self._pending.done()
 
     def submit(self, save: Callable[[], object]) -> None:
-        """Run `save` in the thread; waits for the one before, so at most one holds memory."""
+        """Run `save` in the thread; waits for the save before it, so at most one holds memory."""
         self.wait()
         self._pending = self._pool.submit(self._run, save)
 
     def wait(self) -> None:
-        """Wait until nothing is under way; `error` then says how the last save ended."""
+        """Wait until no save is running; `error` then says how the last one ended."""
         if self._pending is not None:
             self._pending.result()
 
@@ -298,8 +299,8 @@ class Saver:
         try:
             save()
             self.error = None
-        except Exception as error:  # a failed save, whatever the reason, must not stop the training
+        except Exception as error:  # no failed save, for any reason, may end the training
             self.error = f"{type(error).__name__}: {error}"
             self._complain(
-                f"save failed ({self.error}); the last good checkpoint stands, training goes on"
+                f"save failed ({self.error}); the last good checkpoint stays, training continues"
             )

@@ -1,12 +1,14 @@
-"""From a driver to N training workers and back: the one place that calls Ray Train.
+"""Run a training on workers of Ray Train; no other module calls it.
 
-Ray gets metrics only. Checkpoints go from a worker to storage; progress and stop requests go over
-a small actor, because a report is paced by Ray's controller and knows no way back.
+Ray gets only metrics. Checkpoints go from a worker to storage; progress and stop requests go over
+a small actor (`Link`), because Ray paces reports and has no way from the driver to the workers.
 """
 
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,46 +19,52 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.cluster.link import Link
-from jobs.cluster.workers import DATA_SECONDS, LaunchError, LostNodes, Resources, keep_memory
-from jobs.run.folder import Events, hardware, write_metrics
+from jobs.cluster.workers import (
+    DATA_SECONDS,
+    FAILED_ALIKE,
+    LaunchError,
+    LostNodes,
+    Resources,
+    keep_memory,
+)
+from jobs.run.folder import Events, write_metrics
+from jobs.run.machine import hardware
 from jobs.run.progress import TrainingProgress
 from jobs.run.signals import Stop, background
 from jobs.storage.location import Location
 from jobs.training.ranks import Ranks
-from jobs.training.task import Hooks
+from jobs.training.state import TrainingResult
+from jobs.training.task import Hooks, TrainingConfig
 
-Body = Callable[[Any, torch.device, Hooks], dict[str, Any]]
-"""What runs on every rank: (payload, device, hooks) to the facts of a summary."""
+Body = Callable[[Any, torch.device, Hooks], TrainingResult]
+"""What runs on every rank: a function of (config, device, hooks)."""
 
 SHOW_SECONDS = 0.3
-"""Between two looks at what workers pushed."""
+"""Time between two reads of the workers' messages."""
 PATIENCE_SECONDS = 60.0
-"""Without a word from the workers, before saying so."""
-FAILED_ALIKE = 3
-"""Times in a row that workers may raise the same before their first step: a restart mends machines,
-not faults of the job."""
+"""Time without a message from the workers before the driver says that it still waits."""
 SHARED_SECONDS = 60.0
 """How long a network file system may take to show one node what another one wrote."""
 MARK = ".start"
-"""File in the run's folder that says which start this is, to nodes that should see the same one."""
+"""File in the run's folder with a token of this start; every node must see the same one."""
 
 
 class RayHooks:
     """The loop's hooks on a Ray Train worker."""
 
     def __init__(self, link: Link, out: Location) -> None:
-        """`link` is the actor between driver and workers; `out` the run's folder."""
+        """Report over `link`; `out` is the run's folder."""
         self._link = link
         self._stop = link.watch()
         self._out = out
         self._events = Events(out / "events")
 
     def report(self, row: dict[str, Any]) -> None:
-        """Give Ray Train the metrics of an epoch."""
+        """Report the metrics of an epoch to Ray Train."""
         ray.train.report(row)
 
     def progress(self, facts: dict[str, Any]) -> None:
-        """Show facts on the driver's terminal."""
+        """Show the position in the run on the driver's terminal."""
         self._link.push(facts)
 
     def say(self, line: str) -> None:
@@ -69,16 +77,16 @@ class RayHooks:
         self._events.write(history)
 
     def stop_requested(self) -> bool:
-        """Whether the driver was told to stop."""
+        """Return whether the driver requested a stop, or is gone."""
         return self._stop.is_set()
 
     def preempted(self) -> bool:
-        """Whether Ray knows that a node of this run is about to be taken away."""
+        """Return whether Ray knows that a node of this run is about to be taken away."""
         return ray.train.get_preemption_info() is not None
 
 
-class _Narrator(UserCallback):
-    """Says on the driver's terminal what Ray Train does about lost workers."""
+class _FailureReporter(UserCallback):
+    """Reports on the driver's terminal that workers failed, and that Ray Train restarts them."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -88,26 +96,27 @@ class _Narrator(UserCallback):
         run_context: Any,
         worker_exceptions: dict[int, Exception],
     ) -> None:
-        """Called in Ray Train's controller when ranks failed."""
+        """Send the reason to the driver; Ray Train calls this in its controller."""
         ranks = ", ".join(map(str, sorted(worker_exceptions)))
         first = str(next(iter(worker_exceptions.values()))).strip().splitlines()
         reason = first[-1] if first else "no reason given"
-        line = f"lost rank {ranks} ({reason}); Ray starts the ranks anew, while restarts are left"
+        line = f"lost rank {ranks} ({reason}); Ray restarts all ranks, up to --max-restarts times"
         died = any(isinstance(one, RayActorError) for one in worker_exceptions.values())
         self._link.push({"say": line, "fault": None if died else reason})
 
 
-def _gpu_is_missing() -> str | None:
+def _missing_gpu() -> str | None:
+    """Return a message if torch sees no GPU on this node."""
     if torch.cuda.is_available():
         return None
     return (
         f"node {ray.util.get_node_ip_address()} gave a worker a GPU but torch {torch.__version__}"
-        " sees none: its driver does not fit; mend the image, or use --device cpu"
+        " sees none: its driver does not fit; use another driver or image, or --device cpu"
     )
 
 
-def _is_elsewhere(out: Location, start: str) -> str | None:
-    """Whether the run's folder is another one on this node than where the job was started."""
+def _other_folder(out: Location, start: str) -> str | None:
+    """Return a message if `out` is not the folder on this node in which the job was started."""
     mark, until = out / MARK, time.monotonic() + SHARED_SECONDS
     while not (out.is_s3 or (mark.exists() and mark.read_text() == start)):
         if time.monotonic() >= until:
@@ -121,53 +130,68 @@ def _is_elsewhere(out: Location, start: str) -> str | None:
     )
 
 
-def _entry(config: dict[str, Any]) -> dict[str, Any]:
-    """Run on every worker by Ray Train."""
+def _entry(settings: dict[str, Any]) -> TrainingResult:
+    """Run on every worker by Ray Train, with its `train_loop_config`."""
     keep_memory()
-    resources: Resources = config["resources"]
+    ranks, resources = Ranks.here(), settings["resources"]
     torch.set_num_threads(max(1, int(resources.cpus)))
-    elsewhere = Ranks.here().gather(_is_elsewhere(config["out"], config["start"]))
-    if faults := [fault for fault in elsewhere if fault]:
-        return {"ended": "failed", "error": faults[0], "save_error": None}
-    device = torch.device("cpu")
+    faults = ranks.gather(_other_folder(settings["out"], settings["start"]))
     if resources.cuda:
-        blind = [node for node in Ranks.here().gather(_gpu_is_missing()) if node]
-        if blind:
-            return {"ended": "failed", "error": blind[0], "save_error": None}
-        device = ray.train.torch.get_device()
-    hooks = RayHooks(config["link"], config["out"])
-    facts = config["body"](config["payload"], device, hooks)
+        faults += ranks.gather(_missing_gpu())
+    if faults := [fault for fault in faults if fault]:
+        return TrainingResult(ended="failed", error=faults[0])
+    device = ray.train.torch.get_device() if resources.cuda else torch.device("cpu")
+    hooks = RayHooks(settings["link"], settings["out"])
+    result = settings["body"](settings["config"], device, hooks)
     nodes = Ranks.here().gather(ray.get_runtime_context().get_node_id())
-    return {**facts, "hardware": hardware(), "nodes": len(set(nodes))}
+    return replace(result, hardware=hardware(), nodes=len(set(nodes)))
 
 
 def launch(
     body: Body,
-    payload: Any,
+    config: TrainingConfig,
     resources: Resources,
-    max_restarts: int,
     out: Location,
     progress: TrainingProgress,
     stop: Stop,
-    wait: float | None = None,
-) -> dict[str, Any]:
-    """Run `body` on every worker, restart what is lost, show progress; returns rank 0's facts.
+) -> TrainingResult:
+    """Run `body` on every worker, restart lost workers, show progress; returns rank 0's result.
 
-    Raises LaunchError when workers failed more often than `max_restarts`, or nodes for them have
-    been missing for longer than `wait` seconds (`cluster.require` says what None means).
+    Raises:
+        LaunchError: workers failed more often than `config.max_restarts`, or in the same way again
+            and again, or their nodes were missing for too long (`config.wait_for_nodes`).
     """
     link = Link.open()
     stop.then(link.stop)
+    trainer = _trainer(body, config, resources, out, link)
+    (out / ".ray").delete()  # the state of earlier starts, which no resume reads
+    running = background(trainer.fit)
+    lost = LostNodes(resources, config.wait_for_nodes)
+    with progress:
+        if not _follow(running, link, progress, stop, lost):
+            return TrainingResult(ended="stopped")
+    try:
+        finished: Any = running.result()
+    except ray.train.TrainingFailedError as error:
+        raise LaunchError(_cause(error)) from error
+    result: TrainingResult = finished.return_value
+    return result
+
+
+def _trainer(
+    body: Body, config: TrainingConfig, resources: Resources, out: Location, link: Link
+) -> TorchTrainer:
+    """Return Ray Train's trainer of this start, and leave the start's token in `out`."""
     path, filesystem = (out / ".ray").ray_storage()
-    callbacks: Any = [_Narrator(link)]  # they still name Train V1's callbacks
-    entry: Any = _entry  # Train's types know nothing of return values
-    start = secrets.token_hex(4)  # a name of old would bring back Ray's old state
+    callbacks: Any = [_FailureReporter(link)]  # Ray's types still name Train V1's callbacks
+    entry: Any = _entry  # Ray's types have no return values
+    start = secrets.token_hex(4)  # Ray would load its old state under a name that it knows
     (out / MARK).write_bytes(start.encode())
-    trainer = TorchTrainer(
+    return TorchTrainer(
         entry,
         train_loop_config={
             "body": body,
-            "payload": payload,
+            "config": config,
             "resources": resources,
             "out": out,
             "link": link,
@@ -183,45 +207,48 @@ def launch(
             name=f"start-{start}",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=max_restarts),
+            failure_config=FailureConfig(max_failures=config.max_restarts),
             callbacks=callbacks,
         ),
     )
-    (out / ".ray").delete()  # of earlier starts; no resume reads it
-    running = background(trainer.fit)
+
+
+def _follow(
+    running: Future[Any], link: Link, progress: TrainingProgress, stop: Stop, lost: LostNodes
+) -> bool:
+    """Show what workers send until they end; returns False for a stop before their first step."""
     started, heard, begun = time.monotonic(), False, False
-    lost, faults = LostNodes(resources, wait), _Faults()
-    with progress:
-        while not running.done():
-            messages = link.drain()
-            heard = heard or bool(messages)
-            begun = begun or any("say" not in message for message in messages)
-            if not begun and stop.requested.is_set():
-                return {"ended": "stopped", "save_error": None}  # there is nothing to save yet
-            if not heard and time.monotonic() - started > PATIENCE_SECONDS:
-                progress.say("Ray has not started the workers yet; still waiting")
-                started = time.monotonic()
-            progress.show(messages)
-            faults.look(messages)
-            if not stop.requested.is_set():
-                lost.check(progress.say)
-            time.sleep(SHOW_SECONDS)
-        progress.show(link.drain())
-    try:
-        result: Any = running.result()
-    except ray.train.TrainingFailedError as error:
-        raise LaunchError(_cause(error)) from error
-    return result.return_value
+    faults = _RepeatedFailures()
+    while not running.done():
+        messages = link.drain()
+        heard = heard or bool(messages)
+        begun = begun or any("say" not in message for message in messages)
+        if not begun and stop.requested.is_set():
+            return False  # there is nothing to save yet
+        if not heard and time.monotonic() - started > PATIENCE_SECONDS:
+            progress.say("Ray has not started the workers yet; still waiting")
+            started = time.monotonic()
+        progress.show(messages)
+        faults.count(messages)
+        if not stop.requested.is_set():
+            lost.check(progress.say)
+        time.sleep(SHOW_SECONDS)
+    progress.show(link.drain())
+    return True
 
 
-class _Faults:
-    """Ends a job whose workers raise the same again and again before they have taken a step."""
+class _RepeatedFailures:
+    """Ends a job whose workers fail in the same way again and again before their first step."""
 
     def __init__(self) -> None:
         self._last, self._count = "", 0
 
-    def look(self, messages: Iterable[dict[str, Any]]) -> None:
-        """Look at what workers and `_Narrator` pushed; raises LaunchError when it is enough."""
+    def count(self, messages: Iterable[dict[str, Any]]) -> None:
+        """Count failures in messages of workers and `_FailureReporter`.
+
+        Raises:
+            LaunchError: the same failure came FAILED_ALIKE times in a row.
+        """
         for message in messages:
             if "say" not in message:
                 self._last, self._count = "", 0
@@ -233,7 +260,7 @@ class _Faults:
 
 
 def _cause(error: BaseException) -> str:
-    """What the first worker to fail raised: its last line, then its traceback."""
+    """Return the last line that the first failed worker raised, then its traceback."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, first = next(iter(failures.items()))
     lines = str(first).strip().splitlines() or [repr(first)]

@@ -1,6 +1,6 @@
 """The epoch loop of any training, on any number of ranks: plain torch.
 
-A *task* is what differs from training to training; `Hooks` is how the loop speaks to whoever
+A `Task` is what differs between trainings; through `Hooks` the loop reports to the process that
 started it. Nothing here knows Ray. All randomness is a function of (seed, epoch, step, sample),
 so the whole state of a run is its weights, its optimizer and a few counts.
 """
@@ -10,7 +10,7 @@ import resource
 import secrets
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
@@ -21,12 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.storage.location import Location
 from jobs.training.checkpoints import Checkpoints, Saver, Snapshot, lay_out, restore, snapshot
 from jobs.training.ranks import Ranks
+from jobs.training.state import State, TrainingResult
 from jobs.training.task import Hooks, LoopConfig, Task
 
 EXCHANGE_SECONDS = 0.25
-"""How often ranks agree on stopping and saving, and losses are read: a stop has 3 s in all."""
+"""Time between two exchanges, in which losses are read and ranks agree on stopping and saving.
+
+`ray job stop` leaves 3 s for a stop."""
 PREEMPTION_SECONDS = 5.0
-"""How often ranks ask whether a node is about to be taken away."""
+"""Time between two checks whether a node is about to be taken away."""
 
 
 class NonFiniteError(RuntimeError):
@@ -34,46 +37,25 @@ class NonFiniteError(RuntimeError):
 
 
 class _StopRequestedError(Exception):
-    """Unwinds the loop after a stop was agreed on and saved."""
+    """Leaves the loop after ranks have agreed on a stop and saved."""
 
 
-@dataclass
-class State:
-    """What a checkpoint holds beside tensors: enough to go on as if nothing had happened."""
-
-    epoch: int = 0
-    index: int = 0
-    """Batches of this epoch that are done."""
-    step: int = 0
-    sums: list[float] = field(default_factory=list)
-    """Sums over all ranks of the batches of this epoch that are done."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One row an epoch."""
-    best: list[float] = field(default_factory=list)
-    """The task's score of the best epoch so far."""
-    best_epoch: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What the task decided."""
-    train_seconds: float = 0.0
-    wall_seconds: float = 0.0
-
-
-def run(task: Task, config: LoopConfig, folder: Location, hooks: Hooks) -> dict[str, Any]:
+def run(task: Task, config: LoopConfig, folder: Location, hooks: Hooks) -> TrainingResult:
     """Train until the last epoch, early stopping or a stop request; resumes what `folder` holds.
 
-    Called on every rank, with the process group set up. Returns on every rank the facts of a
-    summary; `ended` says why: "epochs", "patience", "stopped" or "non-finite". Raises
-    AgreedError, on every rank, when it cannot go on from what is there.
+    Called on every rank, with the process group set up; returns on every rank. Whether the loss
+    became infinite or the last save failed is in the result.
+
+    Raises:
+        AgreedError: on every rank, when the task or the last checkpoint cannot be used.
     """
     loop = _Loop(task, config, folder, hooks)
     try:
-        ended = loop.epochs()
+        return loop.finish(loop.epochs())
     except _StopRequestedError:
-        ended = "stopped"
+        return loop.finish("stopped")
     except NonFiniteError as error:
-        ended = "non-finite"
-        loop.error = str(error)
-    return loop.finish(ended)
+        return loop.finish("non-finite", str(error))
 
 
 class _Loop:
@@ -83,17 +65,16 @@ class _Loop:
         self.task, self.config, self.hooks = task, config, hooks
         self.ranks = Ranks.here()
         self.started = time.monotonic()
-        self.error: str | None = None
         self.checkpoints = Checkpoints(folder, secrets.token_hex(4))
         self.saver = Saver(hooks.say)
         self.saved_at = time.monotonic()
-        self.asked_at = time.monotonic()
+        self.checked_at = time.monotonic()
         self.saved_for_preemption = False
         self.bare = task.build()
         self.optimizer = task.optimizer(self.bare)
         self.average = task.average(self.bare)
         self.state = self._resume()
-        self._settle()
+        self._decide()
         self.model = self._parallel()
         self.totals: Tensor | None = None
         self.norms: list[Tensor] = []
@@ -104,7 +85,7 @@ class _Loop:
         self.since = 0
 
     def _resume(self) -> State:
-        """Take up the last complete checkpoint, the same one on every rank."""
+        """Load the last complete checkpoint, the same one on every rank; returns its state."""
         name = self.ranks.first(self.checkpoints.latest)
         if name is None:
             return State()
@@ -112,20 +93,21 @@ class _Loop:
         restore(self.bare, self.optimizer, self.average, saved)
         state = State(**saved.state)
         if self.ranks.rank == 0:
-            with suppress(OSError):  # a full disk must not keep the training from going on
+            with suppress(OSError):  # a full disk must not end the training
                 self.checkpoints.count_resume()
             self.hooks.say(
-                f"going on from step {state.step}: epoch {state.epoch + 1}, "
+                f"resuming from step {state.step}: epoch {state.epoch + 1}, "
                 f"{state.index} of {self.task.steps_per_epoch} batches done"
             )
         return state
 
-    def _settle(self) -> None:
+    def _decide(self) -> None:
+        """Apply what the first start of the run decided, which may be this one."""
         if not self.state.facts:
             part = math.ceil(self.config.batch_size / self.ranks.world)
-            # Every rank decides, so that a probe sees the load of the real thing; rank 0's counts.
+            # All ranks probe, so that cores are as busy as in training; rank 0's choice holds.
             self.state.facts = self.ranks.agree(self.task.decide(self.bare, part))
-        self.ranks.each(lambda: self.task.settle(self.bare, self.state.facts))
+        self.ranks.each(lambda: self.task.apply(self.bare, self.state.facts))
         lay_out(self.optimizer)
         if self.ranks.rank == 0:
             self.hooks.say(self.task.describe())
@@ -143,14 +125,14 @@ class _Loop:
             self.bare, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
         state = self.state
-        # Of the batch that comes next, which a stream need not read twice.
+        # The next batch, so that a stream need not read another one.
         index = min(state.index, self.task.steps_per_epoch - 1)
         self.task.gradients(model, state.epoch, index, state.step)
         model.zero_grad(set_to_none=True)
         return model
 
-    def epochs(self) -> str:
-        """Run epochs until there is a reason to end; returns it."""
+    def epochs(self) -> Literal["epochs", "patience"]:
+        """Run epochs to the last one or until patience is over; returns which it was."""
         while self.state.epoch < self.config.epochs:
             if self._out_of_patience():
                 return "patience"
@@ -163,7 +145,7 @@ class _Loop:
         return 0 < self.config.patience <= waited
 
     def _batches(self) -> None:
-        """The batches of this epoch that are not done yet: the hot loop, no host sync in it."""
+        """Train on the remaining batches of this epoch: the hot loop, without host syncs."""
         state, task = self.state, self.task
         self.model.train()
         self.window = time.monotonic()
@@ -180,29 +162,28 @@ class _Loop:
                 self._exchange()
 
     def _exchange(self) -> None:
-        """Read losses, tell progress, and let rank 0 decide for all on stopping and saving."""
+        """Read losses, report progress, and let rank 0 decide for all on stopping and saving."""
         self._check_finite()
         pace = self._close_window()
         now = time.monotonic()
         request = {
             "stop": self.hooks.stop_requested(),
             "save": now - self.saved_at > 60 * self.config.save_minutes and not self.saver.busy,
-            "ask": now - self.asked_at > PREEMPTION_SECONDS,
+            "check": now - self.checked_at > PREEMPTION_SECONDS,
             "stride": max(1, min(1000, round(EXCHANGE_SECONDS / pace))),
         }
         request = self.ranks.agree(request)
         self.stride = request["stride"]
-        if request["ask"]:
-            self.asked_at = now
-            self._answer_preemption()
+        if request["check"]:
+            self.checked_at = now
+            self._save_before_preemption()
+        if request["stop"] or request["save"]:
+            self._save(("last",))
         if request["stop"]:
-            self._save(("last",))
             raise _StopRequestedError
-        if request["save"]:
-            self._save(("last",))
 
-    def _answer_preemption(self) -> None:
-        """Save once when a node is about to go; Ray starts the ranks again elsewhere."""
+    def _save_before_preemption(self) -> None:
+        """Save once when a node is about to be taken away; Ray restarts the ranks elsewhere."""
         if self.hooks.preempted() and not self.saved_for_preemption:
             self.saved_for_preemption = True
             if self.ranks.rank == 0:
@@ -210,7 +191,7 @@ class _Loop:
             self._save(("last",))
 
     def _check_finite(self) -> None:
-        """Raise NonFiniteError, on all ranks at once, before anything of it is saved."""
+        """Raise NonFiniteError, on all ranks at once, before anything that follows is saved."""
         if not self.norms:
             return
         finite = torch.isfinite(torch.stack(self.norms)).tolist()
@@ -221,13 +202,13 @@ class _Loop:
             raise NonFiniteError(
                 f"the loss is not finite at step {bad} (epoch {self.state.epoch + 1}, batch"
                 f" {bad % self.task.steps_per_epoch + 1} of {self.task.steps_per_epoch});"
-                " start anew, in another --out, with a lower learning rate or norm to clip at"
+                " start in another --out, with a lower learning rate or norm to clip at"
             )
 
     def _close_window(self) -> float:
-        """Account for the steps since the last exchange; the device has just been waited for.
+        """Count the time since the last exchange; the device has finished its steps.
 
-        Returns the seconds that one of them took.
+        Returns the seconds per step.
         """
         now = time.monotonic()
         pace = (now - self.window) / max(1, self.since)
@@ -261,11 +242,11 @@ class _Loop:
         }
         state.history.append(row)
         state.epoch, state.index, state.sums = state.epoch + 1, 0, []
-        self._settle_best()
+        self._agree_on_best()
         better = self.task.score(row) > state.best
         if better:
             state.best, state.best_epoch = self.task.score(row), state.epoch
-        # best first: a kill between the two must not leave a state whose best nobody can find.
+        # best first: after a kill between the two, the best of the state that is read exists.
         self._save(("best", "last") if better else ("last",))
         if self.ranks.rank == 0:
             self.hooks.progress({"row": row})
@@ -276,12 +257,12 @@ class _Loop:
     def _evaluate(
         self, model: nn.Module, split: Literal["val", "test"], prefix: str
     ) -> dict[str, float]:
-        """Metrics of a split over all ranks; none if there is no such split."""
+        """Return a split's metrics over all ranks; empty if there is no such split."""
         sums = self.task.evaluate(model, split)
         return {} if sums is None else self.task.metrics(self.ranks.add(sums), prefix)
 
-    def _settle_best(self) -> None:
-        """Go back to the best that was published, if the save of a better one failed."""
+    def _agree_on_best(self) -> None:
+        """Return to the best epoch that was saved, if the save of a better one failed."""
         if self.ranks.rank == 0:
             self.saver.wait()
         self.state.best, self.state.best_epoch = self.ranks.agree(self.published)
@@ -290,7 +271,7 @@ class _Loop:
         return self.resumed_wall + time.monotonic() - self.started
 
     def _reduce_totals(self) -> list[float]:
-        """Sums over all ranks of the epoch so far, those before a resume included."""
+        """Return sums over all ranks of this epoch so far, including steps before a resume."""
         sums = self.state.sums
         if self.totals is not None:
             new = self.ranks.add(self.totals)
@@ -311,41 +292,45 @@ class _Loop:
         self.saver.submit(partial(self._publish, saved, pointers))
 
     def _publish(self, saved: Snapshot, pointers: tuple[str, ...]) -> None:
-        """In the saver's thread: the checkpoint, then the views of its history."""
+        """Write the checkpoint, then publish its history; runs in the saver's thread."""
         self.checkpoints.write(saved, pointers)
         if "best" in pointers:
             self.published = (saved.state["best"], saved.state["best_epoch"])
         try:
             self.hooks.record(saved.state["history"])
         except OSError as error:
-            self.hooks.say(f"metrics.csv and events lag behind: {error}")
+            self.hooks.say(f"metrics.csv and events are not up to date: {error}")
 
-    def finish(self, ended: str) -> dict[str, Any]:
+    def finish(
+        self,
+        ended: Literal["epochs", "patience", "stopped", "non-finite"],
+        error: str | None = None,
+    ) -> TrainingResult:
         """Wait for the last save; after the last epoch, test the best weights."""
-        self._settle_best()
+        self._agree_on_best()
         if ended == "stopped" and self.ranks.rank == 0:
-            kept = "saved" if self.saver.error is None else "NOT saved"
+            saved = "saved" if self.saver.error is None else "NOT saved"
             self.hooks.say(
-                f"stopped after step {self.state.step}, {kept}; the same command goes on"
+                f"stopped after step {self.state.step}, {saved}; the same command resumes"
             )
         test = {}
         if ended in ("epochs", "patience"):
             self._load_best()
             test = self._evaluate(self.bare, "test", "test")
+        self.state.wall_seconds = self._wall()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return {
-            "ended": ended,
-            "error": self.error,
-            "save_error": self.saver.error,
-            "test": test,
-            "resumed": self.checkpoints.resumes(),
-            "peak_rss_mb": self.ranks.most(peak),
-            **asdict(self.state),
-            "wall_seconds": self._wall(),
-        }
+        return TrainingResult(
+            ended=ended,
+            error=error,
+            save_error=self.saver.error,
+            test=test,
+            state=self.state,
+            resumed=self.checkpoints.resumes(),
+            peak_rss_mb=self.ranks.most(peak),
+        )
 
     def _load_best(self) -> None:
-        """Load the best weights; without a readable checkpoint the last ones must do."""
+        """Load the best weights; without a checkpoint of them the last weights are kept."""
         name = self.ranks.first(self.checkpoints.best)
         if name is not None:
             saved = self.ranks.each(lambda: self.checkpoints.read(name))

@@ -1,4 +1,4 @@
-"""This process among those that train together: what one rank knows, all must agree on."""
+"""This process among those that train together, and what they exchange to agree."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,25 +12,25 @@ T = TypeVar("T")
 
 
 class AgreedError(RuntimeError):
-    """A fault that every rank knows of, so that all can end together; the message is for people."""
+    """A fault that is raised on every rank, so that all end together; the message is for people."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together."""
+    """The rank of this process, and the number of processes that train together."""
 
     rank: int
     world: int
 
     @staticmethod
     def here() -> "Ranks":
-        """Read from the process group; alone if there is none."""
+        """Read both from the process group; without one, this is the only process."""
         if not dist.is_initialized():
             return Ranks(0, 1)
         return Ranks(dist.get_rank(), dist.get_world_size())
 
     def agree(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+        """Return rank 0's value on every rank."""
         if self.world == 1:
             return value
         box = [value]
@@ -38,14 +38,14 @@ class Ranks:
         return box[0]
 
     def add(self, sums: Tensor) -> list[float]:
-        """Sum over ranks, reduced once."""
+        """Sum a tensor (k,) over ranks; returns k numbers."""
         if self.world > 1:
             sums = sums.clone()
             dist.all_reduce(sums)
         return sums.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, on every rank."""
+        """Return the values of all ranks, by rank, on every rank."""
         if self.world == 1:
             return [value]
         box = [None] * self.world
@@ -53,7 +53,7 @@ class Ranks:
         return box
 
     def first(self, compute: Callable[[], T]) -> T:
-        """What rank 0 computes, on every rank; a fault there is an AgreedError on every rank."""
+        """Let rank 0 compute a value for every rank; an error is an AgreedError on every rank."""
         value, fault = None, None
         if self.rank == 0:
             try:
@@ -66,9 +66,9 @@ class Ranks:
         return value
 
     def each(self, compute: Callable[[], T]) -> T:
-        """What this rank computes; a fault on any rank is an AgreedError on every rank.
+        """Return what this rank computes; an error on any rank is an AgreedError on every rank.
 
-        A rank that raised alone would leave the others waiting for it.
+        If only one rank raised, the others would wait for it.
         """
         value, fault = None, None
         try:
@@ -81,7 +81,7 @@ class Ranks:
         return value  # type: ignore[return-value]
 
     def most(self, value: float) -> float:
-        """The largest value of any rank."""
+        """Return the largest value of any rank."""
         if self.world == 1:
             return value
         box = torch.tensor([value], dtype=torch.float64)

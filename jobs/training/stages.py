@@ -1,20 +1,22 @@
-"""What every training job does around its workers, up to the summary of a run that is over."""
+"""The stages of every training job around its workers, up to the summary of a finished run."""
 
 import sys
 from typing import Any
 
 from jobs.cluster import connect
 from jobs.cluster.workers import Resources
-from jobs.run.folder import versions
+from jobs.run.machine import versions
 from jobs.run.progress import TrainingProgress
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
+from jobs.training.checkpoints import Checkpoints
 from jobs.training.launch import Body, launch
+from jobs.training.state import TrainingResult
 from jobs.training.task import TrainingConfig
 
 
 def finished(out: Location, patience: int) -> dict[str, Any] | None:
-    """The summary of a run that is over, or None: more patience lets a run go on."""
+    """Return the summary of a run that is finished, else None; more patience resumes a run."""
     path = out / "summary.json"
     summary = path.read_json() if path.exists() else None
     if not summary or summary["save_error"]:
@@ -23,10 +25,17 @@ def finished(out: Location, patience: int) -> dict[str, Any] | None:
     return summary if over else None
 
 
-def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) -> dict[str, Any]:
-    """Run `body(config, device, hooks)` on the workers of a Ray that can hold them.
+def has_checkpoint(out: Location) -> bool:
+    """Return whether the run in `out` has a checkpoint to resume from."""
+    return Checkpoints(out / "checkpoints", token="").latest() is not None
 
-    Returns rank 0's facts. Raises ClusterError before anything started, LaunchError after.
+
+def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) -> TrainingResult:
+    """Run `body(config, device, hooks)` on workers of Ray; returns rank 0's result.
+
+    Raises:
+        ClusterError: the cluster has no room for the workers; nothing was started.
+        LaunchError: the workers failed for good.
     """
     with connect.connect():
         cuda, gpus = connect.choose_device(
@@ -37,48 +46,47 @@ def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) ->
             config.workers, config.cpus_per_worker, gpus, stop, wait=config.wait_for_nodes
         )
         progress = TrainingProgress(config.epochs)
-        return launch(
-            body, config, resources, config.max_restarts, out, progress, stop, config.wait_for_nodes
-        )
+        return launch(body, config, resources, out, progress, stop)
 
 
-def failed(facts: dict[str, Any], stop: Stop, prog: str) -> int | None:
-    """The exit code of a run that is not over, after saying why; None of one that is."""
-    if facts["ended"] == "stopped":
-        return 1 if facts["save_error"] else stop.exit_code or 1
-    if facts["error"]:
-        sys.stderr.write(f"{prog}: {facts['error']}\n")
+def failed(result: TrainingResult, stop: Stop, prog: str) -> int | None:
+    """Return the exit code of a run that is not finished, and print why; None if it is."""
+    if result.ended == "stopped":
+        return 1 if result.save_error else stop.exit_code or 1
+    if result.error:
+        sys.stderr.write(f"{prog}: {result.error}\n")
         return 1
-    if facts["save_error"] and not facts["best_epoch"]:  # over, and nothing of it was saved
-        return last_save(facts, prog)
+    if result.save_error and not result.state.best_epoch:  # finished, but no epoch was saved
+        return last_save(result, prog)
     return None
 
 
-def last_save(facts: dict[str, Any], prog: str) -> int:
-    """The exit code of a run that is over: 1 if its last save failed, which is said."""
-    if facts["save_error"]:
-        sys.stderr.write(f"{prog}: the last save failed: {facts['save_error']}\n")
+def last_save(result: TrainingResult, prog: str) -> int:
+    """Return the exit code of a finished run: 1 if its last save failed, which is printed."""
+    if result.save_error:
+        sys.stderr.write(f"{prog}: the last save failed: {result.save_error}\n")
         return 1
     return 0
 
 
-def common(config: TrainingConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """What the summary.json of every training holds."""
-    samples = facts["step"] * config.batch_size
+def shared_summary(config: TrainingConfig, result: TrainingResult) -> dict[str, Any]:
+    """Return the part of summary.json that every training has."""
+    state = result.state
+    samples = state.step * config.batch_size
     return {
-        "best_epoch": facts["best_epoch"],
-        "epochs": facts["epoch"],
-        "ended": facts["ended"],
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "ended": result.ended,
         "patience": config.patience,
         "samples_seen": samples,
-        "images_per_s": samples / facts["train_seconds"],
-        "train_s": facts["train_seconds"],
-        "wall_s": facts["wall_seconds"],
-        "peak_rss_mb": facts["peak_rss_mb"],
-        "resumed": facts["resumed"],
+        "images_per_s": samples / state.train_seconds,
+        "train_s": state.train_seconds,
+        "wall_s": state.wall_seconds,
+        "peak_rss_mb": result.peak_rss_mb,
+        "resumed": result.resumed,
         "workers": config.workers,
-        "nodes": facts["nodes"],
-        "save_error": facts["save_error"],
+        "nodes": result.nodes,
+        "save_error": result.save_error,
         "versions": versions(),
-        "hardware": facts["hardware"],
+        "hardware": result.hardware,
     }

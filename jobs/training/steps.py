@@ -83,14 +83,14 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, rate: float, clip
     return norm.detach()
 
 
-def start_average(model: nn.Module) -> nn.Module:
-    """Return a copy of a bare model that holds its averaged weights: in eval mode, not trained."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+def start_average(model: nn.Module, half_life: float) -> nn.Module | None:
+    """Return a copy of a bare model for the average of its weights; None if `half_life` is 0."""
+    return copy.deepcopy(model).requires_grad_(False).eval() if half_life > 0 else None
 
 
 @torch.no_grad()
 def update_average(
-    average: nn.Module, model: nn.Module, half_life: float, batch_size: int, step: int
+    average: nn.Module | None, model: nn.Module, half_life: float, batch_size: int, step: int
 ) -> None:
     """Move the average of the weights towards the weights after optimizer step `step` (0-based).
 
@@ -99,11 +99,13 @@ def update_average(
     ExponentialMovingAverage).
 
     Args:
-        average: made by `start_average`; float32.
+        average: made by `start_average`; float32. None: nothing is done.
         model: the bare model; it has no buffers.
         half_life: samples after which a step's share has halved.
         batch_size: samples of a global batch.
     """
+    if average is None:
+        return
     kept = min(0.5 ** (batch_size / half_life), (step + 1) / (step + 10))
     mine: list[Tensor] = list(average.parameters())
     torch._foreach_lerp_(mine, list(model.parameters()), 1 - kept)

@@ -1,4 +1,4 @@
-"""What a training is to the epoch loop: its settings, its task, and who listens."""
+"""What a training and the epoch loop know of each other: settings, task, hooks."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jobs.run.config import MAY_CHANGE, ConfigError, JobConfig
+from vit.data.decode import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,12 @@ class LoopConfig:
     patience: int = field(default=0, metadata=MAY_CHANGE)
     """Stop after this many epochs without a better validation result; 0: never."""
     save_minutes: float = field(default=10, metadata=MAY_CHANGE)
-    """Save in mid-epoch when the last save is this old; every epoch ends with a save."""
+    """Save within an epoch when the last save is this old; every epoch ends with a save."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """float32, bfloat16 autocast, or what a probe finds fastest; only a probed run may differ in
     rounding from another one with the same seed."""
     max_restarts: int = field(default=10, metadata=MAY_CHANGE)
-    """How often lost workers are started anew before the job gives up; -1: without end."""
+    """How often lost workers are restarted before the job fails; -1: without limit."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -33,7 +34,7 @@ class LoopConfig:
             if value < 1:
                 raise ConfigError(f"--{flag} is {value}; at least 1 is needed")
         if self.max_restarts < -1:
-            raise ConfigError(f"--max-restarts is {self.max_restarts}; -1 means without end")
+            raise ConfigError(f"--max-restarts is {self.max_restarts}; -1 means without limit")
         if min(self.patience, self.save_minutes) < 0:
             raise ConfigError(
                 f"--patience is {self.patience} and --save-minutes {self.save_minutes};"
@@ -46,7 +47,7 @@ class TrainingConfig(LoopConfig, JobConfig):
     """Settings of any training job."""
 
     def __post_init__(self) -> None:
-        """Check what neither part shows alone."""
+        """Check the settings of the loop and of the job together."""
         JobConfig.__post_init__(self)
         LoopConfig.__post_init__(self)
         if self.workers > self.batch_size:
@@ -57,36 +58,41 @@ class TrainingConfig(LoopConfig, JobConfig):
 
 
 class Task(Protocol):
-    """What differs from training to training. Every rank holds one; they differ in rank alone."""
+    """What differs between trainings; every rank holds one, and they differ only in their rank."""
 
     steps_per_epoch: int
 
     def build(self) -> nn.Module:
-        """The model on this rank's device; the same weights on every rank."""
+        """Return the model on this rank's device, with the same weights on every rank."""
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the bare model."""
+        """Return the optimizer of the bare model."""
 
     def decide(self, model: nn.Module, batch: int) -> dict[str, Any]:
-        """Choose, on rank 0 alone, what must then stay for the whole run, such as precision."""
+        """Choose what must stay the same for the whole run, such as precision, as JSON values.
+
+        Args:
+            model: the bare model.
+            batch: samples of a rank's part of a batch.
+        """
 
     def average(self, model: nn.Module) -> nn.Module | None:
-        """A copy of the bare model to hold the average of its weights, if one is wanted.
+        """Return a copy of the bare model for the average of its weights; None: none is wanted.
 
         It is saved, evaluated as `ema_...`, tested and exported in place of the model.
         """
 
-    def settle(self, model: nn.Module, facts: dict[str, Any]) -> None:
-        """Take over what rank 0, or an earlier start of the run, decided.
+    def apply(self, model: nn.Module, facts: dict[str, Any]) -> None:
+        """Apply what rank 0 or an earlier start of the run decided (`decide`).
 
-        Raises ValueError when this start cannot go on with it, such as other data.
+        Raises ValueError when this start cannot continue with it, such as with other data.
         """
 
     def describe(self) -> str:
-        """A line for people on what was settled."""
+        """Return lines for people about the data and what was decided."""
 
     def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
-        """Leave in `.grad` the gradient of this rank's part of batch `index` of `epoch`.
+        """Put the gradient of this rank's part of batch `index` of `epoch` into `.grad`.
 
         Returns (k,) float64 sums over the part, among them a count of samples; no host sync.
         """
@@ -98,41 +104,70 @@ class Task(Protocol):
         average: nn.Module | None,
         step: int,
     ) -> Tensor:
-        """Take optimizer step `step`, move the average; returns (), the gradient's norm.
+        """Take optimizer step `step` and move the average; returns (), the gradient's norm.
 
         No host sync.
         """
 
     def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
-        """(k,) float64 sums of this rank's part of a split; None if there is no such split."""
+        """Return (k,) float64 sums over this rank's part of a split; None: no such split."""
 
     def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
-        """Sums over all ranks to named metrics, such as `val_loss` and `val_accuracy`."""
+        """Turn sums over all ranks into named metrics, such as `val_loss` and `val_accuracy`."""
 
     def score(self, row: dict[str, Any]) -> list[float]:
-        """What early stopping and `best` maximise of an epoch's row, compared item by item."""
+        """Return what early stopping and `best` maximise; scores are compared item by item."""
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`, for the record."""
+        """Return the learning rate of step `step` for the epoch's row of metrics."""
 
 
 class Hooks(Protocol):
-    """How the loop speaks to whoever started it."""
+    """What the loop calls to report to the process that started it."""
 
     def report(self, row: dict[str, Any]) -> None:
-        """Called on every rank at the end of an epoch, with its row of metrics."""
+        """Take an epoch's row of metrics; called on every rank at the end of the epoch."""
 
     def progress(self, facts: dict[str, Any]) -> None:
-        """Called on rank 0 several times a second, at most."""
+        """Take the position in the run, or an epoch's row; called on rank 0, a few times a second.
+
+        The position is {"epoch", "index", "steps", "images_per_s"}, a row {"row": metrics}.
+        """
 
     def say(self, line: str) -> None:
-        """Tell a person; called on rank 0."""
+        """Show a line to a person; called on rank 0."""
 
     def record(self, history: list[dict[str, Any]]) -> None:
         """Publish the rows of all epochs so far; called on rank 0, in the saver's thread."""
 
     def stop_requested(self) -> bool:
-        """Asked on rank 0."""
+        """Return whether the training should stop; called on rank 0."""
 
     def preempted(self) -> bool:
-        """Asked on every rank at once: is a node about to be taken away?"""
+        """Return whether a node is about to be taken away; called on every rank at once."""
+
+
+def check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Check that the sizes of sets, and the classes, are those of the run's first start.
+
+    Raises:
+        DataError: they differ.
+    """
+    if before != now:
+        raise DataError(
+            f"the data changed since the run was started: {before} then, {now} now;"
+            " restore the earlier data, or start in another --out"
+        )
+
+
+def validated(row: dict[str, Any], metric: str) -> float:
+    """Return a validation metric of an epoch: the averaged weights' if there are any."""
+    return float(row[f"ema_{metric}" if f"ema_{metric}" in row else f"val_{metric}"])
+
+
+def means(sums: list[float], names: tuple[str, ...], prefix: str) -> dict[str, float]:
+    """Divide k sums by the count that follows them; returns k metrics, `<prefix>_<name>`."""
+    *values, count = sums
+    return {
+        f"{prefix}_{name}": value / max(count, 1) for name, value in zip(names, values, strict=True)
+    }

@@ -1,1 +1,1 @@
-"""Weights by name, path or URL, on this node."""
+"""Weights by name, path or URL: downloaded to this node and read."""

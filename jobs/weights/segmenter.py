@@ -1,4 +1,4 @@
-"""Segmenters by name, path or s3://: their weights brought to this node, then loaded."""
+"""Segmenters by name, path or s3://: their weights are downloaded to this node, then loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,8 @@ import masking
 from jobs.run.submitted import submission_hint
 from jobs.storage.cache import fetch, localize
 from jobs.storage.location import Location
+from jobs.weights.files import export_of
 from masking.segmenter.sam import Precision, Segmenter, SegmenterWeightsError, load
-from masking.segmenter.weights import FILE
 
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
 """Where Meta publishes SAM's checkpoints."""
@@ -18,12 +18,12 @@ SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
 
 @dataclass(frozen=True)
 class Published:
-    """A checkpoint that is fetched by name."""
+    """A checkpoint of SAM that is downloaded by its name."""
 
     file: str
-    """Name below `SOURCE`."""
+    """Name of the file below `SOURCE`."""
     sha256: str
-    """Of the file, in hex."""
+    """SHA-256 of the file, in hex."""
 
 
 OFFICIAL = {
@@ -37,10 +37,11 @@ OFFICIAL = {
         "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"
     ),
 }
-"""SAM's checkpoints, 375 MB, 1.2 GB and 2.6 GB."""
+"""SAM's checkpoints by their short names; 375 MB, 1.2 GB and 2.6 GB."""
 OFFICIAL_SIDE = 1024
-"""Pixels of the squares that Meta's SAM takes."""
+"""Side of the square input of Meta's SAM, in pixels."""
 NAMES = ("mini", *OFFICIAL)
+"""Weights that have a name; all others are given as a path."""
 
 
 def load_segmenter(
@@ -51,22 +52,26 @@ def load_segmenter(
     Args:
         text: mini, vit_b, vit_l or vit_h; or a path or s3:// of a checkpoint of SAM, of a
             safetensors file, or of the folder of a run.
-        device: where it computes.
-        precision: as of `masking.segmenter.sam.load`.
-        compile: as there.
+        device: the device it computes on.
+        precision: see `masking.segmenter.sam.load`.
+        compile: see `masking.segmenter.sam.load`.
 
     Raises:
-        SegmenterWeightsError: nothing is there, or it cannot be used.
-        StorageError: a download failed, or is another file than was published.
+        SegmenterWeightsError: there is nothing at `text`, or it cannot be used.
+        StorageError: a download failed, or is not the file that was published.
     """
     return load(locate(text), device, precision, compile=compile)
 
 
 def locate(text: str) -> Path:
-    """A file or folder on this node with the weights that `text` names, fetched if need be.
+    """Return a file or folder on this node with the weights that `text` names.
 
-    An official checkpoint is fetched once a node, however many processes ask; one that was broken
-    off goes on where it stopped; what does not have its checksum is deleted.
+    SAM's checkpoints are downloaded once per node, however many processes want them. A download
+    that was interrupted is resumed; a file with another checksum is deleted.
+
+    Raises:
+        SegmenterWeightsError: there is nothing at `text`.
+        StorageError: a download failed, or is not the file that was published.
     """
     if text == "mini":
         return _mini()
@@ -75,37 +80,27 @@ def locate(text: str) -> Path:
     place = Location.parse(text)
     if place.local_path is not None and not place.local_path.exists():
         raise SegmenterWeightsError(
-            f"weights {text}: neither a name ({', '.join(NAMES)}) nor a file or folder that is here"
+            f"weights {text}: neither a name ({', '.join(NAMES)}) nor a file or folder that exists"
             + submission_hint()
         )
-    return localize(_smallest(place))
+    return localize(export_of(place, SegmenterWeightsError))
 
 
 def announce(weights: str) -> None:
-    """Say in a line what `mini` may be used for; called once a job."""
+    """Print what `mini` may be used for; called once per job."""
     if weights == "mini":
         print(
             "mini: for research only (masking/weights/README.md); for other use:"
-            " --weights vit_b, 375 MB, fetched once (jobs.finetune: --init-weights vit_b)"
+            " --weights vit_b, 375 MB, downloaded once (jobs.finetune: --init-weights vit_b)"
         )
-
-
-def _smallest(place: Location) -> Location:
-    """Of a run's folder in S3 its export: checkpoints need not be copied."""
-    if place.local_path is not None or not (place / "checkpoints").list():
-        return place
-    if not (place / "export" / FILE).exists():
-        raise SegmenterWeightsError(
-            f"{place} is a run without an export/: let it come to its end first"
-        )
-    return place / "export"
 
 
 def _mini() -> Path:
+    """Return the file of mini's weights, which is part of the package."""
     file = Path(masking.__file__).parent / "weights" / "mini.safetensors"
     if not file.exists():
         raise SegmenterWeightsError(
-            f"weights mini: {file} is not there, although it is part of this project; install it"
-            " anew, or name other weights"
+            f"weights mini: {file} is missing, although it is part of Patchray; reinstall it,"
+            " or name other weights"
         )
     return file

@@ -6,7 +6,7 @@ import os
 import torch
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from jobs.predict import open_classifier
+from jobs.classifier.predictor import open_classifier
 from jobs.run.config import as_yaml
 from jobs.train import main
 from jobs.weights.classifier import load_weights

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from jobs.classifier.evaluate import check_classes, choose, report
+from jobs.classifier.evaluate import check_classes, choose_split, report
 from jobs.run.config import ConfigError
 from jobs.train import main
 
@@ -15,8 +15,8 @@ def test_the_same_accuracy_as_the_training(trained, tmp_path, capsys):
     assert main(["--evaluate", "--weights", str(trained.out), "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert (found["split"], found["n"], found["correct"]) == ("test", 359, trained.correct)
-    assert found["accuracy"] == trained.facts["test"]["test_accuracy"]
-    assert found["loss"] == pytest.approx(trained.facts["test"]["test_loss"], rel=1e-6)
+    assert found["accuracy"] == trained.result.test["test_accuracy"]
+    assert found["loss"] == pytest.approx(trained.result.test["test_loss"], rel=1e-6)
     confusion = torch.tensor(found["confusion"])
     assert int(confusion.diagonal().sum()) == trained.correct
     assert [row["n"] for row in found["classes"]] == confusion.sum(dim=1).tolist()
@@ -30,7 +30,7 @@ def test_the_same_accuracy_as_the_training(trained, tmp_path, capsys):
 def test_other_splits(trained, tmp_path):
     file = tmp_path / "figures.json"
     flags = ["--evaluate", "--weights", str(trained.out / "export"), "--json", str(file)]
-    best = trained.facts["history"][trained.facts["best_epoch"] - 1]
+    best = trained.result.best_row
     assert main([*flags, "--split", "val"]) == 0
     found = json.loads(file.read_text())
     assert (found["n"], found["accuracy"]) == (144, best["val_accuracy"])
@@ -49,13 +49,13 @@ def test_a_folder_of_images_like_the_data_set(trained, digits, tmp_path, capsys)
     assert main(flags) == 0
     found = json.loads(file.read_text())
     assert (found["split"], found["n"], found["correct"]) == ("all", 359, trained.correct)
-    assert "the data bring no other set" in capsys.readouterr().out
+    assert "the data contain no other set" in capsys.readouterr().out
 
     (tmp_path / "digits" / "7").rename(tmp_path / "digits" / "seven")
     assert main(flags) == 2
     error = capsys.readouterr().err
-    assert "unknown to the head: seven" in error
-    assert "not among the data: 7" in error
+    assert "not among the weights' classes: seven" in error
+    assert "not among the data's classes: 7" in error
 
 
 def test_a_folder_that_could_not_be_split(trained, digits, tmp_path):
@@ -101,20 +101,20 @@ def test_flags_win_over_what_the_weights_say(trained, tmp_path):
 
 
 def test_classes_in_another_order():
-    with pytest.raises(ConfigError, match="the head's order is a, b; the data's b, a"):
+    with pytest.raises(ConfigError, match="the weights' order is a, b; the data's order is b, a"):
         check_classes(["a", "b"], ["b", "a"], 2)
-    with pytest.raises(ConfigError, match="tells 3 classes apart, the data have 2"):
+    with pytest.raises(ConfigError, match="the weights have 3 classes, the data 2"):
         check_classes(None, ["a", "b"], 3)
     check_classes(None, ["a", "b"], 2)
 
 
 def test_which_split():
-    assert choose("auto", {"train", "val", "test"})[0] == "test"
-    assert choose("auto", {"train", "val"})[0] == "val"
-    assert choose("auto", {"train"})[0] == "all"
-    assert choose("val", {"train"})[0] == "val"
+    assert choose_split("auto", {"train", "val", "test"})[0] == "test"
+    assert choose_split("auto", {"train", "val"})[0] == "val"
+    assert choose_split("auto", {"train"})[0] == "all"
+    assert choose_split("val", {"train"})[0] == "val"
     with pytest.raises(ConfigError, match="--split test"):
-        choose("test", {"train"})
+        choose_split("test", {"train"})
 
 
 def test_a_class_without_an_image_has_no_accuracy():

@@ -68,8 +68,8 @@ def test_the_head_of_the_card_is_the_hubs(trained):
     assert head["license"] == "unknown"
     assert head["metrics"] == ["accuracy"]
     (result,) = head["model-index"][0]["results"]
-    assert result["metrics"][0]["value"] == trained.facts["test"]["test_accuracy"]
-    assert f"{trained.facts['test']['test_accuracy']:.2%}" in card
+    assert result["metrics"][0]["value"] == trained.result.test["test_accuracy"]
+    assert f"{trained.result.test['test_accuracy']:.2%}" in card
     assert str(trained.out) not in card
     recipe = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)[0])
     assert recipe["model"]["embed_dim"] == 32
@@ -97,4 +97,4 @@ def test_a_conv_stem_and_an_average(kind, tmp_path, monkeypatch):
         average = load_file(tmp_path / "checkpoints" / checkpoint / "average.safetensors")
         stored = weights.read(tmp_path).tensors
         assert all(torch.equal(tensor, stored[name]) for name, tensor in average.items())
-    assert run.facts["test"]
+    assert run.result.test

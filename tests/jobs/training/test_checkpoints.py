@@ -51,7 +51,7 @@ def test_only_best_last_and_the_one_before_are_kept(folder):
     assert {e.name for e in folder.list() if e.is_folder} == {"step-2-a", "step-4-a", "step-5-a"}
 
 
-def test_a_damaged_checkpoint_can_be_deleted_to_go_on_from_the_one_before(folder):
+def test_a_damaged_checkpoint_can_be_deleted_to_resume_from_the_one_before(folder):
     """As the message says, also where the last one is the best."""
     store = Checkpoints(folder, "a")
     for step in (1, 2, 3):
@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_can_be_deleted_to_go_on_from_the_one_before(folder
     (folder / "step-3-a" / "weights.safetensors").write_bytes(
         bytes(len((folder / "step-3-a" / "weights.safetensors").read_bytes()))
     )
-    with pytest.raises(CheckpointError, match=r"delete the folder .*step-3-a to go on"):
+    with pytest.raises(CheckpointError, match=r"delete the folder .*step-3-a to resume"):
         store.read("step-3-a")
     (folder / "step-3-a").delete()
     assert Checkpoints(folder, "b").latest() == "step-2-a"
@@ -149,7 +149,7 @@ def test_best_is_pointed_to_before_last(folder, monkeypatch):
     assert (store.best(), store.latest()) == ("step-2-a", "step-1-a")
 
 
-def test_the_saver_says_and_goes_on():
+def test_the_saver_reports_and_continues():
     said = []
     saver = Saver(said.append)
 
@@ -159,7 +159,7 @@ def test_the_saver_says_and_goes_on():
     saver.submit(fail)
     saver.wait()
     assert "No space left" in saver.error
-    assert "training goes on" in said[0]
+    assert "training continues" in said[0]
     saver.submit(lambda: None)
     saver.wait()
     assert saver.error is None
@@ -169,15 +169,15 @@ def test_a_lost_best_is_not_the_best(tmp_path, monkeypatch):
     """The save of the best epoch fails: accuracy and weights of the summary are those kept."""
     config = small_config(tmp_path / "run", epochs=4)
     whole, _, _ = train_small(small_config(tmp_path / "whole", epochs=4))
-    lost = 20 * whole["best_epoch"]
+    lost = 20 * whole.state.best_epoch
     fail_for(monkeypatch, f"step-{lost}-")
-    facts, _, _ = train_small(config)
-    assert facts["best_epoch"] != whole["best_epoch"]
+    result, _, _ = train_small(config)
+    assert result.state.best_epoch != whole.state.best_epoch
     best = json.loads((tmp_path / "run/checkpoints/best.json").read_text())
-    assert best["step"] == 20 * facts["best_epoch"]
+    assert best["step"] == 20 * result.state.best_epoch
 
 
-def test_moments_go_on_in_the_memory_layout_of_their_weights():
+def test_the_state_resumes_in_the_memory_layout_of_its_weights():
     """Fused AdamW pairs numbers by address: contiguous moments would meet the wrong weights."""
     shape = ModelConfig(image_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=2, stem="conv")
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))

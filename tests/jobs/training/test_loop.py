@@ -32,16 +32,16 @@ def test_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path):
     parts = small_config(tmp_path / "parts", epochs=2)
     seen = {}
     for stop_before in (7, 20, 33):
-        (facts, some, _), *_ = on_ranks(world, train_small, parts, stop_before, folder=tmp_path)
-        assert facts["ended"] == "stopped"
-        seen |= {k: v for k, v in some.items() if k < facts["step"]}
-    (facts, some, hooks), *_ = on_ranks(world, train_small, parts, folder=tmp_path)
-    assert hooks.said[0].startswith("going on from step 33")
-    assert facts["ended"] == reference["ended"] == "epochs"
-    assert facts["resumed"] == 3
+        (result, some, _), *_ = on_ranks(world, train_small, parts, stop_before, folder=tmp_path)
+        assert result.ended == "stopped"
+        seen |= {k: v for k, v in some.items() if k < result.state.step}
+    (result, some, hooks), *_ = on_ranks(world, train_small, parts, folder=tmp_path)
+    assert hooks.said[0].startswith("resuming from step 33")
+    assert result.ended == reference.ended == "epochs"
+    assert result.resumed == 3
     assert_equal(last_weights(tmp_path / "parts"), last_weights(tmp_path / "whole"))
     assert {k: v for k, v in (seen | some).items() if k} == {k: v for k, v in losses.items() if k}
-    for row, expected in zip(facts["history"], reference["history"], strict=True):
+    for row, expected in zip(result.state.history, reference.state.history, strict=True):
         for name in ("train_accuracy", "val_loss", "val_accuracy", "samples_seen", "lr"):
             assert row[name] == expected[name]
         assert math.isclose(row["train_loss"], expected["train_loss"], rel_tol=1e-12)
@@ -62,9 +62,9 @@ def test_other_number_of_ranks_same_losses(tmp_path):
 
 def test_goes_on_with_another_number_of_ranks(tmp_path):
     config = small_config(tmp_path / "run")
-    (facts, before, _), *_ = on_ranks(3, train_small, config, 30, folder=tmp_path)
+    (result, before, _), *_ = on_ranks(3, train_small, config, 30, folder=tmp_path)
     (after, losses, _), *_ = on_ranks(2, train_small, config, folder=tmp_path)
-    assert facts["step"] == 30
+    assert result.state.step == 30
     assert min(step for step in losses if step) == 30
     (_, reference, _), *_ = on_ranks(
         1, train_small, small_config(tmp_path / "one"), folder=tmp_path
@@ -72,7 +72,7 @@ def test_goes_on_with_another_number_of_ranks(tmp_path):
     for step, sums in ({k: v for k, v in before.items() if k < 30} | losses).items():
         if step:
             assert abs(sums[0] - reference[step][0]) / 64 < 1e-3
-    assert after["ended"] == "epochs"
+    assert after.ended == "epochs"
 
 
 class BadOnOneRank(RecordingTask):
@@ -93,9 +93,9 @@ class BadOnOneRank(RecordingTask):
 def test_non_finite_stops_all_ranks_before_a_save(tmp_path):
     config = small_config(tmp_path / "run")
     results = on_ranks(2, train_small, config, None, BadOnOneRank, folder=tmp_path)
-    for facts, _, _ in results:
-        assert facts["ended"] == "non-finite"
-        assert "step 25 (epoch 2, batch 6 of 20)" in facts["error"]
+    for result, _, _ in results:
+        assert result.ended == "non-finite"
+        assert "step 25 (epoch 2, batch 6 of 20)" in result.error
     last = json.loads((tmp_path / "run/checkpoints/last.json").read_text())
     assert last["step"] == 20
     assert all(torch.isfinite(t).all() for t in last_weights(tmp_path / "run").values())
@@ -103,12 +103,12 @@ def test_non_finite_stops_all_ranks_before_a_save(tmp_path):
 
 def test_patience(tmp_path):
     config = small_config(tmp_path / "run", epochs=40, patience=2)
-    (facts, _, _), *_ = on_ranks(1, train_small, config, folder=tmp_path)
-    accuracies = [row["val_accuracy"] for row in facts["history"]]
-    assert facts["ended"] == "patience"
-    scores = [(row["val_accuracy"], -row["val_loss"]) for row in facts["history"]]
-    assert facts["best"][0] == max(accuracies)
-    assert facts["best_epoch"] == scores.index(max(scores)) + 1 == len(scores) - 2
+    (result, _, _), *_ = on_ranks(1, train_small, config, folder=tmp_path)
+    accuracies = [row["val_accuracy"] for row in result.state.history]
+    assert result.ended == "patience"
+    scores = [(row["val_accuracy"], -row["val_loss"]) for row in result.state.history]
+    assert result.state.best[0] == max(accuracies)
+    assert result.state.best_epoch == scores.index(max(scores)) + 1 == len(scores) - 2
 
 
 def evaluated(n):
@@ -157,15 +157,15 @@ def test_failed_save_is_said_and_training_goes_on(tmp_path, monkeypatch):
         real(self, data)
 
     monkeypatch.setattr(Location, "write_bytes", full)
-    facts, _, hooks = train_small(config)
-    assert facts["ended"] == "epochs"
-    assert facts["save_error"] is None
-    assert any("No space left" in line and "training goes on" in line for line in hooks.said)
+    result, _, hooks = train_small(config)
+    assert result.ended == "epochs"
+    assert result.save_error is None
+    assert any("No space left" in line and "training continues" in line for line in hooks.said)
     assert json.loads((tmp_path / "run/checkpoints/last.json").read_text())["step"] == 60
 
 
 def test_kept_are_best_last_and_the_one_before(tmp_path):
-    facts, _, _ = train_small(small_config(tmp_path / "run", epochs=5))
+    result, _, _ = train_small(small_config(tmp_path / "run", epochs=5))
     folders = {p.name for p in (tmp_path / "run/checkpoints").glob("step-*")}
     named = {
         json.loads((tmp_path / f"run/checkpoints/{p}.json").read_text())["checkpoint"]
@@ -175,4 +175,4 @@ def test_kept_are_best_last_and_the_one_before(tmp_path):
     assert named <= folders
     assert set(steps) == {int(name.split("-")[1]) for name in named} | {steps[-2]}
     assert len(folders) in (2, 3)
-    assert facts["epoch"] == 5
+    assert result.state.epoch == 5

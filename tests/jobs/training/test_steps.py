@@ -58,7 +58,7 @@ def test_shards_make_the_global_batch(n, world):
 def test_the_average_forgets_half_in_a_half_life(size):
     """Late in a run, from weights 1 to weights 0: whatever the batch, half is left after 500."""
     net = build(SHAPE, 5, seed=0)
-    average = start_average(net)
+    average = start_average(net, 500)
     with torch.no_grad():
         for parameter in average.parameters():
             parameter.fill_(1.0)
@@ -73,7 +73,7 @@ def test_the_average_forgets_half_in_a_half_life(size):
 def test_the_average_warms_up_and_does_not_change_the_model():
     net = build(SHAPE, 5, seed=0)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    average = start_average(net)
+    average = start_average(net, 500)
     with torch.no_grad():
         for parameter in average.parameters():
             parameter.zero_()

@@ -158,7 +158,7 @@ def test_neither_a_name_nor_a_path():
 
 def test_mini_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr(segmenters.masking, "__file__", str(tmp_path / "__init__.py"))
-    with pytest.raises(SegmenterWeightsError, match=r"mini: .*mini\.safetensors is not there"):
+    with pytest.raises(SegmenterWeightsError, match=r"mini: .*mini\.safetensors is missing"):
         load_segmenter("mini", CPU)
 
 

@@ -234,8 +234,8 @@ def test_losses_are_those_of_the_resident_set(tmp_path, shards):
     second = train_small(config_of(shards, tmp_path / "c"))
     assert whole[1] == expected[1]
     assert first[1] | second[1] == expected[1]
-    for facts in (whole[0], second[0]):
-        assert facts["test"] == expected[0]["test"]
+    for result in (whole[0], second[0]):
+        assert result.test == expected[0].test
 
 
 def test_every_image_of_an_evaluation_is_read_once(shards, kept, reads):

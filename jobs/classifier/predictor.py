@@ -1,0 +1,176 @@
+"""Predictions of one part of the input, on a worker: a model, and a table of probabilities."""
+
+import io
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import ray
+import torch
+from torch import Tensor
+
+from jobs.classifier.parts import PART, Part, images_of
+from jobs.run.config import JobConfig
+from jobs.run.main import JobError
+from jobs.storage.location import Location
+from jobs.weights import files
+from jobs.weights.classifier import load_weights
+from vit import classifier
+from vit.classifier import Classifier
+from vit.data.decode import DataError, Encoded, decode
+from vit.weights import About, Weights, WeightsError
+
+FORMAT = 1
+"""Version of the parts' columns and of their keys: raise it when either changes."""
+BATCH = 64
+"""Images that go through the model at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(JobConfig):
+    """Settings of `jobs.predict`."""
+
+    weights: str
+    """Weights to predict with, local or s3://: the folder of a run, or its export/."""
+    data: tuple[str, ...]
+    """Images: folders (with all below them), globs (* within a name, ** across folders, ? for a
+    character of a local name) or files, local or s3://; Parquet files among them are tables with a
+    column image."""
+    format: Literal["parquet", "csv"] = "parquet"
+    """File format of the predictions."""
+
+
+class PredictError(JobError):
+    """The workers failed for good; the message says why."""
+
+
+def fingerprint(weights: Weights, about: About, form: str) -> str:
+    """Return a hash of everything that predictions depend on beside the images."""
+    header = f"{FORMAT} {form} {json.dumps(about.to_json())}"
+    return files.fingerprint(header, weights.tensors, shapes=False)
+
+
+def open_classifier(weights: Weights, device: torch.device) -> tuple[Classifier, About]:
+    """Return the model of an export; raises WeightsError for weights without a model.json."""
+    about = weights.about
+    if about is None:
+        raise WeightsError(
+            f"{weights.source} has no model.json beside it with the model's shape, classes and"
+            " normalisation; give the export of a run, or start a run from these weights with"
+            " `python -m jobs.train --init-weights`"
+        )
+    model = classifier.load(weights, about.model, about.dataset, about.numerics, device)
+    return model, about
+
+
+class Predictor:
+    """An actor of Ray Data that holds the model and publishes the predictions of parts."""
+
+    def __init__(
+        self, config: PredictConfig, wanted: str, threads: int, device: torch.device
+    ) -> None:
+        """Load the model.
+
+        Args:
+            config: settings of the job, with absolute paths.
+            wanted: fingerprint of the weights that the driver read.
+            threads: threads of this process.
+            device: the device that the model computes on.
+
+        Raises:
+            PredictError: the weights on this node are not those of the driver.
+        """
+        torch.set_num_threads(threads)
+        weights = load_weights(config.weights)
+        self.model, self.about = open_classifier(weights, device)
+        if fingerprint(weights, self.about, config.format) != wanted:
+            raise PredictError(
+                f"--weights {config.weights} on node {ray.util.get_node_ip_address()} are not"
+                " those that the job was started with; put them where all nodes see the same file"
+            )
+        self.folder, self.format = Location.parse(config.out) / "predictions", config.format
+        self.pool = ThreadPoolExecutor(max(2, threads), thread_name_prefix="decode")
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Predict and publish {"part": JSON}; returns {"n": rows, "errors": rows with an error}."""
+        fields = json.loads(row["part"])
+        part = Part(**(fields | {"paths": tuple(fields["paths"])}))
+        table = predict(part, self.model, self.about.classes, self.pool)
+        (self.folder / f"{part.name}.{self.format}").write_bytes(encode(table, self.format))
+        return {"n": len(table), "errors": len(table) - table["error"].null_count}
+
+
+def predict(
+    part: Part, model: Classifier, classes: Sequence[str], pool: ThreadPoolExecutor
+) -> pa.Table:
+    """Return a part's predictions; images are decoded while earlier ones are in the model."""
+    size = model.stored_size
+
+    def attempt(image: Callable[[], Encoded]) -> np.ndarray[Any, np.dtype[np.uint8]] | str:
+        try:
+            return decode(image(), size)
+        except DataError as error:
+            return str(error)
+
+    places: list[tuple[str, int | None]] = []
+    errors: list[str | None] = []
+    probabilities = []
+    source = images_of(part)
+    while items := list(itertools.islice(source, PART)):  # only their bytes are in memory
+        places += [item[:2] for item in items]
+        decoded = pool.map(attempt, [image for _, _, image in items])
+        while chunk := list(itertools.islice(decoded, BATCH)):
+            pixels = [image for image in chunk if not isinstance(image, str)]
+            errors += [image if isinstance(image, str) else None for image in chunk]
+            if pixels:
+                logits = model(torch.from_numpy(np.stack(pixels)))
+                probabilities.append(logits.softmax(dim=1).cpu())
+    found = torch.cat(probabilities) if probabilities else torch.empty(0, len(classes))
+    return tabulate(places, errors, found, classes)
+
+
+def tabulate(
+    places: Sequence[tuple[str, int | None]],
+    errors: Sequence[str | None],
+    probabilities: Tensor,
+    classes: Sequence[str],
+) -> pa.Table:
+    """Return the table of a part's predictions, a row per image.
+
+    Args:
+        places: file and row in it (None: no table) of each of n images.
+        errors: why an image has no class; None for the m images that have one.
+        probabilities: (m, C) float32 on the CPU, of the m images in order.
+        classes: names of the C classes.
+    """
+    rows = iter(range(len(probabilities)))
+    index = pa.array([None if error else next(rows) for error in errors], pa.int64())
+    best = probabilities.max(dim=1)
+    names = pa.array(classes, pa.string()).take(pa.array(best.indices.numpy()))
+    columns: dict[str, Any] = {
+        "path": pa.array([path for path, _ in places], pa.string()),
+        "row": pa.array([row for _, row in places], pa.int64()),
+        "class": names.take(index),
+        "probability": pa.array(best.values.numpy()).take(index),
+        "error": pa.array(errors, pa.string()),
+    }
+    for number, name in enumerate(classes):
+        columns[f"p_{name}"] = pa.array(probabilities[:, number].numpy()).take(index)
+    return pa.table(columns)
+
+
+def encode(table: pa.Table, form: str) -> bytes:
+    """Return a table as the bytes of a Parquet or CSV file; CSV has a header, null is empty."""
+    content = io.BytesIO()
+    if form == "parquet":
+        pq.write_table(table, content)
+    else:
+        pyarrow.csv.write_csv(table, content)
+    return content.getvalue()
