@@ -1,1 +1,1 @@
-"""Benchmarks of sweeps."""
+"""Benchmarks of sweeps: search and early stopping on recorded curves, and a soak under kills."""

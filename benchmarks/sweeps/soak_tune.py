@@ -1,11 +1,11 @@
-"""Sweeps under kill -9, with trials that fail or have several processes, and what Tune adds.
+"""Run sweeps under kill -9, with failing trials and with several processes; time the overhead.
 
     python -m benchmarks.sweeps.soak_tune --json benchmarks/results/sweeps/soak_tune.json
 
-kills: the driver at ten random moments of a sweep; every rerun goes on.
-faults: a trial out of memory, one whose loss is not finite, a worker killed.
-nested: ten trials of two processes, most of them stopped; what is still reserved afterwards.
-overhead: eight trials of two minutes; the sweep's time over their sum over the slots.
+kills: the driver is killed at ten random times; every rerun resumes.
+faults: a trial runs out of memory, one has a loss that is not finite, a worker is killed.
+nested: ten trials of two processes, most of them stopped; CPUs that are still reserved afterwards.
+overhead: eight trials of two minutes; the time of the sweep over that of its trials.
 """
 
 import argparse
@@ -44,17 +44,17 @@ def start(out: Path, *flags: str) -> Job:
 
 
 def records(out: Path) -> dict[str, Any]:
-    """What is on record of every trial."""
+    """Return the record of every trial, by the name of its folder."""
     return {path.parent.name: json.loads(path.read_text()) for path in out.glob("trials/*/*.json")}
 
 
 def epochs(out: Path) -> int:
-    """Epochs on record, of all trials."""
+    """Return the number of epochs on record, of all trials together."""
     return sum(len(trial["rows"]) for trial in records(out).values())
 
 
 def kill(job: Job) -> None:
-    """kill -9 of the driver and of all that it started."""
+    """Kill the driver and all processes that it started, with SIGKILL."""
     for process in family(job):
         try:
             process.kill()
@@ -64,14 +64,14 @@ def kill(job: Job) -> None:
 
 
 def kills(root: Path, times: int) -> dict[str, Any]:
-    """Kill the sweep at random moments; compare the record before and after each."""
+    """Kill the sweep at random times; compare the record before and after each kill."""
     out, flags = root / "kills", ("--trials", "16")
-    moments: list[dict[str, int]] = []
+    kills: list[dict[str, int]] = []
     over: dict[str, Any] = {}
     job = start(out, *flags)
-    while len(moments) < times:
+    while len(kills) < times:
         begun = epochs(out)
-        while epochs(out) == begun and job.poll() is None:  # until it is at work
+        while epochs(out) == begun and job.poll() is None:  # until it trains
             time.sleep(0.1)
         time.sleep(random.uniform(0, 8))
         if job.poll() is not None:
@@ -80,12 +80,12 @@ def kills(root: Path, times: int) -> dict[str, Any]:
         trials = records(out)
         over |= {name: trial for name, trial in trials.items() if trial["fate"]}
         repeats = [to_repeat(out, t) for t in trials.values() if not t["fate"]]
-        moments.append({"over": len(over), "to_repeat": max(repeats, default=0)})
+        kills.append({"over": len(over), "to_repeat": max(repeats, default=0)})
         job = start(out, *flags)
     assert job.wait() == 0, out.with_suffix(".log").read_text()[-3000:]
     trials = records(out)
     return {
-        "kills": moments,
+        "kills": kills,
         "trials": len(trials),
         "fates": sorted(trial["fate"] for trial in trials.values()),
         "over_and_changed_later": sum(trials[name] != trial for name, trial in over.items()),
@@ -97,7 +97,7 @@ def kills(root: Path, times: int) -> dict[str, Any]:
 
 
 def to_repeat(out: Path, trial: dict[str, Any]) -> int:
-    """Epochs of a trial that are on record, but not in its last checkpoint."""
+    """Return the number of epochs of a trial that are on record, but not in its last checkpoint."""
     place = Location.parse(str(out / f"trials/{trial['number']:04}/checkpoints"))
     checkpoints = Checkpoints(place, "")
     name = checkpoints.latest()
@@ -106,7 +106,7 @@ def to_repeat(out: Path, trial: dict[str, Any]) -> int:
 
 
 def faults(root: Path) -> dict[str, Any]:
-    """A trial out of memory, one not finite, and a worker killed in the middle."""
+    """Run a trial out of memory, and one with a loss that is not finite, and kill a worker."""
     out = root / "faults"
     job = start(
         out, "--budget", "epochs", "--max-budget", "12", "--searcher", "grid", "--scheduler",
@@ -114,8 +114,8 @@ def faults(root: Path) -> dict[str, Any]:
     )  # fmt: skip
     killed = 0
     while job.poll() is None:
-        under_way = [t for t in records(out).values() if not t["fate"] and len(t["rows"]) > 1]
-        if under_way and not killed:
+        running = [t for t in records(out).values() if not t["fate"] and len(t["rows"]) > 1]
+        if running and not killed:
             for process in family(job):
                 if "run_trial" in " ".join(process.cmdline()) or "ImplicitFunc" in process.name():
                     process.kill()
@@ -127,7 +127,7 @@ def faults(root: Path) -> dict[str, Any]:
 
 
 def nested(root: Path) -> dict[str, Any]:
-    """Ten trials of two processes; CPUs reserved while they run, and at the end."""
+    """Run ten trials of two processes; return the CPUs that are reserved at the end."""
     out, port = root / "nested", 6399
     ray = Path(sys.executable).parent / "ray"
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
@@ -136,7 +136,7 @@ def nested(root: Path) -> dict[str, Any]:
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     address = environment | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
-    look = (
+    held_cpus = (
         "import ray; ray.init(logging_level='ERROR');"
         "print(ray.cluster_resources()['CPU'] - ray.available_resources().get('CPU', 0))"
     )
@@ -148,7 +148,7 @@ def nested(root: Path) -> dict[str, Any]:
             env=address, stdout=subprocess.DEVNULL, check=False,
         ).returncode  # fmt: skip
         time.sleep(5)
-        held = subprocess.check_output([sys.executable, "-c", look], env=address, text=True)
+        held = subprocess.check_output([sys.executable, "-c", held_cpus], env=address, text=True)
     finally:
         for process in [*psutil.Process(head.pid).children(recursive=True), head]:
             process.kill()
@@ -162,7 +162,7 @@ def nested(root: Path) -> dict[str, Any]:
 
 
 def overhead(root: Path, minutes: float) -> dict[str, Any]:
-    """The time of a sweep over the sum of its trials' own, over the slots they had."""
+    """Return the time of a sweep, and its ratio to the time of its trials alone on two slots."""
     out = root / "overhead"
     job = start(
         out, "--trials", "8", "--searcher", "random", "--scheduler", "none", "--budget", "seconds",
@@ -179,17 +179,19 @@ def overhead(root: Path, minutes: float) -> dict[str, Any]:
         time.sleep(0.2)
     took = time.monotonic() - began
     assert job.wait() == 0, out.with_suffix(".log").read_text()[-3000:]
-    alone = sum(trial["rows"][-1]["seconds"] for trial in records(out).values())
-    return {"seconds": took, "sum_over_slots": alone / 2, "ratio": took / (alone / 2)}
+    trials = sum(trial["rows"][-1]["seconds"] for trial in records(out).values())
+    return {"seconds": took, "sum_over_slots": trials / 2, "ratio": took / (trials / 2)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts that were asked for, all by default."""
+    """Run the parts that --parts names, by default all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", default=["kills", "faults", "nested", "overhead"])
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--minutes", type=float, default=2.0, help="of a trial, for overhead")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="duration of a trial, for overhead"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the times of kills")
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
     random.seed(options.seed)

@@ -1,14 +1,14 @@
-"""How much compute finds how good a trial: schedulers and searchers replayed on recorded curves.
+"""Replay schedulers and searchers on recorded curves: what they find for how much compute.
 
     python -m benchmarks.sweeps.tune --seeds 200 --json benchmarks/results/sweeps/tune.json
 
-The curves are of `benchmarks.sweeps.tune_record`: every sample of a grid, trained to its end with
-three seeds, on equal FLOPs. A replay is a sweep of `jobs.sweep.record`, as it runs in the job,
-whose trials read their epochs from the table; time is FLOPs over two slots. Beside them stands Ray
-Tune's ASHA with its defaults: rungs in epochs.
+The curves come from `benchmarks.sweeps.tune_record`: every sample of a grid, trained to the end
+with three seeds, for equal FLOPs. A replay is the sweep of `jobs.sweep.state`, as it runs in the
+job, but its trials read their epochs from the table; time is measured in FLOPs, on two slots. For
+comparison, Ray Tune's ASHA runs with its defaults, which are rungs in epochs.
 
-A sweep's result is the mean over seeds of the sample that it ends with; what it misses is that
-sample's distance to the grid's best mean. Compute is a share of training the whole grid once.
+The result of a sweep is the mean over seeds of its best sample. What it misses is the difference to
+the best mean of the grid. Compute is a share of the cost of training the whole grid once.
 """
 
 import argparse
@@ -40,8 +40,8 @@ from vit.data.sets import Summary
 
 CURVES = Path(__file__).parents[1] / "results" / "sweeps" / "tune_curves.parquet"
 SLOTS = 2
-ASKED = 0.5
-"""Points of accuracy that may be missed."""
+MAY_MISS = 0.5
+"""Points of accuracy that a good sweep may miss."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "ASHA, random": ("--scheduler", "asha", "--searcher", "random"),
@@ -50,29 +50,24 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "median, random": ("--scheduler", "median", "--searcher", "random"),
     "median, TPE": ("--scheduler", "median", "--searcher", "tpe"),
     "no stopping, random, a third": (
-        "--scheduler",
-        "none",
-        "--searcher",
-        "random",
-        "--trials",
-        "9",
+        *("--scheduler", "none", "--searcher", "random", "--trials", "9"),
     ),
     "no stopping, TPE, a third": ("--scheduler", "none", "--searcher", "tpe", "--trials", "9"),
     "no stopping, all": ("--scheduler", "none", "--searcher", "grid"),
 }
-STOCK = "Ray's ASHA on epochs, random"
+RAY_ASHA = "Ray's ASHA on epochs, random"
 
 
 @dataclass(frozen=True)
-class Truth:
+class RecordedCurves:
     """The recorded curves."""
 
     rows: dict[tuple[Any, ...], list[list[dict[str, Any]]]]
-    """By sample: of every seed, the epochs."""
+    """For each sample, the epochs of every seed."""
 
     @classmethod
-    def read(cls, path: Path) -> "Truth":
-        """Read the table of benchmarks.sweeps.tune_record."""
+    def read(cls, path: Path) -> "RecordedCurves":
+        """Read the table that benchmarks.sweeps.tune_record wrote."""
         table = pd.read_parquet(path)
         names = [name for name in table.columns if "." in name]
         rows: dict[tuple[Any, ...], list[list[dict[str, Any]]]] = {}
@@ -82,15 +77,15 @@ class Truth:
         return cls(rows)
 
     def finals(self) -> dict[tuple[Any, ...], list[float]]:
-        """By sample: the accuracy at the end of each seed's training."""
+        """Return the accuracies of each sample at the end, one for each seed."""
         return {key: [c[-1]["ema_accuracy"] for c in curves] for key, curves in self.rows.items()}
 
     def means(self) -> dict[tuple[Any, ...], float]:
-        """By sample: over seeds."""
+        """Return the mean accuracy of each sample over its seeds."""
         return {key: statistics.fmean(values) for key, values in self.finals().items()}
 
     def noise(self) -> dict[str, float]:
-        """In points: deviation over seeds, error of a mean, how far the best are apart."""
+        """Return deviations and errors over seeds, and the best and the worst mean, in points."""
         finals = self.finals()
         variance = statistics.fmean(statistics.variance(v) for v in finals.values())
         means = sorted(self.means().values(), reverse=True)
@@ -102,22 +97,22 @@ class Truth:
             "best": 100 * means[0],
             "second": 100 * means[1],
             "worst": 100 * means[-1],
-            "within_half_a_point": sum(means[0] - mean <= ASKED / 100 for mean in means),
+            "within_half_a_point": sum(means[0] - mean <= MAY_MISS / 100 for mean in means),
         }
 
 
 class Replay(Sweep):
-    """A sweep that keeps no record."""
+    """A sweep that writes no record."""
 
     def _write(self, trial: Trial) -> None:
         pass
 
 
-class Stock(Replay):
-    """A sweep that asks Ray Tune's own ASHA: rungs at 1, 3, 9, ... epochs."""
+class RayReplay(Replay):
+    """A sweep that is stopped by Ray Tune's ASHA, with rungs at 1, 3, 9, ... epochs."""
 
     def prepare(self) -> None:
-        """Make Ray's bracket."""
+        """Create Ray's bracket of rungs."""
         longest = 10_000
         self.bracket = _Bracket(min_t=1, max_t=longest, reduction_factor=3, s=0)
 
@@ -131,15 +126,15 @@ class Stock(Replay):
         return bool(action == "CONTINUE")
 
 
-def replay(sweep: Sweep, truth: Truth, seed: int) -> None:
-    """Run a sweep on recorded curves: whichever slot has spent the fewest FLOPs goes on."""
+def replay(sweep: Sweep, recorded: RecordedCurves, seed: int) -> None:
+    """Run a sweep on recorded curves: the slot that has spent the fewest FLOPs is next."""
     choose, names = np.random.default_rng(seed), None
     clocks, running = [0.0] * SLOTS, [None] * SLOTS  # type: list[float], list[Any]
     while True:
         for slot in range(SLOTS):
             if running[slot] is None and (trial := sweep.next_trial()) is not None:
                 names = names or sorted(trial.sample)
-                curves = truth.rows[tuple(trial.sample[name] for name in names)]
+                curves = recorded.rows[tuple(trial.sample[name] for name in names)]
                 running[slot] = (trial, curves[choose.integers(len(curves))])
         busy = [slot for slot in range(SLOTS) if running[slot] is not None]
         if not busy:
@@ -148,9 +143,9 @@ def replay(sweep: Sweep, truth: Truth, seed: int) -> None:
         trial, curve = running[slot]
         row = curve[len(trial.rows)] | {"images_per_s": 1.0}  # not recorded, and not limited
         before = trial.flops_spent
-        goes_on = sweep.report(trial.number, row)
+        continues = sweep.report(trial.number, row)
         clocks[slot] += trial.flops_spent - before
-        if not goes_on:
+        if not continues:
             sweep.release(trial.number)
             running[slot] = None
         elif len(trial.rows) == len(curve):
@@ -159,26 +154,26 @@ def replay(sweep: Sweep, truth: Truth, seed: int) -> None:
 
 
 def summary() -> Summary:
-    """Of the recorded data."""
+    """Return the summary of the recorded data."""
     return Summary(tuple(map(str, range(10))), train=TRAIN, val=VAL, test=None)
 
 
-def run(name: str, flags: Sequence[str], truth: Truth, seeds: int) -> dict[str, Any]:
+def run(name: str, flags: Sequence[str], recorded: RecordedCurves, seeds: int) -> dict[str, Any]:
     """Replay one variant with every seed."""
     given = ["--config", str(RECIPE), "--out", "unused", *flags]
     config = parse(TuneConfig, given, "benchmarks.sweeps.tune", "")
     plan = SweepPlan.of(config, summary())
     dimensions = search.space(config, config.space)
-    names, means = sorted(each.name for each in dimensions), truth.means()
+    names, means = sorted(each.name for each in dimensions), recorded.means()
     best, whole = max(means.values()), plan.trial_budget * len(means)
     missed, spent = [], []
     for seed in range(seeds):
         seeded = replace(plan, config=replace(config, seed=seed))
-        kind = Stock if name == STOCK else Replay
+        kind = RayReplay if name == RAY_ASHA else Replay
         sweep = kind(seeded, Location.parse("unused"), seeded.searcher(dimensions).next)
-        if isinstance(sweep, Stock):
+        if isinstance(sweep, RayReplay):
             sweep.prepare()
-        replay(sweep, truth, seed)
+        replay(sweep, recorded, seed)
         chosen = sweep.ranking()[0].sample
         missed.append(100 * (best - means[tuple(chosen[n] for n in names)]))
         spent.append(sweep.flops_spent / whole)
@@ -189,7 +184,7 @@ def run(name: str, flags: Sequence[str], truth: Truth, seeds: int) -> dict[str, 
         "missed_quartiles": [float(low), float(high)],
         "missed_mean": statistics.fmean(missed),
         "compute_median": statistics.median(spent),
-        "within": statistics.fmean(value <= ASKED for value in missed),
+        "within": statistics.fmean(value <= MAY_MISS for value in missed),
     }
 
 
@@ -200,15 +195,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
-    truth = Truth.read(options.curves)
-    noise = truth.noise()
-    print(f"{len(truth.rows)} samples, {json.dumps({k: round(v, 2) for k, v in noise.items()})}\n")
+    recorded = RecordedCurves.read(options.curves)
+    noise = recorded.noise()
+    print(
+        f"{len(recorded.rows)} samples, {json.dumps({k: round(v, 2) for k, v in noise.items()})}\n"
+    )
     print("| sweep | missed, points: median (quartiles) | compute, median | within half a point |")
     print("| --- | --- | --- | --- |")
     results = []
-    variants = VARIANTS | {STOCK: VARIANTS["ASHA, random"]}
+    variants = VARIANTS | {RAY_ASHA: VARIANTS["ASHA, random"]}
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        replays = partial(run, truth=truth, seeds=options.seeds)
+        replays = partial(run, recorded=recorded, seeds=options.seeds)
         for found in pool.map(replays, variants, variants.values()):
             results.append(found)
             low, high = found["missed_quartiles"]

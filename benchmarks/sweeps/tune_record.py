@@ -3,7 +3,7 @@
     python -m benchmarks.sweeps.tune_record --data cifar10/ --seeds 3 --out runs/tune
 
 The data are CIFAR-10 in Parquet: 4,000 images of the first training shard for training, 2,000 of
-the last one for validation. The same command resumes; the table is written when all trials are over.
+the last one for validation. The same command resumes; the table is written when all are over.
 """
 
 import argparse
