@@ -47,13 +47,9 @@ class Prompts:
             pinned = part.device.type == "cpu" and device.type == "cuda"
             return (part.pin_memory() if pinned else part).to(device, non_blocking=True)
 
-        return Prompts(
-            move(self.frames),
-            move(self.points),
-            move(self.labels),
-            move(self.boxes),
-            None if self.mask_input is None else move(self.mask_input),
-        )
+        mask_input = None if self.mask_input is None else move(self.mask_input)
+        parts = (self.frames, self.points, self.labels, self.boxes)
+        return Prompts(*map(move, parts), mask_input=mask_input)
 
     @classmethod
     def of(
@@ -126,10 +122,7 @@ def _faults(
     """Yield what is wrong with the prompts of one object."""
     points, labels = clicks
     if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1]:
-        yield (
-            f"points have shape {points.shape} and labels {labels.shape}; (P, 2) and (P,) are"
-            " needed"
-        )
+        yield f"points have shape {points.shape}, labels {labels.shape}; (P, 2) and (P,) are needed"
         return
     h, w = frame_size
     for number, ((x, y), label) in enumerate(zip(points, labels, strict=True)):
@@ -146,9 +139,7 @@ def _faults(
         yield f"mask_input has shape {np.shape(mask)}; finite logits of shape (h, w) are needed"
     if box is None and mask is None and not (labels == 1).any():
         kind = "only background points" if len(labels) else "no points"
-        yield (
-            f"there are {kind}, and neither box nor mask; at least one foreground point is needed"
-        )
+        yield f"there are {kind}, no box and no mask; a foreground point is needed"
 
 
 def _box_faults(box: NDArray[np.float64], frame_size: tuple[int, int]) -> Iterator[str]:
