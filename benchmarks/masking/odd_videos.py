@@ -1,10 +1,10 @@
-"""Odd and broken files, from a click to masks: each ends, as ok, partial or with a typed error.
+"""Masks odd and broken files: each must end as ok, partial or with a typed error.
 
     python -m benchmarks.masking.odd_videos --data videos/ --json FILE
 
-Every file is masked from a click in its middle with a time limit, in a process of its own. Told are
-frames, what was lost on the way, or the error's code; and whether there were as many frames as the
-data's own table says that a plain decode gives.
+Every file is masked from a click in its middle with a time limit, in a process of its own. The
+result has its frames and what did not decode, or the error's code; and whether there were as many
+frames as the data's own table says that a plain decode gives.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from typing import Any
 
 from jobs.run.machine import hardware, versions
 from masking.tracking.masking import mask_video
-from masking.video.reader import Video, VideoError
+from masking.video.frame import VideoError
+from masking.video.reader import Video
 
 
 def mask(path: Path, most: int) -> dict[str, Any]:

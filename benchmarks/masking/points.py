@@ -1,11 +1,11 @@
-"""Whether carried points stay on their object, with a segmenter that is always right.
+"""Measures whether carried points stay on their object, with a segmenter that is always right.
 
     python -m benchmarks.masking.points --data vos/ --json FILE
 
-In SAM's place stands the truth: asked with points, it returns the object that most positive ones
-lie on. So what is measured is motion, filters and re-seeding alone: of the points that were carried
-to a frame since the last re-seeding, the share that is still on the object, over all frames in
-which it is visible and has points.
+The truth takes the place of SAM: prompted with points, it returns the object that most positive
+points lie on. So only motion, filters and re-seeding are measured: the share of the points carried
+to a frame since the last re-seeding that are still on the object, over all frames in which it is
+visible and has points.
 """
 
 import argparse
@@ -35,16 +35,16 @@ from masking.video.reader import Video
 
 
 class Right(Segmenter):
-    """Keys of a real encoder, masks of the truth."""
+    """A segmenter with the keys of a real encoder and the true masks."""
 
     def __init__(self, segmenter: Segmenter) -> None:
-        """Take its network over."""
+        """Take the network of a segmenter."""
         super().__init__(segmenter.network, segmenter.device, segmenter.precision)
         self.truth: NDArray[np.uint8] = np.zeros((1, 1), np.uint8)
         """(H, W) of the frame that is decoded next."""
 
     def logits(self, embeddings: Embeddings, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """As of `Segmenter`."""
+        """Return true masks as logits (N, 4, h, w), and their scores (N, 4)."""
         h, w = self.low_res(embeddings.frame_size)
         found = []
         for points, labels in zip(prompts.points, prompts.labels, strict=True):
@@ -56,7 +56,7 @@ class Right(Segmenter):
         return logits, torch.where(logits.amax(dim=(2, 3)) > 0, 0.95, 0.1)
 
     def _low(self, mask: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
-        """A mask as logits of a network are: on the canvas, shrunk."""
+        """Return a mask (H, W) as a network's logits (h, w): on the canvas, shrunk."""
         scale = self.mask_scale((mask.shape[0], mask.shape[1])) * self.network.mask_stride
         large = cv2.resize(mask.astype(np.float32), None, fx=scale, fy=scale)
         below, right = (
@@ -68,7 +68,7 @@ class Right(Segmenter):
 
 
 def purity(segmenter: Right, clip: Clip, config: TrackConfig) -> dict[str, Any]:
-    """Of each object the share of carried points that are on it, and frames without any."""
+    """Return for each object the share of carried points on it, and its frames without points."""
     tracker = begin(len(clip.objects))
     shares: list[list[float]] = [[] for _ in clip.objects]
     without = [0] * len(clip.objects)

@@ -1,11 +1,11 @@
-"""Whether states tell the truth: made clips in which objects are hidden, leave, return and cross.
+"""Measures whether states are true, on made clips: objects are hidden, leave, return and cross.
 
     python -m benchmarks.masking.states --data voc-00.parquet --backdrops horses-00.parquet
 
-Objects of the first data are cut out and moved over pictures of the second; so where each is, and
-on which frames it can be seen, is known. Told are, with the gate and without:
+Objects of the first data are cut out and moved over pictures of the second; so it is known where
+each object is, and on which frames it can be seen. The table shows, with the gate and without:
 
-- of frames on which an object is gone, how many are `lost`, and how many show a mask all the same;
+- of frames on which an object is gone, how many are `lost`, and how many show a mask;
 - of frames on which it is there, how many are `lost`, and how many show a mask elsewhere;
 - of `recovered` frames how many are right, and how many objects that return are found again.
 """
@@ -45,7 +45,7 @@ else; IoU from which a recovery is right."""
 
 
 def actor(pair: Pair, number: int, path: Callable[[int], tuple[float, float] | None]) -> Actor:
-    """The first object of a pair, `LENGTH` pixels long."""
+    """Return the first object of a pair as an actor `LENGTH` pixels long."""
     mask = pair.masks[0]
     _, _, width, height = cv2.boundingRect(mask.view(np.uint8))
     zoom = LENGTH / max(width, height)
@@ -58,14 +58,14 @@ def actor(pair: Pair, number: int, path: Callable[[int], tuple[float, float] | N
 
 
 def screen(picture: Pixels, path: Callable[[int], tuple[float, float] | None]) -> Actor:
-    """A piece of a picture, large enough to hide an object."""
+    """Return a piece of a picture that is large enough to hide an object."""
     mask = np.ones(picture.shape[:2], dtype=np.bool_)
     zoom = 1.6 * LENGTH / min(picture.shape[:2])
     return Actor(picture, mask, lambda t: Pose(*p, zoom=zoom) if (p := path(t)) else None)
 
 
 def scenes(objects: Sequence[Pair], backdrops: Sequence[Pair]) -> dict[str, Stage]:
-    """A clip of each kind. `objects`: two; `backdrops`: three."""
+    """Return a clip of each kind, from two objects and three backdrops."""
     first, second = objects
     behind = panned(backdrops[0].image, SIZE, (0.6, 0.2))
     other = panned(backdrops[1].image, SIZE, (0.0, 0.0))
@@ -103,7 +103,7 @@ def scenes(objects: Sequence[Pair], backdrops: Sequence[Pair]) -> dict[str, Stag
 
 
 def judge(segmenter: Once, stage: Stage, config: TrackConfig) -> Counter[str]:
-    """Counts of frames over the clicked objects (1 and 2) of a clip."""
+    """Count frames of each kind over the clicked objects (1 and 2) of a clip."""
     clip = list(stage)
     numbers = [n for n in (1, 2) if (clip[0][1] == n).any()]
     usual = {n: np.median([a for _, m in clip if (a := (m == n).sum())]) for n in numbers}
@@ -147,7 +147,7 @@ def judge(segmenter: Once, stage: Stage, config: TrackConfig) -> Counter[str]:
 
 
 def choose(pairs: Pairs, least: float, most: float) -> list[Pair]:
-    """Pairs whose first object has a share of the picture between two, and is whole."""
+    """Return the pairs whose first object is whole and covers a share from `least` to `most`."""
     found = []
     for pair in (pairs[i] for i in range(len(pairs))):
         mask = pair.masks[0]

@@ -1,13 +1,13 @@
-"""How well clicks are carried through videos: J&F on DAVIS' sequences, beside simpler ways.
+"""Accuracy of masks through videos from clicks: J&F on DAVIS' sequences, and simpler methods'.
 
     python -m benchmarks.masking.tracking --data vos/ --clicks 1 3 5 --middle --json FILE
     python -m benchmarks.masking.tracking --data vos/ --clicks 1 --ablate --json FILE
 
-Clicks are simulated: an object's deepest point, then the deepest point of what is left of it
-outside discs of 0.35 of its equivalent radius round the earlier ones. Beside `masking.mask_video`,
-in the same run, with the same segmenter and the same clicks: (a) the clicks left standing on every
-frame, (b) the first mask moved by dense optical flow (DIS). J&F is DAVIS': the first and the last
-frame of a sequence are left out; the mean is over objects.
+Clicks are simulated: an object's deepest point, then the deepest point of its part outside of discs
+of 0.35 of its equivalent radius around the earlier ones. `masking.mask_video` is compared, in the
+same run, with the same segmenter and clicks, with (a) the same clicks on every frame, (b) the first
+mask moved by dense optical flow (DIS). J&F is that of DAVIS: the first and the last frame of a
+sequence are left out; the mean is over objects.
 """
 
 import argparse
@@ -36,21 +36,21 @@ from masking.tracking.state import TrackConfig
 from masking.video.reader import Video
 
 APART = 0.35
-"""Radius round a click in which the next one does not fall, in equivalent radii of the object."""
+"""Least distance of two clicks, in equivalent radii of the object."""
 TUNED_ON = (
     "bmx-bumps", "bus", "dogs-jump", "flamingo",
     "mallard-fly", "paragliding", "soccerball", "tennis",
 )  # fmt: skip
 """Sequences that the defaults of `TrackConfig` were chosen on."""
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "all of it": {},
-    "no memory of looks": {"recent": -1},
-    "memory of prompts alone": {"recent": 0},
+    "everything": {},
+    "no memory": {"recent": -1},
+    "memory of prompts only": {"recent": 0},
     "no expected mask as prompt": {"mask_prompt": False},
     "no corner points": {"corners": 0},
     "three points": {"points": 3},
     "no gate": {"gate": False},
-    "no finding again": {"redetect": False},
+    "no search for lost objects": {"redetect": False},
     "no points of other objects": {"exclusive": False},
 }
 
@@ -62,20 +62,20 @@ class Clip:
     name: str
     folder: Path
     truth: NDArray[np.uint8]
-    """(T, H, W): which object."""
+    """(T, H, W) uint8: the id of the object at each pixel."""
     objects: tuple[int, ...]
 
 
 class Once(Segmenter):
-    """A segmenter that encodes a frame once, however many ways ask for it."""
+    """A segmenter that encodes each frame of a sequence once, for all methods."""
 
     def __init__(self, segmenter: Segmenter) -> None:
-        """Take its network over."""
+        """Take the network of a segmenter."""
         super().__init__(segmenter.network, segmenter.device, segmenter.precision)
         self._seen: dict[bytes, Embeddings] = {}
 
     def encode(self, frames: Any) -> Embeddings:
-        """As of `Segmenter`; of the frames of one sequence."""
+        """Return the embeddings of frames, from the cache where it has them."""
         prepared = frames if isinstance(frames, Prepared) else self.prepare(frames)
         found = []
         for canvas in torch.cat(prepared.canvases)[: prepared.count]:
@@ -88,12 +88,12 @@ class Once(Segmenter):
         return Embeddings(tuple(torch.cat(part) for part in features), prepared.frame_size)
 
     def forget(self) -> None:
-        """Before another sequence."""
+        """Empty the cache before another sequence."""
         self._seen.clear()
 
 
 def sequences(root: Path, names: Sequence[str]) -> Iterator[Clip]:
-    """Those under `JPEGImages` and `Annotations`, or some of them."""
+    """Yield the sequences under `JPEGImages` and `Annotations`, or those with the given names."""
     for folder in sorted((root / "JPEGImages").iterdir()):
         if names and folder.name not in names:
             continue
@@ -104,7 +104,7 @@ def sequences(root: Path, names: Sequence[str]) -> Iterator[Clip]:
 
 
 def clicks(mask: Bools, count: int) -> NDArray[np.float32]:
-    """(count, 2) simulated clicks (x, y) on an object, fewer if it is too small for them."""
+    """Return (count, 2) simulated clicks (x, y) on an object, fewer if it is too small."""
     left, found = mask.copy(), []
     radius = APART * (np.count_nonzero(mask) / np.pi) ** 0.5
     y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
@@ -118,7 +118,7 @@ def clicks(mask: Bools, count: int) -> NDArray[np.float32]:
 
 
 def carried(segmenter: Segmenter, one: Clip, frame: int, count: int, config: TrackConfig) -> Bools:
-    """(K, T, H, W) of `mask_video`."""
+    """Return the masks (K, T, H, W) of `mask_video`."""
     rows = [
         {"object_id": i, "frame": frame, "x": float(x), "y": float(y)}
         for i in one.objects
@@ -129,7 +129,7 @@ def carried(segmenter: Segmenter, one: Clip, frame: int, count: int, config: Tra
 
 
 def standing(segmenter: Segmenter, one: Clip, frame: int, count: int) -> Bools:
-    """(K, T, H, W) with the clicks left where they are, on every frame."""
+    """Return masks (K, T, H, W) from the same clicks on every frame."""
     points = [clicks(one.truth[frame] == i, count) for i in one.objects]
     labels = [np.ones(len(each), np.int64) for each in points]
     masks = []
@@ -143,7 +143,7 @@ def standing(segmenter: Segmenter, one: Clip, frame: int, count: int) -> Bools:
 
 
 def flowed(one: Clip, frame: int, first: Bools) -> Bools:
-    """(K, T, H, W) of masks (K, H, W) of one frame, moved by dense flow to all others."""
+    """Move the masks (K, H, W) of one frame to all others by dense flow: (K, T, H, W)."""
     with Video.open(one.folder) as video:
         grey = [cv2.cvtColor(each.image, cv2.COLOR_RGB2GRAY) for each in video]
     masks: dict[int, NDArray[np.float32]] = {frame: first.astype(np.float32)}
@@ -158,7 +158,7 @@ def flowed(one: Clip, frame: int, first: Bools) -> Bools:
 
 
 def score(one: Clip, found: Bools) -> list[float]:
-    """J&F of each object."""
+    """Return J&F of each object."""
     return [
         sum(davis(list(one.truth == i), list(masks))) / 2
         for i, masks in zip(one.objects, found, strict=True)
@@ -166,7 +166,7 @@ def score(one: Clip, found: Bools) -> list[float]:
 
 
 def compare(segmenter: Once, one: Clip, count: int, middle: bool) -> dict[str, list[float]]:
-    """J&F of each object, by way."""
+    """Return J&F of each object, by method."""
     frame = len(one.truth) // 2 if middle else 0
     ours = carried(segmenter, one, frame, count, TrackConfig())
     stand = standing(segmenter, one, frame, count)
@@ -178,18 +178,18 @@ def compare(segmenter: Once, one: Clip, count: int, middle: bool) -> dict[str, l
 
 
 def report(title: str, results: dict[str, dict[str, list[float]]]) -> None:
-    """A table by sequence, and means over all objects, over those tuned on, and over the others."""
-    ways = list(next(iter(results.values())))
-    print(f"\n{title}\n| sequence | {' | '.join(ways)} |\n| --- |{' ---: |' * len(ways)}")
-    for name, by_way in results.items():
-        print(f"| {name} | {' | '.join(f'{np.mean(by_way[w]):.3f}' for w in ways)} |")
+    """Print a table by sequence, and means over all, the tuned-on and the other sequences."""
+    methods = list(next(iter(results.values())))
+    print(f"\n{title}\n| sequence | {' | '.join(methods)} |\n| --- |{' ---: |' * len(methods)}")
+    for name, by_method in results.items():
+        print(f"| {name} | {' | '.join(f'{np.mean(by_method[m]):.3f}' for m in methods)} |")
     for label, names in (
         ("mean", list(results)),
         ("mean, tuned on", [n for n in results if n in TUNED_ON]),
         ("mean, others", [n for n in results if n not in TUNED_ON]),
     ):
         if names:
-            means = [np.mean([v for n in names for v in results[n][w]]) for w in ways]
+            means = [np.mean([v for n in names for v in results[n][m]]) for m in methods]
             print(f"| {label} | {' | '.join(f'{mean:.3f}' for mean in means)} |", flush=True)
 
 

@@ -1,8 +1,8 @@
-"""Peak memory of masking a long clip against a short one; should not grow with length.
+"""Peak memory of masking a long clip and a short one; it should not grow with length.
 
     python -m benchmarks.masking.video_memory --frames 300 3000 --json FILE
 
-Each clip is made first (a flower that goes to and fro over a town, 480 x 270), then masked with
+Each clip is made first (a flower that moves over a town, 480 x 270), then masked with
 `mini` in a process of its own, from one click on its first frame.
 """
 

@@ -1,1 +1,1 @@
-"""The table of prompts: read, checked, and what a person asked of each object."""
+"""Manifests: tables of prompts, read, checked, and fitted to their videos."""

@@ -1,4 +1,4 @@
-"""The rows of a manifest: their columns, and how each is read.
+"""Rows of a manifest: their columns, and how each is read.
 
 One row is a point, a box, or a remark about an object (accept, end, absent):
 

@@ -1,1 +1,1 @@
-"""What masks are made into: rows of tables, other tools' formats, overlays, scores."""
+"""Outputs of masks: rows of tables, other tools' formats, overlays, scores."""

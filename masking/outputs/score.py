@@ -17,7 +17,7 @@ _VOID = 255
 
 @dataclass(frozen=True)
 class Truth:
-    """The true masks of a frame."""
+    """True masks of a frame."""
 
     objects: Mapping[int, Bools]
     """(H, W) bool by object id; an object without one is not to be seen."""

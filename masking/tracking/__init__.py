@@ -1,1 +1,1 @@
-"""Clicks carried through a video as masks, with a state that says what can be trusted."""
+"""Tracking: masks through a video from clicks, with states that say which can be trusted."""

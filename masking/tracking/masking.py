@@ -73,15 +73,15 @@ class Masking:
         return replace(reached, backward=dict(reached.backward))
 
     def __iter__(self) -> Iterator[FrameMasks]:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __enter__(self) -> Self:
-        """Itself; it is closed at the end."""
+        """Return itself; it is closed at the end."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """As `close`."""
+        """Close it."""
         self.close()
 
     def __next__(self) -> FrameMasks:

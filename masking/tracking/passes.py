@@ -1,4 +1,4 @@
-"""The backward and the forward pass over a video, merged frame by frame.
+"""Passes over a video, backward and forward, merged frame by frame.
 
 Frames before an object's first prompt, and between two prompts, are tracked backward first; their
 masks wait as run lengths. Then the video is streamed forward, once. Between prompts the masks of

@@ -1,4 +1,4 @@
-"""The state of a video that is being masked, as a value that can be saved and resumed.
+"""State of a video that is being masked, as a value that can be saved and resumed.
 
 A file holds plain containers, tensors and the names of dataclasses: what
 `torch.load(weights_only=True)` reads, which runs no code.

@@ -1,4 +1,4 @@
-"""The settings, the state and the results of tracking; `masking.tracking.step` does a frame.
+"""Settings, state and results of tracking, as values; `masking.tracking.step` does a frame.
 
 Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: K objects, H x W
 pixels of the frame, h x w of low-resolution logits.
@@ -103,7 +103,7 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class Track:
-    """The tracker's state of one object."""
+    """State of one object in the tracker."""
 
     state: State | None = None
     """State on the last frame; None: not tracked yet, or not any more."""

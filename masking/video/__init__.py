@@ -1,1 +1,1 @@
-"""Frames of videos and image folders, forward and backward, and films written from them."""
+"""Videos and image folders: their frames, forward and backward, and films written from them."""

@@ -49,7 +49,7 @@ class Video:
         return cls(path, VideoFile(path))
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""Whether a video file is shorter than it says, because an upload of it broke off."""
+"""Detection of video files that are shorter than their header says, as after a failed upload."""
 
 from pathlib import Path
 

@@ -88,7 +88,7 @@ class Film:
         self._sound = _Sound(sound, self._container) if sound is not None else None
 
     def __enter__(self) -> Self:
-        """Itself."""
+        """Return itself."""
         return self
 
     def __exit__(

@@ -60,7 +60,7 @@ def test_ids_that_some_rows_lack_stay_whole():
         assert [video.video_id for video in sound] == ["7", "bucket/b/c"]
 
 
-def test_text_that_looks_like_the_end_of_a_line_is_none():
+def test_text_that_resembles_the_end_of_a_line_is_none():
     line = json.dumps(dict(ROWS[0], camera="north\u2028east"), ensure_ascii=False)
     (video,), _, _ = read_manifest(parse_table("m.jsonl", line.encode()))
     assert video.extra == {"camera": "north\u2028east"}
@@ -97,7 +97,7 @@ def test_a_video_is_called_after_its_uri(uri, name):
     assert default_id(uri) == name
 
 
-def test_faults_of_a_video_leave_the_others_alone():
+def test_faults_of_a_video_do_not_touch_the_others():
     rows = [*ROWS, {"uri": "d.mp4", "object_id": 1, "frame": 0, "x": -4, "y": 2}]
     rows += [{"uri": "d.mp4", "object_id": 0, "frame": 0, "x": 4, "y": 2}]
     sound, faulty, loose = read_manifest(pd.DataFrame(rows))

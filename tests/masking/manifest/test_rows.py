@@ -130,6 +130,6 @@ def test_times_need_time_stamps():
     assert faults(row, times=[None] * 4)[0].endswith("this video has no timestamps")
 
 
-def test_what_lies_beyond_the_frames_that_were_looked_at_is_left_alone():
+def test_frames_beyond_the_known_ones_are_not_checked():
     (plan,) = plans(point(frame=2), times=TIMES[:3], complete=False)
     assert list(plan.prompts) == [2]

@@ -44,12 +44,12 @@ def test_rows_come_back_as_they_were_written():
     assert found.schema.equals(SCHEMA, check_metadata=True)
     frames = dict(frames_of(found))
     assert list(frames) == [0, 1]
-    first, unasked = frames[0]
+    first, untracked = frames[0]
     assert np.array_equal(mask_of(first), square(2))
     assert (first["area"], first["box"], first["state"]) == (100, [2, 4, 10, 10], "tracked")
     assert first["time_s"] == 0
-    assert unasked["rle"] is None
-    assert unasked["state"] is None
+    assert untracked["rle"] is None
+    assert untracked["state"] is None
     empty = frames[1][1]
     assert (empty["area"], empty["box"]) == (0, None)
     assert empty["rle"] is not None
@@ -119,7 +119,7 @@ def test_exports_of_no_video_are_json(tmp_path):
     assert json.loads((tmp_path / "meta.json").read_text()) == {"videos": {}}
 
 
-def test_spans_to_look_at_worst_first():
+def test_spans_come_worst_first():
     states = ["tracked", "uncertain", "uncertain", "tracked", "lost", "lost", "lost", "recovered"]
     rows = [
         {"frame": i, "object_id": 3, "state": state, "quality": 0.5 - 0.1 * i}

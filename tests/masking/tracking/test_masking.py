@@ -81,8 +81,8 @@ def test_between_prompts_both_ways_are_merged(clip, path):
     assert {frame.found[0].direction for frame in found[21:]} == {"forward"}
 
 
-def test_prompts_that_disagree_are_told_where_they_meet(clip, path):
-    """The second prompt is on the other object: the nearer one wins, and it is said."""
+def test_where_prompts_disagree_masks_are_uncertain(clip, path):
+    """The second prompt is on the other object: the nearer one wins, and the state says so."""
     found = list(masking.mask_video(path, [row(0, 30, 40), row(20, 90, 70)], segmenter()))
     assert all(right(clip[:9], found[:9], 1))
     assert all(right(clip[12:], found[12:], 2))
@@ -106,9 +106,9 @@ def test_spans_ends_and_absence(clip, path):
     assert not any(frame.masks.any() for frame in [*found[:3], *found[9:14], *found[16:]])
 
 
-def test_words_without_a_place(clip, path):
-    """A correction by negatives alone goes on from what is there, and nothing goes back; an accept
-    speaks of masks that are there, so it changes none."""
+def test_prompts_without_a_place(clip, path):
+    """Negative points correct the mask that is there, and nothing is tracked backward from them;
+    an accept changes no mask."""
     rows = [
         row(0, 30, 40),
         {"object_id": 1, "frame": 9, "role": "accept"},
@@ -124,7 +124,7 @@ def test_words_without_a_place(clip, path):
     assert states[5:] == ["absent"] * 19
 
 
-def test_what_runs_ahead_keeps_order_and_hands_on_what_fails():
+def test_prefetching_keeps_the_order_and_raises_what_fails():
     def numbers(closed):
         try:
             yield from range(50)
@@ -152,7 +152,7 @@ def test_a_run_that_is_left_frees_its_thread(path):
     run = masking.mask_video(path, [row(0, 30, 40)], segmenter())
     next(run)
     assert set(threading.enumerate()) - before
-    gc.disable()  # reference counts alone do it
+    gc.disable()  # reference counts are enough
     try:
         del run
         assert not set(threading.enumerate()) - before
@@ -184,8 +184,8 @@ def test_the_garbage_collector_may_close_it_in_its_own_thread():
     assert done.wait(10)
 
 
-def test_a_negative_click_alone_corrects_the_mask_that_is_there(path, clip):
-    """A role need not be given: what is no place to start from goes on from what there is."""
+def test_a_single_negative_click_corrects_the_mask_that_is_there(path, clip):
+    """Without a role, too: a prompt that does not locate the object starts from its mask."""
     rows = [row(0, 30, 40), row(14, 100, 70, label=0)]
     found = list(masking.mask_video(path, rows, segmenter()))
     assert all(right(clip, found))
@@ -197,8 +197,8 @@ def test_a_negative_click_alone_corrects_the_mask_that_is_there(path, clip):
         assert "lost" not in states
 
 
-def test_an_object_is_not_asked_for_after_its_last_frame(path):
-    """Not by others either: its points are no negatives of theirs any more."""
+def test_an_object_is_not_tracked_after_its_last_frame(path):
+    """Nor are its points negative points of others any more."""
     eyes = segmenter()
     rows = [row(0, 30, 40, end_frame=10), row(0, 130, 70, 2), row(14, 102, 70, 2)]
     found = list(masking.mask_video(path, rows, eyes))
@@ -215,7 +215,7 @@ def test_an_object_is_not_asked_for_after_its_last_frame(path):
 
 
 @pytest.mark.parametrize("stop", [1, 7, 13, 23])
-def test_goes_on_after_any_frame(path, tmp_path, stop):
+def test_resumes_after_any_frame(path, tmp_path, stop):
     rows = [row(0, 30, 40), row(16, 98, 70, 2)]
     whole = list(masking.mask_video(path, rows, segmenter()))
     first = masking.mask_video(path, rows, segmenter())
@@ -288,7 +288,7 @@ def test_a_file_that_is_no_video(tmp_path):
         masking.mask_video(tmp_path / "notes.mp4", [row(0, 1, 1)], segmenter())
 
 
-def test_a_state_goes_on_only_with_what_it_was_made_with(path, tmp_path):
+def test_a_state_resumes_only_what_it_was_made_with(path, tmp_path):
     run = masking.mask_video(path, [row(0, 30, 40)], segmenter())
     next(run)
     state = run.state

@@ -14,17 +14,17 @@ from masking.tracking.state import Scene, TrackConfig
 from tests.moving import SIZE, picture, segmenter
 
 
-def follow(clip, asked, config=None, tracker=None, start=0):
+def follow(clip, prompts, config=None, tracker=None, start=0):
     """States and masks (K, H, W) of every frame of [(image, labels)], and the last tracker."""
     seeing = segmenter()
-    count = 1 + max((row for words in asked.values() for row in words), default=0)
+    count = 1 + max((row for given in prompts.values() for row in given), default=0)
     tracker = tracker or track.begin(count)
     states, masks = [], []
     for index, (image, _) in enumerate(clip[start:], start):
         embeddings = seeing.encode(image[None])
         scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
         tracker, found = step.advance(
-            seeing, config or TrackConfig(), tracker, scene, asked.get(index, {})
+            seeing, config or TrackConfig(), tracker, scene, prompts.get(index, {})
         )
         states.append(found.states)
         masks.append((seeing.upsample(found.logits, SIZE) > 0).numpy())
@@ -112,8 +112,8 @@ def test_all_objects_of_a_frame_are_decoded_in_one_call():
         assert seeing.network.calls == ([3, 3] if index == 0 else [3])  # a click has two passes
 
 
-def told(asked, config=None):
-    """What the network is told of each object in each round: [(points, labels, with a mask)]."""
+def prompts_given(prompts, config=None):
+    """Prompts of each object in each round of the network: [(points, labels, with a mask)]."""
     seeing, rounds = segmenter(), []
     decode = seeing.network.decode
 
@@ -135,13 +135,13 @@ def told(asked, config=None):
     image, _ = picture({1: (40, 40, 14), 2: (110, 60, 14)})
     embeddings = seeing.encode(image[None])
     scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
-    step.advance(seeing, config or TrackConfig(), track.begin(len(asked)), scene, asked)
+    step.advance(seeing, config or TrackConfig(), track.begin(len(prompts)), scene, prompts)
     return rounds
 
 
-def test_of_a_persons_clicks_those_are_told_that_correct_the_mask():
+def test_only_clicks_that_correct_the_mask_are_given():
     places = np.array([[60, 20], [40, 40], [44, 44], [110, 60], [36, 36]], np.float32)
-    rounds = told({0: FramePrompt(places, np.array([0, 1, 1, 1, 0]))})
+    rounds = prompts_given({0: FramePrompt(places, np.array([0, 1, 1, 1, 0]))})
     assert rounds[:-1] == [
         [([[40, 40]], [1], False)],
         [([[40, 40], [110, 60]], [1, 1], True)],
@@ -150,21 +150,21 @@ def test_of_a_persons_clicks_those_are_told_that_correct_the_mask():
     assert rounds[-1] == rounds[-2]  # once more, with its own mask
 
 
-def test_a_box_is_told_before_the_clicks():
+def test_a_box_is_given_before_the_clicks():
     box = np.array([26, 26, 55, 55], np.float32)
-    rounds = told(
+    rounds = prompts_given(
         {0: FramePrompt(np.array([[42, 42], [110, 60]], np.float32), np.ones(2, int), box)}
     )
     assert rounds[:2] == [[([], [], False)], [([[110, 60]], [1], True)]]
 
 
 def test_clicks_on_other_objects_are_negatives_where_the_mask_holds_them():
-    asked = {0: click(40, 40), 1: click(44, 44), 2: click(110, 60)}
+    prompts = {0: click(40, 40), 1: click(44, 44), 2: click(110, 60)}
     first = [([[x, y]], [1], False) for x, y in ((40, 40), (44, 44), (110, 60))]
     second = [([[40, 40], [44, 44]], [1, 0], True), ([[44, 44], [40, 40]], [1, 0], True)]
-    assert told(asked)[:2] == [first, second]
-    alone = told(asked, TrackConfig(exclusive=False))
-    assert all(labels == [1] for rounds in alone for _, labels, _ in rounds)
+    assert prompts_given(prompts)[:2] == [first, second]
+    shared = prompts_given(prompts, TrackConfig(exclusive=False))
+    assert all(labels == [1] for rounds in shared for _, labels, _ in rounds)
 
 
 def test_settings_are_accepted_under_their_former_names_with_a_warning():
@@ -175,16 +175,16 @@ def test_settings_are_accepted_under_their_former_names_with_a_warning():
         TrackConfig(likeness=0.4, similarity=0.4)
 
 
-def test_a_step_changes_nothing_that_it_was_given_and_goes_on_from_a_file(tmp_path):
+def test_a_step_changes_nothing_that_it_was_given_and_resumes_from_a_file(tmp_path):
     clip = [picture({1: (30 + 2 * t, 40 + t, 14)}) for t in range(14)]
-    asked = {0: {0: click(30, 40)}}
-    _, whole, _ = follow(clip, asked)
-    _, _, half = follow(clip[:7], asked)
+    prompts = {0: {0: click(30, 40)}}
+    _, whole, _ = follow(clip, prompts)
+    _, _, half = follow(clip[:7], prompts)
     torch.save(snapshot.plain(half), tmp_path / "state")
     loaded = torch.load(tmp_path / "state", weights_only=True)
     restored = snapshot.restored(loaded)
     for tracker in (half, half, restored):
-        _, rest, _ = follow(clip, asked, tracker=tracker, start=7)
+        _, rest, _ = follow(clip, prompts, tracker=tracker, start=7)
         assert np.array_equal(rest, whole[7:])
 
 
@@ -266,10 +266,10 @@ def test_memory_in_tiles_reads_what_all_pairs_of_cells_give(grid):
 def test_of_frames_with_prompts_each_objects_first_and_last_stay():
     memory = memories.Memory((1, 1))
     for index in range(40):
-        told = (index % 2 == 0, index == 3)
-        known = torch.tensor(told, dtype=torch.float32)
+        prompted = (index % 2 == 0, index == 3)
+        known = torch.tensor(prompted, dtype=torch.float32)
         keys, shares = torch.full((1, 1), float(index)), torch.zeros(2, 1)
-        memory = memory.keep(memories.Remembered(keys, shares, known, told))
+        memory = memory.keep(memories.Remembered(keys, shares, known, prompted))
     assert [int(frame.keys) for frame in memory.prompted] == [0, 3, *range(26, 40, 2)]
 
 
