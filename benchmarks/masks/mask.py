@@ -2,8 +2,8 @@
 
     python -m benchmarks.masks.mask --json benchmarks/results/masks/mask.json
 
-1. Overlap: a sleep of 25 ms per frame replaces encoder and decoder; it leaves the CPU idle, as a GPU
-   at work does. The result is the rate of the job over the ideal rate, workers / 25 ms, from
+1. Overlap: a sleep of 25 ms per frame replaces encoder and decoder; it leaves the CPU idle, as a
+   GPU at work does. The result is the rate of the job over the ideal rate, workers / 25 ms, from
    the start of the first video to the end of the last one, and with the start-up of the job. One
    worker has the machine to itself; several share it, each as if it had a GPU of its own.
 2. The same with `mini` and the largest number of workers: the time in which encoder and decoder

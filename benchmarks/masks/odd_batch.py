@@ -30,6 +30,8 @@ from jobs.run.machine import hardware, versions
 SIZE = (96, 160)
 LAST = 19
 """Last frame that is masked; all frames are decoded."""
+FACTS = ("status", "code", "frames", "corrupt_packets", "cut_off")
+"""Columns of videos.parquet that the result has."""
 
 
 def expected(row: dict[str, str]) -> str:
@@ -104,8 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {}
     for row in ledger:
         name, end = wanted[row["video_id"]]
-        keys = ("status", "code", "frames", "corrupt_packets", "cut_off")
-        facts = {key: row[key] for key in keys}
+        facts = {key: row[key] for key in FACTS}
         found[name] = facts | {"expected": end, "as_expected": fits(row, end)}
     other = {name: one for name, one in found.items() if not one["as_expected"]}
     no_code = [n for n, one in found.items() if one["status"] == "failed" and not one["code"]]

@@ -24,7 +24,7 @@ from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
 from jobs.weights.segmenter import load_segmenter, locate
-from masking.manifest.rows import ManifestError
+from masking.manifest.faults import ManifestError
 from masking.outputs.rows import MaskFile, spans
 from masking.segmenter.sam import Precision, Segmenter
 from masking.tracking.masking import Masking, resolve_prompts

@@ -1,4 +1,4 @@
-"""The stand-in that mask benchmarks measure with, and how odd files are judged."""
+"""The stand-in for encoder and decoder, and the expected status of unusual files."""
 
 import json
 import time
@@ -19,7 +19,7 @@ from masking.tracking.state import TrackConfig
 SIZE = (96, 160)
 
 
-def test_the_stand_in_is_followed_and_its_work_counted(tmp_path):
+def test_the_disc_of_the_stand_in_is_tracked_and_its_time_counted(tmp_path):
     clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
     manifest = stand_in.write_manifest(tmp_path / "clicks.csv", [clip.name], SIZE)
     settings = plan.settings_of(locate("mini"), "float32", TrackConfig())
@@ -49,7 +49,7 @@ def test_a_timed_network_answers_as_itself():
 
 
 def test_frames_that_are_encoded_once_are_those_of_the_segmenter(tmp_path):
-    """By whatever way `masking.mask_video` hands them over."""
+    """However `masking.mask_video` passes them on."""
     plain = load_segmenter("mini", torch.device("cpu"), "float32")
     clip = stand_in.write_clip(tmp_path / "v.mp4", 6, SIZE)
     clicks = [{"object_id": 1, "frame": 0, "x": 20, "y": 30}]
@@ -61,7 +61,7 @@ def test_frames_that_are_encoded_once_are_those_of_the_segmenter(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_odd_files_are_judged_by_the_table_and_by_what_it_does_not_count():
+def test_the_expected_status_of_unusual_files():
     assert odd_batch.expected({"decoded_frames": "0", "decode_errors": "3"}) == "failed"
     assert odd_batch.expected({"decoded_frames": "9", "decode_errors": "1"}) == "partial"
     assert odd_batch.expected({"decoded_frames": "9", "decode_errors": ""}) == "ok"

@@ -34,7 +34,7 @@ def shown(t):
 
 @pytest.fixture(scope="module")
 def masked_run(tmp_path_factory, settings):
-    """A run over a clip of two objects, without Ray; its folder, videos beside it."""
+    """A run over a clip with two objects, without Ray: its folder, the run and its record."""
     folder = tmp_path_factory.mktemp("after")
     film(folder / "c.mp4", [shown(t) for t in range(FRAMES)])
     (folder / "clicks.csv").write_text(
@@ -49,7 +49,7 @@ def masked_run(tmp_path_factory, settings):
 
 
 def write_truth(folder, video="c"):
-    """As DAVIS has it, with a void corner on one frame."""
+    """Write true masks as DAVIS does, with a void corner on one frame."""
     target = folder / "Annotations/480p" / video
     target.mkdir(parents=True)
     for t in range(FRAMES):
@@ -66,7 +66,7 @@ def test_scores_are_those_of_davis(masked_run, tmp_path):
     found = score.score_video(out, "c", Location.parse(tmp_path))
     frames = list(frames_of(pq.read_table(io.BytesIO((out / "masks/c.parquet").read_bytes()))))
     assert found["frames"] == FRAMES - 2
-    assert set(found["objects"]) == {1, 2}  # the truth knows no third
+    assert set(found["objects"]) == {1, 2}  # the true masks have no third object
     for place, number in enumerate((1, 2)):
         truth = [shown(t)[1] == number for t in range(FRAMES)]
         masks = [mask_of(rows[place], owned=True) for _, rows in frames]
@@ -136,7 +136,7 @@ def test_the_ledger_says_where_videos_are_now(masked_run, settings, tmp_path):
     assert table["uri"].to_pylist() == ["/elsewhere/c.mp4"]
 
 
-def test_exports_leave_nothing_of_earlier_masks(masked_run):
+def test_exports_delete_files_of_earlier_masks(masked_run):
     _, out, record = masked_run
     frames = {f"{t:05d}.png" for t in range(FRAMES)}
     for place in ("davis/c", "png/c/1", "png/c/9"):
@@ -198,7 +198,7 @@ def test_a_mask_run_is_training_data(masked_run, cache):
     assert masked.as_pairs(out, 0) != file
 
 
-def test_what_is_not_sure_is_void_and_frames_are_spread():
+def test_uncertain_masks_are_void_and_frames_are_spread():
     size = {"height": 4, "width": 4, "owned": None}
     from masking.images.masks import encode_rle
 
@@ -219,7 +219,7 @@ def test_what_is_not_sure_is_void_and_frames_are_spread():
     assert max(np.diff(found)) <= 4
 
 
-def test_videos_that_are_gone_or_others_are_named(masked_run, tmp_path):
+def test_videos_that_are_missing_or_changed_are_named(masked_run, tmp_path):
     folder, out, record = masked_run
     copy = Location.parse(tmp_path / "run")
     copy.upload(out.local_path)

@@ -37,7 +37,7 @@ def test_the_largest_come_first_and_survive_json(clips, settings):
     assert next(w for w in found.work if w.video_id == "c0").extra == {"camera": "north"}
 
 
-def test_a_key_hangs_on_file_prompts_and_settings(clips, settings, tmp_path):
+def test_a_key_depends_on_file_prompts_and_settings(clips, settings, tmp_path):
     def keys(settings=settings, manifest=None):
         text = (clips / "clicks.csv").read_text() if manifest is None else manifest
         (tmp_path / "m.csv").write_text(text)
@@ -105,7 +105,7 @@ def test_a_video_that_fails_is_a_record_with_its_code(clips, settings, tmp_path)
     assert json.loads(worker({"work": gone.to_json()})["record"])["code"] == "not_found"
 
 
-def test_what_ends_its_worker_twice_is_let_alone_unless_nodes_fell(tmp_path):
+def test_a_video_that_ends_its_worker_twice_is_quarantined_unless_nodes_failed(tmp_path):
     nodes = {"a": True, "b": True}
     attempts = Attempts(Location.parse(tmp_path), lambda name: nodes[name])
     assert attempts.begin("v/1", "a") is None
@@ -179,7 +179,7 @@ def test_faults_stop_the_job_before_it_starts_and_check_only_checks(clips, tmp_p
 
 
 def made(clips, settings, out, count=2):
-    """Some videos masked and published, without Ray: the plan, and their records."""
+    """Mask and publish some videos without Ray; returns the plan and their records."""
     worker, found = masker(out.local_path, clips, settings), plan(clips, settings)
     records = [json.loads(worker({"work": w.to_json()})["record"]) for w in found.work[:count]]
     for record in records:
@@ -200,7 +200,7 @@ def test_an_export_that_fails_costs_the_others_nothing(clips, settings, tmp_path
     assert (out / "export/youtube-vos/meta.json").exists()
 
 
-def test_exports_of_masks_that_are_made_anew_do_not_stay(clips, settings, tmp_path):
+def test_exports_of_masks_that_are_made_again_are_deleted(clips, settings, tmp_path):
     out = Location.parse(tmp_path / "out")
     found, (first, second) = made(clips, settings, out)
     kinds = ("overlay", "davis", "png", "coco")
@@ -225,7 +225,7 @@ def test_a_marker_without_its_masks_is_not_done(clips, settings, tmp_path):
     ]
 
 
-def test_storage_that_stumbles_costs_one_video_and_not_the_batch(clips, settings, tmp_path):
+def test_a_failure_of_storage_costs_one_video_and_not_the_batch(clips, settings, tmp_path):
     worker, work = masker(tmp_path, clips, settings), plan(clips, settings).work[0]
 
     def refuse(*args):
@@ -241,7 +241,7 @@ def test_storage_that_stumbles_costs_one_video_and_not_the_batch(clips, settings
 
 @pytest.mark.parametrize("after", [False, True])
 def test_publishing_is_tried_again(clips, settings, tmp_path, monkeypatch, after):
-    """Whether storage refused the move, or moved and did not say so."""
+    """Storage refused the move, or moved the file and its answer was lost."""
     monkeypatch.setattr(batch, "PUBLISH_WAITS", (0.0, 0.0))
     out, move, tries = Location.parse(tmp_path / "out"), Location.move, []
 
@@ -279,7 +279,7 @@ def test_a_second_start_on_the_same_folder_is_refused(clips, tmp_path, capsys):
         pass
 
 
-def test_a_name_that_begins_with_a_tilde_is_no_home(clips, tmp_path):
+def test_a_name_that_begins_with_a_tilde_is_not_the_home_folder(clips, tmp_path):
     (tmp_path / "~tmp.mp4").write_bytes((clips / "c0.mp4").read_bytes())
     (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\n~tmp.mp4,1,0,32,40\n")
     (work,) = mask_plan.plan_batch([str(tmp_path / "m.csv")], None, "settings").work
@@ -287,14 +287,14 @@ def test_a_name_that_begins_with_a_tilde_is_no_home(clips, tmp_path):
     assert Location.parse(work.uri).exists()
 
 
-def test_ids_too_long_for_a_file_have_markers_all_the_same(tmp_path):
+def test_ids_that_are_too_long_for_a_file_name_have_markers(tmp_path):
     out, long = Location.parse(tmp_path), "長い名前/" * 60 + "clip"
     assert len(marker_place(out, long).name) < 100
     marker_place(out, long).write_json({"video_id": long})
     assert list(read_markers(out)) == [long]
 
 
-def test_a_uri_that_is_no_place_is_a_fault_of_its_row(clips, settings, tmp_path):
+def test_a_uri_that_is_no_location_is_a_fault_of_its_row(clips, settings, tmp_path):
     (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nhttps://x/a.mp4,1,0,3,4\n")
     found = mask_plan.plan_batch([str(tmp_path / "m.csv")], None, settings)
     assert "m.csv: row 1: uri is 'https://x/a.mp4'; expected a file" in found.faults[0]
