@@ -1,4 +1,4 @@
-"""Test accuracy of a recipe over seeds: mean, spread and time, each run from nothing.
+"""Test accuracy of a recipe over seeds: mean, standard deviation and time of whole trainings.
 
 python -m benchmarks.training.accuracy --config digits.yaml --seeds 5 --workers 2
 python -m benchmarks.training.accuracy --config cifar10_cpu.yaml --seeds 1 --workers 2 --data PATH
@@ -17,7 +17,7 @@ COLUMNS = ("val_accuracy", "test_accuracy", "train_s", "images_per_s", "peak_rss
 
 
 def train(config: str, seed: int, out: Path, more: Sequence[str]) -> dict[str, Any]:
-    """Run the job, or go on with it; returns its summary."""
+    """Run or resume the job; returns its summary."""
     flags = ["--config", config, "--seed", str(seed), "--out", str(out), *more]
     subprocess.run([sys.executable, "-m", "jobs.train", *flags], check=True)
     return json.loads((out / "summary.json").read_text())
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", default="digits.yaml")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy"))
-    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--json", type=Path, help="file for the result")
     options, more = parser.parse_known_args(argv)
     name = Path(options.config).stem
     summaries = [

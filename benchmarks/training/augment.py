@@ -1,24 +1,22 @@
-"""Time of every augmentation, in microseconds a sample, beside torchvision's transforms v2.
+"""Time of every augmentation, in microseconds per sample, beside torchvision's transforms v2.
 
     python -m benchmarks.training.augment --json augment.json
     python -m benchmarks.training.augment --batch 16 --stored 256 --size 224 --repeats 5
 
-A few minutes each on one core. Ours takes a batch, with another choice for every sample;
+Each takes a few minutes on one core. Ours augments a batch, with a choice for every sample;
 torchvision is called sample by sample, on tensors and on PIL images, as data loaders do (mixup and
-cutmix, which draw once a batch there, on the whole batch). Every repeat measures each path once on
-the same images in turn, so that a noisy machine is noisy for all of them; times are of the process
-(not of the wall), one thread. With `--device cuda` ours runs there and all times are of the wall,
-the device synchronised; torchvision's stay on the CPU.
+cutmix, which draw once per batch there, on the whole batch). Every repeat measures each path once
+on the same images in turn, so that noise of the machine affects all of them. Times are CPU times of
+one thread; with `--device cuda` ours runs there, torchvision stays on the CPU, and all times are
+wall times with the device synchronised.
 
 The last column is the share of a training step (forward, backward, AdamW; without augmentation) of
-`cifar10_seed.yaml`'s model at batch 128 on the same device, measured in the same run: float32, on a
-GPU bfloat16.
+`cifar10_seed.yaml`'s model at batch 128 on the same device, measured in the same run, in float32 or
+on a GPU in bfloat16.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -30,11 +28,11 @@ from typing import Any
 import PIL
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from jobs.run.machine import hardware, versions
 from vit.augment.augment import augment, center_crop, erase, mix, normalize
 from vit.augment.operations import OPS, operate
 from vit.config import AugmentConfig, ModelConfig
@@ -55,14 +53,14 @@ AMOUNTS = {
 }
 
 Run = Callable[[int], Any]
-"""One path through one stage: a function of the number of the repeat."""
+"""A path through a stage: a function of the repeat's number."""
 Stages = dict[str, tuple[Run | None, ...]]
-"""By stage, PATHS; none where torchvision has no such path."""
+"""The runs of PATHS by stage; None where torchvision has no such path."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One path through one stage, in microseconds of one core a sample."""
+    """The times of one path through one stage, in microseconds per sample."""
 
     stage: str
     path: str
@@ -70,31 +68,31 @@ class Row:
     min: float
     max: float
     n: int
-    """Repeats."""
+    """Number of repeats."""
     ratio: float
-    """Median over that of ours in this stage."""
+    """Median divided by the median of ours in this stage."""
     step_share: float
-    """Median over a sample's part of a training step of the seed's model."""
+    """Median divided by the time per sample of a training step of the seed's model."""
 
 
 class Operation(v2.AutoAugment):
-    """One operation of torchvision's policies, always."""
+    """A transform that always applies one operation of torchvision's policies."""
 
     def __init__(self, op: str) -> None:
-        """Of this name."""
+        """Take the operation's name."""
         super().__init__()
         self.op = op
         self.amount = AMOUNTS.get(op, 0.0) / (255 if op == "Solarize" else 1)
 
     def forward(self, image: Any) -> Any:
-        """Do it to a tensor or a PIL image."""
+        """Apply the operation to a tensor or a PIL image."""
         return self._apply_image_or_video_transform(
             image, self.op, self.amount, interpolation=self.interpolation, fill=self._fill
         )
 
 
 def one_by_one(images: Tensor, *transforms: nn.Module) -> tuple[Run, Run]:
-    """The transforms on each sample by itself: as uint8 tensors, as PIL images."""
+    """Return runs of the transforms sample by sample: on uint8 tensors, on PIL images."""
     chain = v2.Compose(transforms)
     tensors, pictures = list(images), [TF.to_pil_image(image) for image in images]
     return lambda _: [chain(t) for t in tensors], lambda _: [chain(p) for p in pictures]
@@ -102,18 +100,18 @@ def one_by_one(images: Tensor, *transforms: nn.Module) -> tuple[Run, Run]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of ours, and what does the same in torchvision."""
+    """Settings of ours, and the same in torchvision."""
 
     config: AugmentConfig
     chain: list[nn.Module]
-    """Sample by sample."""
+    """Transforms of torchvision that run sample by sample."""
     batch: nn.Module | None = None
-    """Then once a batch."""
+    """Transform of torchvision that then runs once per batch."""
     floats: bool = False
-    """Whether up to the model, or images of bytes."""
+    """Whether the result is normalised floats, or uint8 images."""
 
     def ours(self, images: Tensor, size: int, device: torch.device) -> Run:
-        """Of a batch of stored images."""
+        """Return the run of ours on a batch of stored images."""
         stored, samples, config = images.to(device), torch.arange(len(images)), self.config
 
         def run(repeat: int) -> Tensor:
@@ -128,7 +126,7 @@ class Recipe:
         return run
 
     def theirs(self, images: Tensor) -> tuple[Run, Run]:
-        """Of tensors, of PIL images."""
+        """Return the runs of torchvision on tensors and on PIL images."""
         tensors, pictures = one_by_one(images, *self.chain)
         if self.batch is None:
             return tensors, pictures
@@ -140,7 +138,7 @@ class Recipe:
 
 
 def recipes(size: int) -> dict[str, Recipe]:
-    """Crops, the flip, automatic augmentation on top of them, and whole recipes."""
+    """Return crops, the flip, automatic augmentation after them, and whole recipes."""
     crop, resized = v2.RandomCrop(size, padding=4), v2.RandomResizedCrop(size)
     flip, rand, auto = v2.RandomHorizontalFlip(), v2.RandAugment(), v2.AutoAugmentPolicy
     mixup, cutmix = v2.MixUp(num_classes=10), v2.CutMix(num_classes=10)
@@ -171,7 +169,7 @@ def recipes(size: int) -> dict[str, Recipe]:
 
 
 def operations(images: Tensor, device: torch.device) -> Stages:
-    """Every operation of the policies, done to every sample."""
+    """Return runs of every operation of the policies, applied to every sample."""
     seen = images.to(device)
 
     def ours(op: str) -> Run:
@@ -183,7 +181,7 @@ def operations(images: Tensor, device: torch.device) -> Stages:
 
 
 def floats(images: Tensor, device: torch.device) -> Stages:
-    """Normalising and what comes after it."""
+    """Return runs of normalisation and of what follows it."""
     inputs, samples = normalize(images, MEAN, STD), torch.arange(len(images))
     seen, ours, labels = images.to(device), inputs.to(device), torch.zeros_like(samples)
     blank, mixup, cutmix = (
@@ -204,7 +202,7 @@ def floats(images: Tensor, device: torch.device) -> Stages:
 
 
 def clock(device: torch.device) -> float:
-    """Seconds of this process; of the wall where a device works beside it."""
+    """Return CPU seconds of this process; with a GPU, wall seconds."""
     if device.type == "cpu":
         return time.process_time()
     torch.cuda.synchronize(device)
@@ -214,7 +212,7 @@ def clock(device: torch.device) -> float:
 def seconds(
     runs: dict[tuple[str, str], Run], repeats: int, device: torch.device
 ) -> dict[tuple[str, str], list[float]]:
-    """Of every run in turn, after one to warm up."""
+    """Time every run in turn, after one for warm-up; returns seconds."""
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for repeat in range(-1, repeats):
         for key, run in runs.items():
@@ -225,7 +223,7 @@ def seconds(
 
 
 def training_step(device: torch.device) -> Run:
-    """A step of the seed's model on inputs that are there."""
+    """Return a training step of the seed's model on fixed inputs."""
     model = build(SEED_MODEL, 10, 0).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     inputs = torch.randn(SEED_BATCH, 3, 32, 32).to(device)
@@ -242,7 +240,7 @@ def training_step(device: torch.device) -> Run:
 
 
 def measure(args: argparse.Namespace) -> tuple[list[Row], float]:
-    """Rows, and seconds of a training step; sets torch to one thread."""
+    """Return rows, and seconds of a training step; sets torch to one thread."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device(args.device)
@@ -283,30 +281,19 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], float]:
     return rows, step
 
 
-def environment(device: str) -> dict[str, str]:
-    """Hardware and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": str(os.cpu_count()),
-        "threads": "1",
-        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-    }
+def environment(device: str) -> dict[str, Any]:
+    """Return hardware and versions."""
+    name = device if device == "cpu" else torch.cuda.get_device_name(device)
+    return {"device": name, **hardware(), **versions(), "pillow": PIL.__version__}
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: a line a stage, a column a path."""
+    """Return a table in Markdown: a line per stage, a column per path."""
     cells: dict[str, dict[str, Row]] = {}
     for row in rows:
         cells.setdefault(row.stage, {})[row.path] = row
     lines = [
-        "µs a sample: median (min), ratio to ours",
+        "µs per sample: median (min), ratio to ours",
         "",
         f"|stage|{'|'.join(PATHS)}|ours of a step|",
         "|---|---|---|---|---|",
@@ -323,9 +310,9 @@ def table(rows: list[Row]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Measure, print, write; returns the exit code."""
+    """Measure, print and write the times; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--batch", type=int, default=128, help="samples a batch (128)")
+    parser.add_argument("--batch", type=int, default=128, help="samples per batch (128)")
     parser.add_argument(
         "--stored", type=int, default=32, help="side of stored images, at least --size (32)"
     )

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m benchmarks.training.plain_train --side steps --config CONFIG.yaml
 
-`loop` is `jobs.training.loop.run`: what it takes less than the job is the share of Ray. `steps` is
-a plain PyTorch loop over the same model, data, augmentation and optimizer, without checkpoints,
+`loop` is `jobs.training.loop.run`; its difference to the job is the share of Ray. `steps` is a
+plain PyTorch loop over the same model, data, augmentation and optimizer, without checkpoints,
 progress, metrics and agreement between ranks. Prints one line of JSON.
 """
 
@@ -29,16 +29,16 @@ from jobs.training import loop as worker
 from jobs.training.ranks import Ranks
 
 WARM_STEPS = 5
-"""First steps, in which caches fill, that sides other than the job leave out."""
+"""First steps, in which caches fill, that all sides but the job leave out."""
 
 
 def read(path: str) -> TrainConfig:
-    """The settings of all sides, as `benchmarks.training.train` wrote them."""
+    """Read the settings of all sides, which `benchmarks.training.train` wrote."""
     return parse(TrainConfig, ["--config", path], "benchmarks", "one side")
 
 
 def join(config: TrainConfig) -> Ranks:
-    """Threads and process group as `jobs.train` gives them to a worker."""
+    """Set threads and process group as `jobs.train` does; returns this rank."""
     torch.set_num_threads(max(1, int(config.cpus_per_worker)))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
@@ -54,40 +54,40 @@ def end(ranks: Ranks, result: dict[str, Any]) -> None:
 
 
 class Silent:
-    """Hooks that nobody listens to."""
+    """Hooks that do nothing."""
 
     def report(self, row: dict[str, Any]) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def progress(self, facts: dict[str, Any]) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def say(self, line: str) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def record(self, history: list[dict[str, Any]]) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def stop_requested(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
     def preempted(self) -> bool:
-        """Never."""
+        """Return False."""
         return False
 
 
 def loop(task: VitTask) -> float:
-    """Images/s of the epoch loop, as `jobs.train` counts them."""
+    """Return the images/s of the epoch loop, as `jobs.train` counts them."""
     with tempfile.TemporaryDirectory() as own:
         folder = Location.parse(task.ranks.agree(own))
         result = worker.run(task, task.config, folder, Silent())
-        task.ranks.gather(None)  # rank 0's folder goes when nobody reads it any more
+        task.ranks.gather(None)  # rank 0 deletes its folder after all ranks are done
     return result.state.step * task.config.batch_size / result.state.train_seconds
 
 
 def stepping(task: VitTask) -> Callable[[int], None]:
-    """A function that takes step `number` of the task's first epoch."""
+    """Return a function that takes step `number` of the task's first epoch."""
     bare = task.build()
     optimizer, average = task.optimizer(bare), task.average(bare)
     part = task.config.batch_size // task.ranks.world
@@ -104,7 +104,7 @@ def stepping(task: VitTask) -> Callable[[int], None]:
 
 
 def steps(task: VitTask, count: int) -> float:
-    """Images/s of `count` of the task's steps and nothing else, less the first ones."""
+    """Return the images/s of `count` of the task's steps, without the first ones."""
     step = stepping(task)
     for number in range(count):
         if number == WARM_STEPS:
@@ -114,11 +114,11 @@ def steps(task: VitTask, count: int) -> float:
 
 
 def main() -> None:
-    """Train for an epoch, or its first steps, and print the rate."""
+    """Train for an epoch, or for its first steps, and print the rate."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", choices=("loop", "steps"), required=True)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, help="of side steps; default: an epoch")
+    parser.add_argument("--steps", type=int, help="steps of side `steps`; default: an epoch")
     options = parser.parse_args()
     keep_memory()
     config = read(options.config)

@@ -38,7 +38,7 @@ STEPS = {"train": 40 * 20, "finetune": 40 * 5}
 
 
 def command_of(job: str, folder: Path, workers: int) -> list[str]:
-    """The command of a job without its --out; the data of `jobs.finetune` are made in `folder`."""
+    """Return the command of a job without --out; writes data of `jobs.finetune` to `folder`."""
     flags = [*FLAGS[job], "--save-minutes", "0.01", "--cpus-per-worker", "0.5"]
     if job == "finetune":
         flags += ["--data", str(write_squares(folder / "squares.parquet"))]
@@ -52,7 +52,7 @@ def start(command: list[str], out: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def step(out: Path) -> int:
-    """The step of the last checkpoint."""
+    """Return the step of the last checkpoint."""
     try:
         return int(json.loads((out / "checkpoints/last.json").read_text())["step"])
     except (OSError, ValueError):
@@ -60,13 +60,13 @@ def step(out: Path) -> int:
 
 
 def family(job: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The job and all that it started, its own Ray included."""
+    """Return the processes of the job, including its own Ray."""
     process = psutil.Process(job.pid)
     return [process, *process.children(recursive=True)]
 
 
 def worker_of(job: subprocess.Popen[bytes]) -> psutil.Process | None:
-    """One of the job's training workers."""
+    """Return one of the job's training workers, or None."""
     found = [p for p in family(job) if "RayTrainWorker" in " ".join(p.cmdline())]
     return random.choice(found) if found else None
 
@@ -74,7 +74,7 @@ def worker_of(job: subprocess.Popen[bytes]) -> psutil.Process | None:
 def soak(
     command: list[str], out: Path, after_steps: list[int], log: Path
 ) -> list[dict[str, object]]:
-    """Run to the end, with a kill after each of these steps; returns what was killed when."""
+    """Run to the end with a kill after each of these steps; returns what was killed when."""
     record: list[dict[str, object]] = []
     job = start(command, out, log)
     for number, after_step in enumerate(after_steps):
@@ -104,7 +104,7 @@ def soak(
 
 
 def final(out: Path) -> dict[str, torch.Tensor]:
-    """Weights and optimizer state of the last checkpoint."""
+    """Return weights and optimizer state of the last checkpoint."""
     name = json.loads((out / "checkpoints/last.json").read_text())["checkpoint"]
     folder = out / "checkpoints" / name
     weights, optimizer = (load_file(folder / f"{n}.safetensors") for n in ("weights", "optimizer"))
@@ -117,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--job", choices=list(FLAGS), default="train")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0, help="of the steps to kill after")
-    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the steps to kill after")
+    parser.add_argument("--json", type=Path, help="file for the result")
     options = parser.parse_args(argv)
     random.seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:

@@ -4,11 +4,11 @@
 
 Makes JPEG images of 32x32 in Parquet shards, smooth random colours from a fixed seed, and trains
 `cifar10_cpu.yaml`'s model on them with the task's own steps (no Ray, no evaluation, no saving):
-`resident` with the pixels decoded once into the cache, `streamed` with a quarter of the room they
-need, so that every image is decoded when it is wanted. Both in turn, each time in fresh processes,
-at the numerics that the first run decides on. Memory is of all processes of the training and of
-decoding together: what is theirs alone (USS), so without the pages that they share.
-Other flags go to `jobs.train`, such as `--precision float32`.
+`resident` with the pixels decoded once into the cache, `streamed` with a cache of a quarter of
+their size, so that every image is decoded when it is needed. Both run in turn, each time in fresh
+processes, at the numerics that the first run chooses. Memory is the sum of the unique set sizes
+(USS, without shared pages) of all processes of the training and of decoding. Other flags are passed
+to `jobs.train`, such as `--precision float32`.
 """
 
 import argparse
@@ -45,11 +45,11 @@ from jobs.training.ranks import Ranks
 SIDE, CLASSES, SHARD = 32, 10, 10_000
 WARMUP = 5
 SAMPLES = 20
-"""How often memory is looked at."""
+"""How often memory is measured in a run."""
 
 
 def make(folder: Path, images: int) -> None:
-    """Write `images` JPEGs into shards, unless they are there: the same ones every time."""
+    """Write `images` JPEGs into shards, the same ones every time, unless they exist."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, first in enumerate(range(0, images, SHARD)):
         path = folder / f"train-{number:03}.parquet"
@@ -63,7 +63,7 @@ def make(folder: Path, images: int) -> None:
 
 
 def jpeg(small: np.ndarray) -> bytes:
-    """A smooth picture of SIDE x SIDE through (6, 6, 3) colours, as JPEG (quality 75, 4:2:0)."""
+    """Return a smooth SIDE x SIDE picture of (6, 6, 3) colours as JPEG (quality 75, 4:2:0)."""
     file = io.BytesIO()
     picture = Image.fromarray(small).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     picture.save(file, "jpeg", quality=75)
@@ -71,14 +71,14 @@ def jpeg(small: np.ndarray) -> bytes:
 
 
 def train(rank: int, config: TrainConfig, port: int, given: dict[str, Any], out: Path) -> None:
-    """Some steps on one rank; rank 0 writes its figures to `out`.
+    """Train for some steps on one rank; rank 0 writes its figures to `out`.
 
     Args:
-        rank: of config.workers.
-        config: what to train on.
-        port: where ranks meet.
-        given: "steps", and what an earlier run settled as "numerics", if there was one.
-        out: a JSON file.
+        rank: this rank, of config.workers.
+        config: the settings of the training.
+        port: local port on which ranks meet.
+        given: "steps", and the "numerics" of an earlier run or None.
+        out: the JSON file.
     """
     keep_memory()
     torch.set_num_threads(1)
@@ -109,12 +109,12 @@ def train(rank: int, config: TrainConfig, port: int, given: dict[str, Any], out:
 
 
 def own_memory(pid: int) -> float:
-    """MiB that the processes below `pid` have for themselves."""
+    """Return the unique memory, in MiB, of all processes below `pid`."""
     sizes = []
     for process in psutil.Process(pid).children(recursive=True):
         try:
             sizes.append(process.memory_full_info().uss)
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the process has just ended
             continue
     return sum(sizes) / 2**20
 
@@ -130,7 +130,7 @@ def run(config: TrainConfig, given: dict[str, Any], folder: Path) -> dict[str, A
 
 
 def settings(options: argparse.Namespace, flags: Sequence[str], shards: Path) -> TrainConfig:
-    """The recipe's settings on the shards, with room for a quarter of their pixels."""
+    """Return the recipe's settings for the shards, with a cache for a quarter of their pixels."""
     room = options.images * 3 * SIDE * SIDE / 2**30 / 4
     needed = math.ceil((options.steps + WARMUP) * 128 / options.images) + 1
     own = ["--config", "cifar10_cpu.yaml", "--out", "unused", "--data", str(shards)]
@@ -182,7 +182,7 @@ def report(found: dict[str, Any], images: int, cache_gb: float) -> None:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Median, least and most."""
+    """Return the median, minimum and maximum as text."""
     middle, low, high = (format(f(values), form) for f in (statistics.median, min, max))
     return f"{middle} ({low} to {high})"
 
@@ -191,11 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Make the images, train on them both ways, print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=200_000)
-    parser.add_argument("--steps", type=int, default=300, help="that are timed")
+    parser.add_argument("--steps", type=int, default=300, help="steps that are timed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="keeps images and caches for another time")
-    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--folder", type=Path, help="keep images and caches in this folder")
+    parser.add_argument("--json", type=Path, help="file for the result")
     options, flags = parser.parse_known_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

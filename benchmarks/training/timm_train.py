@@ -1,20 +1,20 @@
-"""One side of `benchmarks.training.train`: the same training over timm's own parts.
+"""One side of `benchmarks.training.train`: the same training with timm's own parts.
 
     torchrun --nproc-per-node 2 -m benchmarks.training.timm_train --config CONFIG.yaml \\
         --loader-workers 1
 
 timm's ImageDataset reads the folder, its loader batches and normalises, its VisionTransformer,
-optimizer and scheduler train: what its `train.py` does a step, less what that does beside (meters,
-logs, checkpoints, `loss.item()`). What timm has no part for:
+optimizer and scheduler train. A step does what timm's `train.py` does, without meters, logs,
+checkpoints and `loss.item()`. Where timm has no such part:
 
-- a padded crop takes the place of its RandomResizedCrop in its own transform: torchvision's
-  RandomCrop; likewise the policies AutoAugment for CIFAR-10 and TrivialAugment are torchvision's
-  (AutoAugment for ImageNet and RandAugment are timm's `original` and `rand-m..-n..`);
-- a convolutional stem is vit.model's, put in the place of `patch_embed`.
+- a padded crop is torchvision's RandomCrop, which replaces RandomResizedCrop in timm's transform;
+  AutoAugment for CIFAR-10 and TrivialAugment are torchvision's, too (AutoAugment for ImageNet and
+  RandAugment are timm's `original` and `rand-m..-n..`);
+- a convolutional stem is that of `vit.model`, in place of `patch_embed`.
 
-AdamW is torch's fused one, as ours is; timm would leave it to torch, which loops on a CPU. Muon is
-timm's, in bfloat16 on any processor: one that does not multiply it
-spends more on it than on the rest of a small model's step; ours takes float32 there.
+AdamW is torch's fused one, as ours is; timm's default is torch's loop on a CPU. Muon is timm's,
+which computes in bfloat16 on any processor. Where bfloat16 is emulated, it takes longer than the
+rest of a small model's step; ours computes in float32 there.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TORCHVISION_POLICIES = {
 
 
 def build(config: ModelConfig, classes: int) -> nn.Module:
-    """timm's VisionTransformer of the same shape."""
+    """Return timm's VisionTransformer of the same shape."""
     model = VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -76,8 +76,8 @@ def build(config: ModelConfig, classes: int) -> nn.Module:
 
 
 def timm_policy(config: AugmentConfig) -> str | None:
-    """timm's name of the automatic augmentation, where timm has it."""
-    strength = config.randaugment_magnitude / 3  # of 30 here, of 10 there
+    """Return timm's name of the automatic augmentation, or None if timm has none."""
+    strength = config.randaugment_magnitude / 3  # the maximum is 30 here, 10 in timm
     names = {
         "autoaugment-imagenet": "original",
         "randaugment": f"rand-m{strength:.0f}-n{config.randaugment_ops}",
@@ -86,7 +86,7 @@ def timm_policy(config: AugmentConfig) -> str | None:
 
 
 def loader(config: TrainConfig, world: int, loader_workers: int) -> Any:
-    """timm's loader of this rank's batches: normalised float32 images, labels."""
+    """Return timm's loader of this rank's batches: normalised float32 images, labels."""
     policy, size = config.augment, config.model.image_size
     batches = create_loader(
         create_dataset("", root=config.data[0], split="train"),
@@ -111,12 +111,12 @@ def loader(config: TrainConfig, world: int, loader_workers: int) -> Any:
     if policy.crop == "pad":
         steps[0] = transforms.RandomCrop(size, padding=policy.crop_padding)
     if policy.policy in TORCHVISION_POLICIES:
-        steps.insert(-1, TORCHVISION_POLICIES[policy.policy])  # the last one makes a tensor
+        steps.insert(-1, TORCHVISION_POLICIES[policy.policy])  # the last transform makes a tensor
     return batches
 
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """timm's AdamW, or its Muon, which leaves to AdamW what ours leaves to it."""
+    """Return timm's AdamW, or its Muon with AdamW for the same parameters as ours."""
     optim = config.optim
     if optim.optimizer == "adamw":
         return create_optimizer_v2(
@@ -137,12 +137,12 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 
 class Training:
-    """What a timm training script holds, and its step."""
+    """The objects of a training script of timm, and its step."""
 
     def __init__(
         self, config: TrainConfig, classes: int, steps: int, layout: torch.memory_format
     ) -> None:
-        """Build it all for an epoch of `steps` steps."""
+        """Build them for an epoch of `steps` steps."""
         self.config, self.layout = config, layout
         optim, policy = config.optim, config.augment
         self.bare = build(config.model, classes).to(memory_format=layout)
@@ -167,7 +167,7 @@ class Training:
         self.model.train()
 
     def step(self, number: int, images: Tensor, labels: Tensor) -> None:
-        """Forward, backward, update, as in timm's train.py."""
+        """Run forward, backward and update as timm's train.py does."""
         images = images.contiguous(memory_format=self.layout)
         if self.mixup:
             images, labels = self.mixup(images, labels)
@@ -184,7 +184,7 @@ class Training:
 
 
 def train(training: Training, batches: Iterable[tuple[Tensor, Tensor]], steps: int) -> float:
-    """Images/s of all ranks over `steps` steps, less the first ones."""
+    """Return the images/s of all ranks over `steps` steps, without the first ones."""
     for number, (images, labels) in enumerate(itertools.islice(batches, steps)):
         if number == WARM_STEPS:
             start = time.perf_counter()

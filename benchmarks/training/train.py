@@ -1,26 +1,26 @@
-"""`jobs.train` beside a loop over timm's parts, in images/s of training steps; where a step goes.
+"""`jobs.train` beside a loop over timm's parts, in images/s of training steps; parts of a step.
 
     python -m benchmarks.training.train --config cifar10_cpu.yaml --repeats 5 --data PATH
 
-Sides, in turn, so that a slow minute hits all of them:
+The sides run in turn, so that a slow minute affects all of them:
 
-- `job`: `jobs.train` itself, on Ray, as a user starts it;
-- `loop`: its epoch loop without Ray, under torchrun: the difference is Ray's share;
-- `steps`: its bare steps, a plain PyTorch loop: the difference is the loop's share;
+- `job`: `jobs.train` on Ray, as a user starts it;
+- `loop`: its epoch loop without Ray, under torchrun; the difference to `job` is Ray's share;
+- `steps`: only its steps, in a plain PyTorch loop; the difference to `loop` is the loop's share;
 - `timm`: `benchmarks.training.timm_train`, timm's data set, loader, model, optimizer and scheduler.
 
 All train one epoch of `--steps` steps of the recipe's global batch, on the same processes and
 threads, at the same precision, from one folder of image files that holds a draw of the recipe's
-training images as they are stored. Flags that are not named below go to `jobs.train`, such as
+training images as they are stored. Other flags are passed to `jobs.train`, such as
 `--precision float32` or `--model.stem patch`.
 
-What is fair. Only training steps count: neither starting up, nor evaluation, nor saving. Ours has
-decoded the images into its cache by then, once for all epochs and runs; timm reads and decodes
-them in every epoch, which is what its loader is. timm gets the best of 0, 1 and 2 loader processes
-a rank, then of its own attention with and without torch's fused kernel, then of channels last or
-first, each tried in a short run before the repeats. A convolutional stem is not among timm's parts:
-there it gets ours (`--model.stem patch` compares without). If the recipe leaves the precision open,
-ours probes at each start, as it does for a user, and timm gets what the probe chose first.
+Only training steps count, not starting up, evaluation or saving. By then, ours has decoded the
+images into its cache, once for all epochs and runs; timm's loader reads and decodes them in every
+epoch. For timm, the best of 0, 1 and 2 loader processes per rank is used, then of attention with
+and without torch's fused kernel, then of channels last or first, each tried in a short run before
+the repeats. timm has no convolutional stem, so it gets ours (`--model.stem patch` compares without
+it). If the recipe leaves the precision open, ours probes at each start, as it does for a user, and
+timm gets what the first probe chose.
 """
 
 import argparse
@@ -58,20 +58,22 @@ from vit.data.formats import find
 SIDES = ("job", "loop", "steps", "timm")
 PARTS = ("data", "augment", "forward", "backward", "optimizer")
 TRIAL_STEPS = 40
+"""Steps of the short runs that choose timm's settings."""
 PROFILED_STEPS = 30
+"""Steps that are profiled for the parts of a step."""
 VAL_IMAGES = 5
-"""Of each class, for the job's evaluation, which is not timed."""
+"""Images of each class for the job's evaluation, which is not timed."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs share."""
+    """The settings that all runs share, and a folder for their files."""
 
     config: TrainConfig
     root: Path
 
     def run(self, side: str, number: int, timm: Sequence[str] = ()) -> float:
-        """One run of a side; returns its images/s."""
+        """Run a side; returns its images/s."""
         return self._job(number) if side == "job" else self.ranks(side, timm)["images_per_s"]
 
     def _job(self, number: int) -> float:
@@ -80,12 +82,12 @@ class Bench:
         return float(json.loads((out / "summary.json").read_text())["images_per_s"])
 
     def ranks(self, side: str, flags: Sequence[str] = ()) -> dict[str, Any]:
-        """Run a side without Ray; returns what it printed."""
+        """Run a side without Ray; returns the JSON that it printed."""
         workers = self.config.workers
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
         module = "timm_train" if side == "timm" else "plain_train"
         which = [] if side == "timm" else ["--side", side]
-        command = [sys.executable, *torchrun, "-m", f"benchmarks.{module}"]
+        command = [sys.executable, *torchrun, "-m", f"benchmarks.training.{module}"]
         printed = _call([*command, "--config", self._file(), *which, *flags])
         return json.loads(printed.strip().splitlines()[-1])
 
@@ -105,7 +107,7 @@ def _call(command: Sequence[str]) -> str:
 
 
 def prepare(flags: Sequence[str], steps: int, root: Path) -> TrainConfig:
-    """Write the folder of images; returns the settings with which every side trains on it."""
+    """Write the folder of images; returns the settings for every side to train on it."""
     config = parse(TrainConfig, [*flags, "--out", str(root / "unused")], "jobs.train", "")
     folder = root / "images"
     write_images(config, folder, steps * config.batch_size)
@@ -120,7 +122,7 @@ def prepare(flags: Sequence[str], steps: int, root: Path) -> TrainConfig:
 
 
 def write_images(config: TrainConfig, folder: Path, count: int) -> None:
-    """Draw `count` training images of the recipe's data set, and a few to validate on, as files."""
+    """Draw `count` training images of the recipe's data set and a few for validation, as files."""
     reader = find(config.dataset, local_paths(config))
     survey = reader.survey()
     classes = survey.classes
@@ -142,7 +144,7 @@ def write_images(config: TrainConfig, folder: Path, count: int) -> None:
 
 
 def write_image(path: Path, image: Encoded) -> None:
-    """Write an image as it is stored, with its format's suffix; bare pixels as PNG."""
+    """Write an image as it is stored, with its format's suffix; arrays of pixels as PNG."""
     if isinstance(image, np.ndarray):
         Image.fromarray(image).save(path.with_suffix(".png"))
         return
@@ -152,9 +154,9 @@ def write_image(path: Path, image: Encoded) -> None:
 
 
 def best_of_timm(bench: Bench, precision: str) -> tuple[list[str], dict[str, float]]:
-    """The flags of timm's fastest way, choice after choice, and the images/s of all that was tried.
+    """Return timm's fastest flags, chosen one after another, and the images/s of all flags tried.
 
-    Each is a short run: enough to tell ways that differ by more than the noise.
+    Each is a short run, enough to see differences above the noise.
     """
     tried: dict[str, float] = {}
 
@@ -172,7 +174,7 @@ def best_of_timm(bench: Bench, precision: str) -> tuple[list[str], dict[str, flo
 
 
 def compare(bench: Bench, sides: Sequence[str], repeats: int, precision: str) -> dict[str, Any]:
-    """Run all sides in turn; returns settings and images/s of each run."""
+    """Run all sides in turn; returns timm's flags and the images/s of each run."""
     timm, tried = best_of_timm(bench, precision) if "timm" in sides else ([], {})
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(repeats):
@@ -183,13 +185,13 @@ def compare(bench: Bench, sides: Sequence[str], repeats: int, precision: str) ->
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:
-    """Median, least and most."""
+    """Return the median, minimum and maximum as text."""
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 def table(rates: dict[str, list[float]]) -> str:
-    """Images/s of every side, and how often faster the first one is, run by run, in Markdown."""
+    """Return images/s of every side, and the first side's ratio to it run by run, in Markdown."""
     first, *_ = rates
     rows = [f"| side | images/s | {first} over it | n |", "| --- | --- | --- | --- |"]
     for side, values in rates.items():
@@ -223,7 +225,7 @@ def breakdown(rank: int, config: TrainConfig, port: int, results: Any) -> None:
 
 
 def parts_of(trace: profile, steps: int) -> dict[str, float]:
-    """Milliseconds a step of the parts that the task names, and of the all-reduce beside them."""
+    """Return milliseconds per step of the parts that the task names, and of the all-reduce."""
     spent: dict[str, float] = defaultdict(float)
     for event in trace.events():
         name = "all-reduce" if event.name.startswith("gloo:all_reduce") else event.name
@@ -233,7 +235,7 @@ def parts_of(trace: profile, steps: int) -> dict[str, float]:
 
 
 def parts_of_a_step(config: TrainConfig) -> dict[str, float]:
-    """Milliseconds of the parts of a step on rank 0."""
+    """Return milliseconds per step of its parts on rank 0, all ranks running."""
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     mp.spawn(breakdown, args=(config, 29511, results), nprocs=config.workers)
@@ -247,10 +249,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", default="cifar10_cpu.yaml", help="a recipe")
     parser.add_argument("--workers", type=int, default=2, help="processes of every side")
-    parser.add_argument("--steps", type=int, default=100, help=f"of every run; >= {TRIAL_STEPS}")
+    parser.add_argument(
+        "--steps", type=int, default=100, help=f"steps of every run; at least {TRIAL_STEPS}"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="runs of every side")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
-    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--json", type=Path, help="file for the result")
     options, flags = parser.parse_known_args(argv)
     if options.steps < TRIAL_STEPS:
         parser.error(f"--steps is {options.steps}; at least {TRIAL_STEPS} are needed")
@@ -279,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the figures hang on."""
+    """Return versions of the packages that the figures depend on."""
     return machine.versions() | {"timm": importlib.metadata.version("timm")}
 
 

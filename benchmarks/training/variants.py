@@ -1,12 +1,12 @@
-"""What a choice brings: variants of a recipe, each trained for the same time of one core.
+"""Variants of a recipe, each trained for the same CPU time of one core, compared.
 
     python -m benchmarks.training.variants --minutes 10 --at-once 2 --data PATH
     python -m benchmarks.training.variants --job finetune --data sam_train/ \\
         --config masking/weights/recipes/mini.yaml --variants benchmarks/training/starts.yaml
 
-Every variant is the job with some flags more. Its epochs follow from its pace, measured as CPU time
-over some steps, so that other work on the machine takes nothing off its budget; the schedule spans
-those epochs, at least one. Figures are of the validation set, the best epoch, one seed each.
+Every variant is the job with additional flags. Its epochs, at least one, follow from its pace,
+measured as CPU time of some steps, so that other work on the machine does not reduce its budget.
+Figures are of the validation set at the best epoch, one seed each.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from jobs.segmenter.task import SegmentTask
 from jobs.training.ranks import Ranks
 
 STEPS = 12
-"""Steps that are timed, after a third as many to warm up."""
+"""Steps that are timed, after a third as many for warm-up."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Job:
 
     config: type
     task: Callable[[Any], Any]
-    """From a config, one worker's."""
+    """Makes the task of a single worker from a config."""
     warmup: str
-    """The flag of its epochs of warm-up."""
+    """The flag that sets the epochs of warm-up."""
     figures: tuple[str, ...]
-    """What its summary.json is asked for."""
+    """Names of the figures in its summary.json."""
 
 
 HERE = (torch.device("cpu"), Ranks(0, 1))
@@ -67,7 +67,7 @@ JOBS = {
 
 
 def pace(job: Job, flags: Sequence[str]) -> tuple[float, int]:
-    """Images per second of CPU time, and images of the training set; alone in a process."""
+    """Return images per second of CPU time, and images per epoch; runs in a process of its own."""
     keep_memory()
     torch.set_num_threads(1)
     config = parse(job.config, [*flags, "--out", "unused"], "pace", "")
@@ -86,7 +86,7 @@ def pace(job: Job, flags: Sequence[str]) -> tuple[float, int]:
 
 
 def train(which: str, name: str, flags: list[str], minutes: float, out: Path) -> dict[str, Any]:
-    """Measure the pace of a variant, then train it for `minutes`; returns its row."""
+    """Measure the pace of a variant, then train it for `minutes`; returns its row of figures."""
     job = JOBS[which]
     pace = [sys.executable, "-m", "benchmarks.training.variants", "--job", which, "--pace"]
     command = [*pace, "--", *flags]
@@ -108,13 +108,13 @@ def train(which: str, name: str, flags: list[str], minutes: float, out: Path) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Train all variants and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--job", choices=JOBS, default="train", help="what trains (train)")
-    parser.add_argument("--config", default="cifar10_cpu.yaml", help="the recipe they vary")
-    parser.add_argument("--variants", type=Path, help="YAML: by name, the flags of a variant")
-    parser.add_argument("--minutes", type=float, default=10, help="of one core, each")
+    parser.add_argument("--job", choices=JOBS, default="train", help="the job (train)")
+    parser.add_argument("--config", default="cifar10_cpu.yaml", help="the recipe")
+    parser.add_argument("--variants", type=Path, help="YAML file: flags by name of variant")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes of one core per variant")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/variants"))
-    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--pace", action="store_true", help=argparse.SUPPRESS)
     options, more = parser.parse_known_args(argv)
     if options.pace:
