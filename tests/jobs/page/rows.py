@@ -1,6 +1,10 @@
 """Rows of a manifest of clicks."""
 
+import csv
+import io
+
 LENGTH = 24
+"""Frames of the first video."""
 
 
 def row(**more):
@@ -9,3 +13,7 @@ def row(**more):
 
 def add(store, video_id, *rows):
     store.replace(video_id, store.revision(video_id), [*store.rows(video_id), *rows])
+
+
+def saved(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))

@@ -1,25 +1,16 @@
-"""The sweep's record and decisions, without a cluster."""
+"""Sweeps without a cluster: what is stopped, resumed, limited, trained again."""
 
 import json
-import math
 import shutil
 
 import pytest
 import yaml
-from safetensors.torch import save_file
 
 from jobs import tune
 from jobs.run.config import ConfigError, as_settings
-from jobs.sweep.plan import SweepPlan
-from jobs.sweep.report import importances, pareto, report
-from jobs.sweep.searchers import PastTrial, Searcher
 from jobs.sweep.state import Sweep
-from jobs.sweep.tables import summarize, summarize_retrained, trial_table, write_trials
+from jobs.sweep.tables import summarize, summarize_retrained
 from tests.sweeps import SUMMARY, config_of, row_of, run, sweep_of
-from vit.config import ModelConfig
-from vit.model import build
-from vit.search import SearchError, Values, space
-from vit.weights import read
 
 
 def written(folder, *flags):
@@ -31,23 +22,6 @@ def record(sweep):
     """What is written of the trials."""
     paths = [sweep.trial_folder(trial) / "trial.json" for trial in sweep.trials]
     return [path.read_json() for path in paths]
-
-
-@pytest.mark.parametrize("kind", ["tpe", "random", "grid"])
-def test_samples_are_valid_and_new(kind, tmp_path):
-    sweep = sweep_of(tmp_path, "--searcher", kind, "--trials", "30")
-    run(sweep)
-    samples = [trial.sample for trial in sweep.trials]
-    assert len(samples) == 30
-    assert all(samples.count(sample) == 1 for sample in samples)
-    assert all(sample["model.num_heads"] != 5 for sample in samples)  # does not divide 48
-
-
-def test_a_small_space_ends(tmp_path):
-    sweep = sweep_of(tmp_path, "--space", "model.depth", "1..3", "model.num_heads", "2, 5")
-    run(sweep)
-    assert sorted(trial.sample["model.depth"] for trial in sweep.trials) == [1, 2, 3]
-    assert sweep.is_over
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
@@ -218,77 +192,6 @@ def test_bad_settings(flags, words, tmp_path, capsys):
     assert words in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (("--max-budget", "1e6", "--space", "depth", "1..4"), "one epoch takes .* FLOP, but a whole"),
-        (("--space", "model.num_heads", "5, 7"), "does not divide model.embed_dim 48"),
-        (("--space", "epochs", "3..5"), "epochs cannot vary"),
-        (("--space", "dataset.val_fraction", "0.1, 0.2"), "dataset.val_fraction cannot vary"),
-        (("--space", "optim.ema_half_life", "0"), "--metric ema_accuracy is not reported by trials"),
-        (("--space", "optim.schedule", "cosine"), "compares unfinished trials"),
-        (("--space", "optim.warmup_epochs", "20"), "lies in the warm-up"),
-        (("--searcher", "grid", "--space", "lr", "1e-4..1 log"), "a grid needs values"),
-    ],
-)
-def test_spaces_without_a_sample(flags, words, tmp_path):
-    with pytest.raises(SearchError, match=words):
-        sweep_of(tmp_path, *flags)
-
-
-def test_tpe_learns():
-    """After thirty trials TPE's samples are better than random ones."""
-    space_ = (Values("a", tuple(range(30))), Values("b", tuple(range(30))))
-
-    def mean(kind):
-        found = []
-        for seed in range(4):
-            searcher, past = Searcher(kind, space_, lambda sample: None, seed), []
-            for _ in range(40):
-                sample = searcher.next(past)
-                value = -abs(sample["a"] - 21) - abs(sample["b"] - 8)
-                past.append(PastTrial(sample, final=float(value), over=True))
-            found += [trial.final for trial in past[20:]]
-        return sum(found) / len(found)
-
-    assert mean("tpe") > mean("random") + 4
-
-
-def test_searchers_have_no_state():
-    space_ = (Values("a", tuple(range(30))), Values("b", tuple(range(30))))
-    past = [PastTrial({"a": i, "b": 29 - i}, final=i / 30, over=True) for i in range(12)]
-    past.append(PastTrial({"a": 3, "b": 3}, values={0: -math.inf}, over=True))
-    past.append(PastTrial({"a": 4, "b": 4}, over=True, failed=True))
-    past.append(PastTrial({"a": 5, "b": 4}))
-    answers = [Searcher("tpe", space_, lambda s: None, 7).next(past) for _ in range(2)]
-    assert answers[0] == answers[1]
-    assert Searcher("tpe", space_, lambda s: None, 8).next(past) != answers[0]
-
-
-def test_tables(tmp_path):
-    sweep = sweep_of(tmp_path, "--trials", "12")
-    run(sweep)
-    write_trials(sweep, sweep.folder)
-    table = trial_table(sweep)
-    assert list(table["trial"]) == list(range(12))
-    assert set(table["fate"]) <= {"finished", "stopped"}
-    finished = table[table["fate"] == "finished"]
-    assert finished["value"].notna().all()
-    assert table[table["fate"] == "stopped"]["rung"].notna().all()
-    assert (tmp_path / "trials.csv").read_text().startswith("trial,fate,rung,reason,model.depth")
-
-
-def test_losses_are_minimised(tmp_path):
-    sweep = sweep_of(tmp_path, "--metric", "ema_loss", "--trials", "2", "--scheduler", "none")
-    for loss in (0.5, 0.7):
-        trial = sweep.next_trial()
-        for epoch in range(1, trial.epochs + 1):
-            sweep.report(trial.number, row_of(sweep, trial, epoch) | {"ema_loss": loss})
-        sweep.end(trial.number, "finished")
-    assert sweep.ranking()[0].number == 0
-    assert summarize(sweep, None)["best"]["value"] == 0.5
-
-
 def test_retrained_over_seeds(tmp_path):
     config = config_of(tmp_path, "--scheduler", "none", "--trials", "4")
     plan = sweep_of(tmp_path / "other").plan
@@ -393,51 +296,10 @@ def test_a_limit_on_a_last_epoch_does_not_leave_the_trial(tmp_path):
     assert sweep.report(0, row_of(sweep, trial, trial.epochs))
 
 
-def test_weights_that_do_not_fit_a_sample_are_never_tried(tmp_path):
-    config = config_of(tmp_path, "--space", "model.depth", "1..4", "model.num_heads", "2, 3")
-    model = build(ModelConfig(image_size=16, embed_dim=48, num_heads=2, depth=2), 3, seed=0)
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    plan = SweepPlan.of(config, SUMMARY, read(tmp_path / "model.safetensors"))
-    samples = plan.searcher(space(config, config.space)).listed
-    assert {sample["model.depth"] for sample in samples} == {2}
-
-
-@pytest.mark.parametrize("values", [[0.5] * 9, [0.1 * i for i in range(9)], []])
-def test_reports_of_odd_sweeps(values, tmp_path):
-    """All alike; some that came to no late rung; none begun."""
-    flags = ("--scheduler", "asha", "--reduction", "2", "--first-rung", "0.9", "--trials", "9")
-    sweep = sweep_of(tmp_path, *flags)
-    for value in values:
-        trial = sweep.next_trial()
-        for epoch in range(1, trial.epochs + 1):
-            row = row_of(sweep, trial, epoch) | {"ema_accuracy": value}
-            sweep.report(trial.number, row)
-        trial.fate = "finished"
-    report(sweep, space(sweep.config, sweep.config.space), None, sweep.folder)
-    assert "<h2>Trials</h2>" in (tmp_path / "report.html").read_text()
-
-
 def plan_folder(folder):
     from jobs.storage.location import Location
 
     return Location.parse(str(folder / "retrain"))
-
-
-def test_pareto():
-    points = [(1, 0.1), (2, 0.5), (2, 0.4), (3, 0.45), (4, 0.9), (0.5, -math.inf)]
-    assert pareto(points) == [0, 1, 4]
-
-
-def test_importance_of_what_matters(tmp_path):
-    dimensions = space(config_of(tmp_path), {"model.depth": "1..4", "optim.lr": "1e-4..1 log in 9"})
-    points = [
-        ({"model.depth": depth, "optim.lr": lr}, math.log10(lr))
-        for depth in range(1, 5)
-        for lr in dimensions[1].values
-    ]
-    shares = importances(points, dimensions)
-    assert shares["optim.lr"] > 0.9
-    assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_a_trial_trains_as_the_job_would(tmp_path):

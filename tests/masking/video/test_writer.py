@@ -1,0 +1,97 @@
+"""Films that are written: timestamps, sizes, colours, sound."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import Colorspace
+
+from masking.video.reader import Video
+from masking.video.writer import Film
+
+
+def test_a_film_of_images_begins_at_once_and_has_one_size(tmp_path):
+    with Film(tmp_path / "film.mp4", "overlay", (32, 48)) as film:
+        for number in range(3):
+            side = 2 if number == 1 else 1
+            film.write(np.zeros((32 * side, 48 * side, 3), np.uint8), None)
+    with Video.open(tmp_path / "film.mp4") as video:
+        frames = list(video)
+    assert [frame.time_s for frame in frames] == pytest.approx([0, 0.04, 0.08])
+    assert {frame.image.shape for frame in frames} == {(32, 48, 3)}
+    with av.open(str(tmp_path / "film.mp4")) as container:
+        assert container.streams.video[0].start_time == 0
+
+
+@pytest.mark.parametrize("lines", [720, 480])
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_film_keeps_colours_in_the_matrix_that_players_take(tmp_path, kind, lines):
+    colour = [200, 29, 30]
+    image = np.full((lines, 64, 3), colour, np.uint8)
+    if kind == "cutout":
+        image = np.dstack([image, np.full((lines, 64), 255, np.uint8)])
+    with Film(tmp_path / "film", kind, (lines, 64)) as film:
+        film.write(image, None)
+    with Video.open(tmp_path / "film") as video:
+        seen = next(iter(video)).image[lines // 2, 32]
+    assert np.abs(seen.astype(int) - colour).max() <= 3
+    with av.open(str(tmp_path / "film")) as container:
+        tag = container.streams.video[0].codec_context.colorspace
+    assert (tag == Colorspace.ITU709) == (lines == 720)
+
+
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_film_takes_sound_that_its_container_cannot_hold(tmp_path, kind):
+    source = tmp_path / "source.avi"
+    with av.open(str(source), "w") as container:
+        audio = container.add_stream("pcm_mulaw", rate=8000)
+        audio.layout = "mono"
+        part = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.int16), "s16", "mono")
+        part.sample_rate, part.pts = 8000, 0
+        container.mux(audio.encode(part))
+        container.mux(audio.encode(None))
+    channels = 4 if kind == "cutout" else 3
+    with Film(tmp_path / "film", kind, (32, 32), source) as film:
+        for number in range(10):
+            film.write(np.zeros((32, 32, channels), np.uint8), number / 25)
+    with av.open(str(tmp_path / "film")) as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
+
+
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_film_keeps_times_and_sound(tmp_path, kind):
+    source = tmp_path / "source.mkv"
+    times = [0, 0.04, 0.3, 0.34, 1.0]
+    with av.open(str(source), "w") as container:
+        video, audio = (
+            container.add_stream("libx264", rate=25),
+            container.add_stream("aac", rate=8000),
+        )
+        video.height, video.width, video.pix_fmt, audio.layout = 32, 48, "yuv420p", "mono"
+        sound = np.sin(np.arange(8000) / 9)[None].astype(np.float32)
+        for start in range(0, 8000, 1024):
+            part = av.AudioFrame.from_ndarray(sound[:, start : start + 1024], "fltp", "mono")
+            part.sample_rate, part.pts = 8000, start
+            container.mux(audio.encode(part))
+        container.mux(audio.encode(None))
+        for number in range(5):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 50 * number, np.uint8))
+            frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    target = tmp_path / ("film.mov" if kind == "cutout" else "film.mp4")
+    channels = 4 if kind == "cutout" else 3
+    with Film(target, kind, (33, 47), source) as film:
+        for number, time in enumerate(times):
+            film.write(np.full((33, 47, channels), 50 * number, np.uint8), time)
+    with Video.open(target) as video:
+        frames = list(video)
+    assert [frame.time_s for frame in frames] == pytest.approx(times, abs=1e-4)
+    size = (33, 47) if kind == "cutout" else (34, 48)
+    assert {frame.image.shape[:2] for frame in frames} == {size}
+    assert np.abs(frames[3].image.astype(int) - 150).max() < 6
+    with av.open(str(target)) as container:
+        assert [s.codec_context.name for s in container.streams.audio] == ["aac"]
+        samples = sum(f.samples for f in container.decode(audio=0))
+    assert samples >= 8000
