@@ -42,7 +42,7 @@ from jobs.training.stages import (
     shared_summary,
 )
 from jobs.training.state import TrainingResult
-from jobs.training.task import Hooks, validated
+from jobs.training.task import Hooks, validation_metric
 from jobs.weights.segmenter import announce
 from masking.segmenter.sam import SegmenterWeightsError
 from masking.training.pairs import ImageError
@@ -126,7 +126,7 @@ def conclude(config: FinetuneConfig, out: Location, result: TrainingResult, stop
 def summarize(config: FinetuneConfig, result: TrainingResult) -> dict[str, Any]:
     """Return summary.json; its figures are those of the best epoch."""
     return {
-        **{name: validated(result.best_row, name) for name in FIGURES},
+        **{name: validation_metric(result.best_row, name) for name in FIGURES},
         **shared_summary(config, result),
         "precision": result.state.facts["precision"],
     }

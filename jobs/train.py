@@ -42,7 +42,7 @@ from jobs.training.stages import (
 )
 from jobs.training.state import TrainingResult
 from jobs.training.steps import steps_per_epoch
-from jobs.training.task import Hooks, validated
+from jobs.training.task import Hooks, validation_metric
 from jobs.weights.classifier import load_weights
 from vit.data import sets
 from vit.data.decode import DataError
@@ -148,7 +148,7 @@ def conclude(config: TrainConfig, out: Location, result: TrainingResult, stop: S
 def summarize(config: TrainConfig, result: TrainingResult) -> dict[str, Any]:
     """Return summary.json: accuracies are fractions, null where there is no test set."""
     return {
-        "val_accuracy": validated(result.best_row, "accuracy"),
+        "val_accuracy": validation_metric(result.best_row, "accuracy"),
         "test_accuracy": result.test.get("test_accuracy"),
         "test_loss": result.test.get("test_loss"),
         **shared_summary(config, result),

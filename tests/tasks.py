@@ -1,4 +1,4 @@
-"""A small ViT training on digits for tests of the loop, and hooks that keep what they hear."""
+"""A small ViT training on digits for tests of the loop, and hooks that record its calls."""
 
 from dataclasses import dataclass, field
 
@@ -77,7 +77,7 @@ def write_digits(folder, train=800, test=200):
 
 @dataclass
 class RecordingHooks:
-    """Hooks that ask to stop before a given step, and keep what they hear."""
+    """Hooks that request a stop before a given step, and record what they are called with."""
 
     stop_before: int | None = None
     said: list = field(default_factory=list)

@@ -14,7 +14,7 @@ from jobs.storage.cache import cache_folder, fetch, localize
 from jobs.storage.location import Location
 from jobs.training import steps
 from jobs.training.ranks import Ranks
-from jobs.training.task import LoopConfig, TrainingConfig, check_same_data, means, validated
+from jobs.training.task import LoopConfig, TrainingConfig, check_same_data, means, validation_metric
 from jobs.weights.classifier import load_weights
 from vit import rng
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
@@ -242,7 +242,7 @@ class VitTask:
 
     def score(self, row: dict[str, Any]) -> list[float]:
         """Return the validation accuracy; the lower loss decides between equal ones."""
-        return [validated(row, "accuracy"), -validated(row, "loss")]
+        return [validation_metric(row, "accuracy"), -validation_metric(row, "loss")]
 
     def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
         """Return the mean loss and the accuracy of a split."""

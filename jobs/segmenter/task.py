@@ -17,7 +17,7 @@ from jobs.storage.location import Location
 from jobs.training import steps
 from jobs.training.checkpoints import Checkpoints
 from jobs.training.ranks import Ranks
-from jobs.training.task import check_same_data, means, validated
+from jobs.training.task import check_same_data, means, validation_metric
 from masking.segmenter.sam import Segmenter, resolve
 from masking.training.compose import Sample, sample
 from masking.training.measure import measure, summarize
@@ -189,7 +189,7 @@ class SegmentTask:
 
     def score(self, row: dict[str, Any]) -> list[float]:
         """Return the mean IoU over one, three and five clicks."""
-        return [sum(validated(row, f"miou_{clicks}") for clicks in (1, 3, 5)) / 3]
+        return [sum(validation_metric(row, f"miou_{clicks}") for clicks in (1, 3, 5)) / 3]
 
     def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
         """Return means over images in training, over masks in validation."""

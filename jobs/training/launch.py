@@ -1,4 +1,4 @@
-"""Run a training on workers of Ray Train; no other module calls it.
+"""Run a training on workers of Ray Train, which no other module imports.
 
 Ray gets only metrics. Checkpoints go from a worker to storage; progress and stop requests go over
 a small actor (`Link`), because Ray paces reports and has no way from the driver to the workers.

@@ -160,7 +160,7 @@ def check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def validated(row: dict[str, Any], metric: str) -> float:
+def validation_metric(row: dict[str, Any], metric: str) -> float:
     """Return a validation metric of an epoch: the averaged weights' if there are any."""
     return float(row[f"ema_{metric}" if f"ema_{metric}" in row else f"val_{metric}"])
 

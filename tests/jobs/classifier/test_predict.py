@@ -150,7 +150,7 @@ def test_rows_of_a_long_row_group(digits, tmp_path, monkeypatch):
 
 
 def test_a_large_row_group_is_neither_held_nor_read_again_for_every_part(tmp_path, monkeypatch):
-    """pyarrow reads a column of a row group whole unless it is told otherwise."""
+    """By default, pyarrow reads a column of a row group whole."""
     monkeypatch.setattr(parts_module, "PART", 10)
     monkeypatch.setattr(parts_module, "BUFFER", 1 << 14)
     noise = np.random.default_rng(0).bytes

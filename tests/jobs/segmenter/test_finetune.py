@@ -46,7 +46,7 @@ def test_a_frozen_encoder_stays_as_it_is(tmp_path):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert not {name for name in changed if name.startswith("encoder.")}
-    weights.unlink()  # a checkpoint needs nothing else to go on
+    weights.unlink()  # a checkpoint needs nothing else to resume
     assert finetune_small(replace(config, epochs=2)).state.step == 10
 
 

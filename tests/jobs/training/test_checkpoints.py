@@ -178,7 +178,7 @@ def test_a_lost_best_is_not_the_best(tmp_path, monkeypatch):
 
 
 def test_the_state_resumes_in_the_memory_layout_of_its_weights():
-    """Fused AdamW pairs numbers by address: contiguous moments would meet the wrong weights."""
+    """Fused AdamW pairs numbers by address: contiguous state would meet the wrong weights."""
     shape = ModelConfig(image_size=8, patch_size=4, embed_dim=32, depth=1, num_heads=2, stem="conv")
     images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -76,7 +76,7 @@ def test_goes_on_with_another_number_of_ranks(tmp_path):
 
 
 class BadOnOneRank(RecordingTask):
-    """The last rank alone computes a loss that is not finite, at step 25."""
+    """Only the last rank computes a loss that is not finite, at step 25."""
 
     bad = False
 
