@@ -1,4 +1,4 @@
-"""Made clips of coloured things over noise, and a segmenter that always sees them right."""
+"""Made clips of coloured discs over noise, and a segmenter whose masks of them are right."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ SIZE = (96, 160)
 
 
 def picture(places, seed=0, size=SIZE):
-    """(image, label map): discs {object: (x, y, radius)} over a textured ground that stays."""
+    """Return (image, label map) of discs {object: (x, y, radius)} over a textured ground."""
     rng = np.random.default_rng(seed)
     ground = np.kron(rng.integers(90, 150, (size[0] // 8, size[1] // 8)), np.ones((8, 8)))
     image = np.repeat(ground[..., None], 3, axis=2).astype(np.uint8)
@@ -22,7 +22,7 @@ def picture(places, seed=0, size=SIZE):
             continue
         column, row, radius = place
         inside = (x - column) ** 2 + (y - row) ** 2 <= radius**2
-        # A texture that moves along, or flow would have nothing to hold on to.
+        # A texture that moves with the disc: optical flow needs one.
         texture = 15 * np.sin((x - column) / 2) * np.cos((y - row) / 2)
         colour = np.array(COLOURS[number]) + texture[inside][:, None]
         image[inside] = np.clip(colour, 0, 255)
@@ -31,7 +31,7 @@ def picture(places, seed=0, size=SIZE):
 
 
 class Seeing(nn.Module):
-    """A network that finds what has the colour under most of the positive points, all of it."""
+    """A network that returns all pixels of the colour that most positive points lie on."""
 
     mask_stride = 4
     fill = (0.0, 0.0, 0.0)
@@ -74,5 +74,5 @@ class Seeing(nn.Module):
 
 
 def segmenter():
-    """It, as `mask_video` takes it."""
+    """Return a segmenter with this network, as `mask_video` takes it."""
     return Segmenter(Seeing(), torch.device("cpu"), "float32")

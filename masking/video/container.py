@@ -28,9 +28,8 @@ def open_container(path: Path) -> tuple[av.container.InputContainer, av.VideoStr
     Raises:
         VideoError: the file is missing, is no video, or has no decoder.
     """
-    logging.getLogger("libav").setLevel(
-        logging.CRITICAL
-    )  # its messages are raised as exceptions, too
+    # Messages of FFmpeg that matter are raised as exceptions, too.
+    logging.getLogger("libav").setLevel(logging.CRITICAL)
     try:
         container = av.open(str(path.absolute()), metadata_errors="replace")
     except FFmpegError as error:
@@ -84,14 +83,14 @@ def decoded_frames(
                 yield frame
         except (FFmpegError, OSError) as error:
             report.corrupt_packets += 1
-            report.note(f"the decoder says: {error.strerror}")
+            report.note(f"the decoder fails: {error.strerror}")
 
 
 def _flushed(stream: av.VideoStream, report: Report) -> Iterator[VideoFrame]:
     try:
         yield from stream.codec_context.decode(None)
     except (FFmpegError, OSError) as error:
-        report.note(f"the decoder says: {error.strerror}")
+        report.note(f"the decoder fails: {error.strerror}")
 
 
 def _check_machine(error: FFmpegError | OSError, path: Path | str) -> None:
