@@ -47,9 +47,11 @@ class Prompts:
             pinned = part.device.type == "cpu" and device.type == "cuda"
             return (part.pin_memory() if pinned else part).to(device, non_blocking=True)
 
+        frames, points, labels, boxes = map(
+            move, (self.frames, self.points, self.labels, self.boxes)
+        )
         mask_input = None if self.mask_input is None else move(self.mask_input)
-        parts = (self.frames, self.points, self.labels, self.boxes)
-        return Prompts(*map(move, parts), mask_input=mask_input)
+        return Prompts(frames, points, labels, boxes, mask_input)
 
     @classmethod
     def of(

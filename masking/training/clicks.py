@@ -32,7 +32,7 @@ def random_clicks(region: Tensor, draws: Tensor, centred: Tensor) -> Tensor:
         (N, 2) float32 (x, y).
     """
     weights = _weights(_inside(region), depth(region), centred)
-    return _points(_race(weights, draws), region.shape[2])
+    return _points(_draw_pixels(weights, draws), region.shape[2])
 
 
 def corrective(
@@ -56,9 +56,11 @@ def corrective(
     wrong = missed | excess
     right = ~wrong.any(dim=2).any(dim=1)[:, None, None]
     missed = torch.where(right, truth & counts, missed)
-    kinds = torch.stack([missed, excess])  # which share no place
-    inside, depths = (of(kinds.flatten(0, 1)).view_as(kinds).sum(dim=0) for of in (_inside, depth))
-    places = _race(_weights(inside, depths, centred), draws)
+    kinds = torch.stack([missed, excess])  # they do not overlap
+    inside, depths = (
+        weigh(kinds.flatten(0, 1)).view_as(kinds).sum(dim=0) for weigh in (_inside, depth)
+    )
+    places = _draw_pixels(_weights(inside, depths, centred), draws)
     labels = truth.flatten(1).gather(1, places[:, None])[:, 0].long()
     return _points(places, truth.shape[2]), labels
 
@@ -75,7 +77,7 @@ def _weights(inside: Tensor, depths: Tensor, centred: Tensor) -> Tensor:
 
 
 def _inside(region: Tensor) -> Tensor:
-    """Return weights (N, H, W): 0 outside a region, at its edge a quarter of those inside."""
+    """Return weights (N, H, W): 0 outside a region, about a quarter at its edge, 1 deep inside."""
     radius = max(1, max(region.shape[1:]) // 16)
     share, width = region[:, None].float(), 2 * radius + 1
     for size, padding in (((width, 1), (radius, 0)), ((1, width), (0, radius))):
@@ -83,7 +85,7 @@ def _inside(region: Tensor) -> Tensor:
     return region * share[:, 0].square()
 
 
-def _race(weights: Tensor, draws: Tensor) -> Tensor:
+def _draw_pixels(weights: Tensor, draws: Tensor) -> Tensor:
     """Draw a pixel of each row by weight, (N,) int64.
 
     It has the shortest of the exponential times -log(draw) / weight, whose chance is in proportion
@@ -98,7 +100,7 @@ def _points(places: Tensor, width: int) -> Tensor:
     return torch.stack([places % width, places // width], dim=1).float()
 
 
-def _edges(masks: Tensor) -> Tensor:
+def _bounds(masks: Tensor) -> Tensor:
     """Return (N, 4) float32 first column, first row, last column, last row of (N, H, W) bool."""
     firsts, lasts = [], []
     for dim in (1, 2):
@@ -123,7 +125,7 @@ def noisy_box(masks: Tensor, draws: Tensor) -> Tensor:
     Returns:
         (N, 4) float32 x1 y1 x2 y2: first and last column and row, clipped to the image.
     """
-    edges = _edges(masks)
+    edges = _bounds(masks)
     sides = (edges[:, 2:] - edges[:, :2] + 1).repeat(1, 2)
     normal = torch.erfinv((2 * draws - 1).clamp(-1 + 1e-6, 1 - 1e-6)) * math.sqrt(2)
     noise = (_BOX_NOISE * sides * normal).clamp(-_BOX_LIMIT, _BOX_LIMIT)
@@ -147,7 +149,7 @@ def perturb(masks: Tensor, draws: Tensor) -> Tensor:
         (N, h, w) float32, above 0 where the object is expected.
     """
     masks = masks.float()
-    edges = _edges(masks >= masks.amax(dim=(1, 2), keepdim=True) / 2)
+    edges = _bounds(masks >= masks.amax(dim=(1, 2), keepdim=True) / 2)
     start, extent = edges[:, :2], edges[:, 2:] - edges[:, :2] + 1
     soft = _moved(masks, start + (extent - 1) / 2, extent.amax(dim=1), draws[:, :4])
     soft = F.avg_pool2d(soft, 5, stride=1, padding=2)[:, 0]
