@@ -24,7 +24,7 @@ class FinetuneConfig(TrainingConfig):
     """Images with masks for validation; none: a share of --data is held back."""
     val_fraction: float = 0.03
     """Share of the data that is held back without --val, but at least 8 images, or one in five of
-    less than 40. Of masked videos these are frames whose neighbours are trained on."""
+    fewer than 40. Of masked videos these are frames whose neighbours are trained on."""
     max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
     """Images that may be missing, damaged, without masks or with masks of another size; others take
     their place."""
