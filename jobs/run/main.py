@@ -15,11 +15,11 @@ C = TypeVar("C")
 
 
 class InputError(Exception):
-    """Base of the errors of what a job was given: it exits with 2."""
+    """Base of errors in the input of a job, which then exits with 2."""
 
 
 class JobError(RuntimeError):
-    """Base of the errors of a job that had started: it exits with 1."""
+    """Base of errors after a job has started; it then exits with 1."""
 
 
 def run_job(
@@ -37,7 +37,7 @@ def run_job(
         cls: the dataclass of its settings.
         argv: the flags; None: those of this process.
         prog: the name of the job, which begins its messages.
-        description: of the job, for `--help`.
+        description: text about the job for `--help`.
         bad_input: more errors that mean bad input, such as those of `vit` and `masking`.
 
     Raises:
