@@ -1,8 +1,8 @@
-"""Weights from a file to a model: ours or timm's, of another image size or with other classes.
+"""Load weights from a file into a model: ours or timm's, for other image sizes and classes.
 
-Files are safetensors under timm's names. `model.json`, beside those that `jobs.train` exported,
-says what names and shapes do not: heads, classes, normalisation. A pickle, which can run code
-when it is read, is never opened.
+Files are safetensors with timm's names. `model.json`, which `jobs.train` exports beside the
+weights, holds what names and shapes do not show: heads, classes, normalisation. A pickle, which
+can run code when it is read, is never opened.
 """
 
 import json
@@ -27,9 +27,9 @@ FORMAT = 1
 FILE, ABOUT = "model.safetensors", "model.json"
 _HEAD = ("head.weight", "head.bias")
 _TIMM_HEAD = 64
-"""Channels of a head in nearly all of timm's Vision Transformers."""
+"""Channels of an attention head in nearly all of timm's Vision Transformers."""
 _LISTED = 10
-"""Names that a message lists of each kind of fault."""
+"""Number of names that a message lists for each kind of fault."""
 
 
 class WeightsError(ValueError):
@@ -38,30 +38,31 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class About:
-    """What model.json says of the weights beside it."""
+    """The contents of model.json, which describes the weights beside it."""
 
     classes: tuple[str, ...]
     """Names of the classes, by output of the head."""
     model: ModelConfig
+    """Shape of the model."""
     dataset: DatasetConfig
-    """The data of the training; how images are stored and normalised holds for any others."""
+    """Data of the training; other images are stored and normalised in the same way."""
     numerics: Numerics
-    """Of the training: what its accuracy was measured with."""
+    """How the model was computed when its accuracy was measured."""
     checkpoint: str
     """Name of the checkpoint that was exported."""
 
     def to_json(self) -> dict[str, Any]:
-        """The value of model.json."""
+        """Convert to the value in model.json."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, found: Any, source: object) -> "About":
-        """Read the value of model.json; `source` is what messages call it."""
+        """Convert from the value in model.json; `source` names it in messages."""
         known = found.get("format") if isinstance(found, dict) else None
         if known != FORMAT:
             raise WeightsError(
                 f"{source} has format {known}; this version reads {FORMAT}: export the weights"
-                " anew, by the command of their training with the same --out"
+                " again with the command of their training and the same --out"
             )
         try:
             return cls(
@@ -72,7 +73,7 @@ class About:
                 found["checkpoint"],
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{source} is not what an export writes: {error!r}") from error
+            raise WeightsError(f"{source} was not written by an export: {error!r}") from error
 
 
 def _tuple(value: Any) -> Any:
@@ -81,40 +82,40 @@ def _tuple(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict as it lies in a file."""
+    """A state dict as read from a file."""
 
     tensors: dict[str, Tensor]
-    """By timm's names, on the CPU."""
+    """The tensors by timm's names, on the CPU."""
     about: About | None
-    """What model.json says; None for a file without one, such as timm's own."""
+    """The contents of model.json; None for weights without one, such as timm's."""
     source: str
-    """The file, for messages."""
+    """Name of the file, for messages."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights as a model of ours takes them, and what had to be done for that."""
+    """Weights that fit a model of ours, and what was changed for that."""
 
     tensors: dict[str, Tensor]
-    """What `load_state_dict(strict=True)` takes: float32, on the CPU."""
+    """State dict for `load_state_dict(strict=True)`: float32, on the CPU."""
     notes: list[str] = field(default_factory=list)
-    """For people: what was loaded, resampled, left as it was."""
+    """Lines for a person: what was loaded, resampled or initialised."""
 
 
 def read(path: Path) -> Weights:
     """Read a safetensors file, or the one in the folder of an export or of a run.
 
     Raises:
-        WeightsError: nothing to read there, a file of another kind, or a damaged one.
+        WeightsError: there is no such file, it is damaged, or of another kind.
     """
     file = _find(path)
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        pickled = " It may be a pickle, which is never opened, for it can run code:"
-        hint = pickled if file.suffix in (".pt", ".pth", ".bin", ".tar") else " If it is whole,"
+        pickled = " It may be a pickle, which can run code and is never opened:"
+        hint = pickled if file.suffix in (".pt", ".pth", ".bin", ".tar") else " If it is complete,"
         raise WeightsError(
-            f"{file} is no safetensors file: {error}.{hint} write the state dict of the model with"
+            f"{file} is no safetensors file: {error}.{hint} save the model's state dict with"
             " safetensors.torch.save_file"
         ) from error
     about = file.with_name(ABOUT)
@@ -126,36 +127,37 @@ def read(path: Path) -> Weights:
 
 
 def _find(path: Path) -> Path:
+    """Find the safetensors file at `path`, or in the folder of an export or of a run."""
     for file in (path, path / FILE, path / "export" / FILE):
         if file.is_file():
             return file
     missing = f"neither {FILE} nor export/{FILE} in it" if path.is_dir() else "no such file"
     raise WeightsError(
-        f"weights {path}: {missing}; give the folder of a run that has ended, its export/, or a"
-        " safetensors file in timm's names"
+        f"weights {path}: {missing}; give the folder of a finished run, its export/, or a"
+        " safetensors file with timm's names"
     )
 
 
 def fit(weights: Weights, model: VisionTransformer, classes: Sequence[str] | None) -> Fit:
     """Make the state dict of `model` from weights of another image size, or with other classes.
 
-    Positions of another grid are resampled; a head for other classes is left out, and the model's
-    own fresh one stays. All else must be there in the same shape, and nothing more.
+    Positions of another grid are resampled; a head for other classes is replaced by the model's
+    own. All other tensors must be there in the same shape, and no more.
 
     Args:
-        model: whose shape is wanted; it is not changed.
-        classes: names of the model's classes by output; None: its number of them is all that
-            counts.
+        weights: weights to adapt.
+        model: model of the wanted shape; it is not changed.
+        classes: names of the model's classes by output; None: only their number counts.
 
     Raises:
-        WeightsError: one message that lists the keys that are missing, too many or of another
-            shape, or settings that show in no shape and differ.
+        WeightsError: keys are missing, unexpected or of another shape, or settings that no shape
+            shows differ; one message lists them.
     """
     config, wanted = model.config, model.state_dict()
     tensors, notes = dict(weights.tensors), []
     if note := _other_classes(weights, wanted, classes):
         tensors |= {name: wanted[name] for name in _HEAD}
-        notes.append(f"the head starts anew: {note}")
+        notes.append(f"the head is initialised: {note}")
     if "pos_embed" in tensors:
         given = tensors["pos_embed"]
         tensors["pos_embed"] = resample_positions(given, config)
@@ -174,15 +176,16 @@ def fit(weights: Weights, model: VisionTransformer, classes: Sequence[str] | Non
 def resample_positions(positions: Tensor, config: ModelConfig) -> Tensor:
     """Resample a position embedding to the model's grid, as timm's resample_abs_pos_embed.
 
-    Only the grid is resampled: bicubic, antialiased, in float32. Positions of prefix tokens stay
-    as they are; where the weights have none (timm's no_embed_class), they become zeros, which is
-    the same.
+    Only the grid is resampled: bicubic, antialiased, in float32. Positions of prefix tokens stay as
+    they are; where the weights have none (timm's no_embed_class), they become zeros, which is
+    equivalent.
 
     Args:
-        positions: (1, prefix + n * n, D) or (1, n * n, D), rows of the grid one after the other.
+        positions: (1, prefix + n * n, D) or (1, n * n, D), row by row from the top left.
+        config: shape of the model.
 
     Returns:
-        (1, prefix + N, D), of the same dtype; `positions` as they are if they are of another form.
+        (1, prefix + N, D) of the same dtype; or `positions`, if they have another form.
     """
     prefix, side = num_prefix_tokens(config), math.isqrt(num_patches(config))
     rows = positions.shape[1] if positions.ndim == 3 else 0
@@ -205,25 +208,25 @@ def _is_square(number: int) -> bool:
 def _other_classes(
     weights: Weights, wanted: Mapping[str, Tensor], classes: Sequence[str] | None
 ) -> str:
-    """Why the head of the weights is of no use; empty if it is."""
+    """Say why the head of the weights does not fit; empty if it does."""
     if not all(name in weights.tensors for name in _HEAD):
         return "the weights have none"
     there, here = len(weights.tensors[_HEAD[1]]), len(wanted[_HEAD[1]])
     if there != here:
-        return f"it was for {there} classes, and there are {here}"
+        return f"the weights have {there} classes, the model has {here}"
     names = None if weights.about is None else weights.about.classes
     if names is None or classes is None or tuple(classes) == names:
         return ""
     old, new = next(pair for pair in zip(names, classes, strict=True) if pair[0] != pair[1])
-    return f"its classes have other names, such as {old} where {new} is now"
+    return f"the classes of the weights have other names, such as {old} in place of {new}"
 
 
 def _faults(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Keys that are missing, of another shape, or too many, a line each; the first few."""
+    """List keys that are missing, of another shape or unexpected, the first few of each."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     kinds = (
-        [f"{k}: not there, expected {v}" for k, v in expected.items() if k not in shapes],
+        [f"{k}: missing, expected {v}" for k, v in expected.items() if k not in shapes],
         [f"{k}: {shapes[k]}, expected {v}" for k, v in expected.items() if shapes.get(k, v) != v],
         [f"{k}: {v}, not expected" for k, v in shapes.items() if k not in expected],
     )
@@ -236,13 +239,13 @@ def _first(lines: list[str]) -> list[str]:
 
 
 def _implied(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
-    """A line of the flags that weights without a model.json ask for, by their names and shapes."""
+    """Suggest flags for weights without a model.json, from their names and shapes."""
     try:
         width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
         hidden, _ = tensors["blocks.0.mlp.fc1.weight"].shape
         depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
         rows = tensors["pos_embed"].shape[1]
-    except (KeyError, ValueError):  # of another kind of network
+    except (KeyError, ValueError):  # another kind of network
         return []
     registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
     prefix = registers + ("cls_token" in tensors)  # timm's no_embed_class has no positions of them
@@ -260,8 +263,8 @@ def _implied(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
         "reg_tokens": registers,
     }
     flags = [_flag(name, value) for name, value in has.items() if value != getattr(config, name)]
-    heads = f"heads show in no shape; timm's mostly have {_TIMM_HEAD} channels"
-    return [f"they look like {' '.join(flags)} ({heads}); as it stands:"] if flags else []
+    heads = f"no shape shows the number of heads; timm's mostly have {_TIMM_HEAD} channels each"
+    return [f"try {' '.join(flags)} ({heads}); with the current flags:"] if flags else []
 
 
 def _flag(name: str, value: object) -> str:
@@ -278,7 +281,7 @@ _STRUCTURE = (
 
 
 def _settings(about: About | None, config: ModelConfig) -> list[str]:
-    """Settings that differ from the weights' own; the number of heads shows in no shape."""
+    """List settings that differ from those of the weights; no shape shows the number of heads."""
     if about is None:
         return []
     pairs = [(name, getattr(about.model, name), getattr(config, name)) for name in _STRUCTURE]

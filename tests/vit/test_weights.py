@@ -78,7 +78,7 @@ def test_half_precision_becomes_float32(tmp_path):
     assert {tensor.dtype for tensor in fitted.values()} == {torch.float32}
 
 
-def test_a_head_for_other_classes_starts_anew(trained, tmp_path):
+def test_a_head_for_other_classes_is_initialised(trained, tmp_path):
     config = trained.config.model
     digits = [str(digit) for digit in range(10)]
     found = read(trained.out)
@@ -91,7 +91,7 @@ def test_a_head_for_other_classes_starts_anew(trained, tmp_path):
         other = fit(found, fresh, classes)
         assert torch.equal(other.tensors["head.weight"], fresh.head.weight)
         assert torch.equal(other.tensors["norm.weight"], found.tensors["norm.weight"])
-        assert "head starts anew" in other.notes[1]
+        assert "head is initialised" in other.notes[1]
     headless = timm_model(8, classes=0)
     assert "have none" in fit(saved(headless, tmp_path), model, digits).notes[1]
 
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_listed_with_its_shapes(tmp_path):
     with pytest.raises(WeightsError) as caught:
         fit(found, model, None)
     message = str(caught.value)
-    assert "blocks.2.norm1.weight: not there, expected (48,)" in message
+    assert "blocks.2.norm1.weight: missing, expected (48,)" in message
     assert "patch_embed.proj.weight: (32, 3, 4, 4), expected (48, 3, 4, 4)" in message
     assert "blocks.0.attn.q_norm.weight: (16,), not expected" in message
     assert "timm.safetensors" in message
@@ -118,7 +118,7 @@ def test_the_number_of_heads_shows_in_no_shape(trained):
 def test_pickles_and_damage_are_refused(tmp_path, trained):
     pickled = tmp_path / "model.pth"
     pickled.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(WeightsError, match=r"model\.pth .*pickle, which is never opened"):
+    with pytest.raises(WeightsError, match=r"model\.pth .*pickle, which .* is never opened"):
         read(pickled)
     whole = (trained.out / "export/model.safetensors").read_bytes()
     broken = tmp_path / "broken.safetensors"
@@ -188,8 +188,8 @@ def test_weights_of_another_shape_say_by_which_flags_they_fit(changes, tmp_path)
     weights = saved(timm_model(64, classes=7, **shape), tmp_path)
     with pytest.raises(WeightsError) as caught:
         fit(weights, build(ModelConfig(), 10, seed=0), None)
-    line = next(x for x in str(caught.value).splitlines() if "they look like" in x)
-    flags = line.partition("they look like ")[2].partition(" (")[0].split()
+    line = next(x for x in str(caught.value).splitlines() if "try --model" in x)
+    flags = line.partition("try ")[2].partition(" (")[0].split()
     settings = parse(TrainConfig, [*flags, "--dataset.store-size", "64", "--out", "x"], "test", "")
     config = settings.model
     assert config.image_size == 64

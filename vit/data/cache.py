@@ -1,18 +1,17 @@
 """A data set on the disk of a node, made once: decoded, or packed where that would be too large.
 
-`NAME-FINGERPRINT` holds the pixels of each set as .npy, to be mapped by every process of the node;
-`NAME-FINGERPRINT-packed` a `vit.data.decode.Pack` of the encoded images, or of their paths, that
-`vit.data.feed` decodes ahead of the training. Both have the labels, and dataset.json.
+`NAME-FINGERPRINT` holds the pixels of each set as .npy, which every process of the node maps;
+`NAME-FINGERPRINT-packed` holds a `vit.data.decode.Pack` of the encoded images, or of their paths,
+which `vit.data.feed` decodes ahead of the training. Both have the labels and dataset.json.
 
 Images that do not decode are found here in both cases, before any training: a packed data set is
-decoded once, in all processes that the node has room for, which takes less than an epoch. So the
-sizes of sets, the split and the order are those of the good images, a function of the data alone on
-any number of workers and after any restart; no bad image is trained on, or counted in an
-evaluation; and too many of them are known at once, not in the middle of the night. To put another
-image in a bad one's place when it turns up would be cheaper and have nothing of this but the order.
+decoded once, on all processors of the node, which takes less than an epoch. So the sizes of sets,
+the split and the order are those of the good images: they depend on the data only, not on the
+number of workers or on a restart. No bad image is trained on or counted in an evaluation, and too
+many of them end the job before it starts. Putting another image in the place of a bad one during
+the training would be cheaper, but would keep none of this except the order.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
+from filelock import FileLock
 
 from vit.data.decode import DataError, Encoded, Pack, Pixels, decode, to_bytes
 from vit.data.pool import faults
@@ -39,27 +39,27 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a data set is kept, and what decides on how."""
+    """Where a data set is kept, and whether decoded or packed."""
 
     cache: Path
     """Folder of all data sets."""
     name: str
-    """Of this one, with its fingerprint."""
+    """Name of this data set, with its fingerprint."""
     size: int
     """S, the side of its images in pixels."""
     most: float
     """Bytes that the pixels may take."""
 
     def fits(self, images: int) -> bool:
-        """Whether so many may be kept decoded."""
+        """Whether this many images may be kept decoded."""
         return images * 3 * self.size * self.size <= self.most
 
     def folder(self, decoded: bool) -> Path:
-        """Where it is kept if `decoded`, or else packed."""
+        """Folder of the data set, decoded or else packed."""
         return self.cache / (self.name if decoded else f"{self.name}-packed")
 
     def made(self) -> Path | None:
-        """The folder to use, if it is there."""
+        """Folder to use, if it has been made."""
         for decoded in (True, False):
             if self.folder(decoded).is_dir():
                 images = about(self.folder(decoded))["images"]
@@ -69,20 +69,20 @@ class Place:
 
 
 def keep(name: str, reader: Reader, size: int, cache: Path, gigabytes: float) -> Path:
-    """Decode or pack a data set unless that was done; returns its folder.
+    """Decode or pack a data set unless that has been done; returns its folder.
 
-    Processes that call this at once for the same files do it once: the others wait. What a killed
-    one leaves is never taken for done. Files are known by path, size and time.
+    Processes that call this at once for the same files do it once: the others wait. The remains of
+    a killed process are never used. Files are identified by path, size and time.
 
     Args:
-        name: of the data set.
-        reader: where its images come from.
+        name: name of the data set.
+        reader: source of its images.
         size: S, the side of the images in pixels.
-        cache: folder for decoded and packed data sets; made if it is not there.
+        cache: folder for decoded and packed data sets; made where it is absent.
         gigabytes: GiB that the decoded images of all sets may take.
 
     Raises:
-        DataError: a file or label is at fault, or the cache not writable.
+        DataError: a file or a label cannot be used, or the cache is not writable.
     """
     place = Place(
         cache, f"{name}-{_fingerprint(name, size, reader.files())}", size, gigabytes * 2**30
@@ -91,21 +91,20 @@ def keep(name: str, reader: Reader, size: int, cache: Path, gigabytes: float) ->
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with (cache / f"{place.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the kernel if we are killed
+        with FileLock(cache / f"{place.name}.lock"):  # the kernel releases it if we are killed
             return place.made() or _publish(reader, place)
     except OSError as error:
         raise DataError(
             f"cannot keep the data set in the cache {cache}: {error}; "
-            "make room there or choose another folder"
+            "free some space there, or choose another folder for it"
         ) from error
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What dataset.json says: classes, splits, images (good and bad), bad, notes.
+    """Read dataset.json: classes, splits, images (good and bad), bad, notes.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     try:
         facts: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
@@ -115,12 +114,12 @@ def about(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, error: Exception) -> DataError:
-    """What to raise when something in a folder is not as it was made."""
-    return DataError(f"the cache {folder} is damaged ({error}); remove that folder")
+    """Say that a folder of the cache is damaged, and what to do."""
+    return DataError(f"the cache {folder} is damaged ({error}); remove this folder and run again")
 
 
 def labels_of(survey: Survey) -> dict[str, Ints]:
-    """The labels of each set in the order of its images, checked."""
+    """Join the labels of each set, (n,) int64 in the order of its images, and check them."""
     last = len(survey.classes) - 1
     outside = [
         f"{where}, row {row}: label {labels[row]}"
@@ -149,9 +148,9 @@ def _fingerprint(name: str, size: int, files: Iterable[Path]) -> str:
 
 
 def _publish(reader: Reader, place: Place) -> Path:
-    """Make everything beside its folder, then rename. The caller holds the lock.
+    """Make a data set beside its folder, then rename it. The caller holds the lock.
 
-    However many images are bad: whoever then allows them does not wait again.
+    It is made however many images are bad, so that a later run that allows them need not wait.
     """
     survey = reader.survey()
     labels = labels_of(survey)
@@ -159,7 +158,7 @@ def _publish(reader: Reader, place: Place) -> Path:
     folder = place.folder(place.fits(images))
     write = _write_pixels if place.fits(images) else _write_pack
     partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir()
     try:
         found = write(partial, reader, survey, place.size)
@@ -191,21 +190,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-Found = dict[str, dict[int, str]]
-"""By set, the rows whose image is bad, with a line for each."""
+BadRows = dict[str, dict[int, str]]
+"""By set, the rows whose image is bad, with a line on each."""
 
 
-def _write_pixels(folder: Path, reader: Reader, survey: Survey, size: int) -> Found:
-    """Decode each set into one .npy file.
+def _write_pixels(folder: Path, reader: Reader, survey: Survey, size: int) -> BadRows:
+    """Decode each set into one .npy file; returns the rows that do not decode.
 
-    Written as a stream, not through a map: a full disk is then an error, not a SIGBUS.
+    The file is written as a stream, not through a map, so that a full disk raises an error, not
+    SIGBUS.
     """
-    found: Found = {name: {} for name in survey.parts}
+    found: BadRows = {name: {} for name in survey.parts}
     for name, bad in found.items():
         count = sum(len(labels) for _, labels in survey.parts[name])
         with (folder / f"{name}.images.npy").open("wb") as file:
             _write_header(file, (count, 3, size, size))
-            results = _in_order(_attempt(size), reader.images(name), reader.threads)
+            results = _in_order(_decoder(size), reader.images(name), reader.threads)
             for row, result in enumerate(results):
                 if isinstance(result, str):
                     bad[row] = result
@@ -217,13 +217,13 @@ def _write_pixels(folder: Path, reader: Reader, survey: Survey, size: int) -> Fo
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...]) -> None:
-    """NumPy leaves room in it for any number of images: its length stays the same."""
+    """Write a .npy header; its length is the same for any number of images."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _attempt(size: int) -> Callable[[tuple[str, Encoded | DataError]], Pixels | str]:
-    """Decode an image, or return a line that says where it lies and what is wrong with it."""
+def _decoder(size: int) -> Callable[[tuple[str, Encoded | DataError]], Pixels | str]:
+    """Return a function that decodes an image, or returns a line on where and what its fault is."""
 
     def attempt(item: tuple[str, Encoded | DataError]) -> Pixels | str:
         where, image = item
@@ -238,7 +238,7 @@ def _attempt(size: int) -> Callable[[tuple[str, Encoded | DataError]], Pixels | 
 
 
 def _in_order(function: Callable[[_T], _R], items: Iterator[_T], threads: int) -> Iterator[_R]:
-    """Map in order, few items under way (ThreadPoolExecutor.map alone takes all at once)."""
+    """Map in order, with few items under way; ThreadPoolExecutor.map would read all at once."""
     if threads == 1:
         yield from map(function, items)
         return
@@ -247,11 +247,10 @@ def _in_order(function: Callable[[_T], _R], items: Iterator[_T], threads: int) -
             yield from pool.map(function, chunk)
 
 
-def _write_pack(folder: Path, reader: Reader, survey: Survey, size: int) -> Found:
-    """Pack the images of all sets, one after the other; then try them all."""
-    found: Found = {name: {} for name in survey.parts}
-    rows = {name: array("q") for name in survey.parts}
-    """Of each set, those that are packed."""
+def _write_pack(folder: Path, reader: Reader, survey: Survey, size: int) -> BadRows:
+    """Pack the images of all sets, one after the other, then try to decode them all."""
+    found: BadRows = {name: {} for name in survey.parts}
+    rows = {name: array("q") for name in survey.parts}  # those that are packed
     lengths, kind = array("q"), "images"
     with (folder / "entries").open("wb") as file:
         for name, row, (where, image) in _numbered(reader, survey.parts):
@@ -282,13 +281,14 @@ def _write_pack(folder: Path, reader: Reader, survey: Survey, size: int) -> Foun
 def _numbered(
     reader: Reader, names: Iterable[str]
 ) -> Iterator[tuple[str, int, tuple[str, Encoded | DataError]]]:
+    """Yield the images of all sets, each with its set and row."""
     for name in names:
         for row, item in enumerate(reader.images(name)):
             yield name, row, item
 
 
 def _where(parts: Iterable[tuple[str, Ints]], row: int) -> str:
-    """The file and the row in it of a set's `row`."""
+    """Name the file in which a set's `row` lies, and the row in that file."""
     for where, labels in parts:
         if row < len(labels):
             return f"{where}, row {row}"

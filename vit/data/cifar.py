@@ -15,7 +15,7 @@ from vit.data.reader import Ints, Survey, fail, reading
 
 @dataclass(frozen=True)
 class _Cifar:
-    """Names in one of the CIFAR archives (Krizhevsky 2009), as torchvision's datasets/cifar.py."""
+    """File names and keys of a CIFAR archive (Krizhevsky 2009), as in torchvision's cifar.py."""
 
     folder: str
     archive: str
@@ -25,7 +25,7 @@ class _Cifar:
     class_key: str
     label_key: str
     classes: str
-    """Names of the classes by label, apart by white space, for data that do not bring them."""
+    """Names of the classes by label, separated by white space, for data without names."""
 
 
 CIFAR = {
@@ -61,7 +61,7 @@ CIFAR = {
 
 
 def find_cifar(name: str, paths: Sequence[Path]) -> "_Batches | None":
-    """The batches of `name` in a folder or an archive, if they lie there."""
+    """Find the batches of `name` in a folder or an archive; None if they are elsewhere."""
     layout = CIFAR[name]
     if len(paths) == 1:
         path = paths[0]
@@ -75,9 +75,9 @@ def find_cifar(name: str, paths: Sequence[Path]) -> "_Batches | None":
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds arrays, numbers, text, lists and dicts, and calls nothing else that a file names."""
+    """Unpickles arrays, numbers, text, lists and dicts; calls nothing else that a file names."""
 
-    # numpy has moved these about; only their names are looked at.
+    # numpy has moved these between modules; they are found by name only.
     allowed: ClassVar[dict[str, Any]] = {
         "_reconstruct": np.empty(0).__reduce__()[0],
         "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
@@ -86,7 +86,7 @@ class _Unpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Look up a name: of numpy's arrays, or how older protocols of Python 3 write bytes."""
+        """Return an allowed name: of numpy's arrays, or of how older protocols write bytes."""
         if module.split(".")[0] == "numpy" and name in self.allowed:
             return self.allowed[name]
         if (module, name) == ("_codecs", "encode"):
@@ -105,13 +105,13 @@ def _unpickle(file: IO[bytes], where: str) -> dict[str, Any]:
 
 
 def _batch_labels(content: dict[str, Any], key: str, where: str) -> Ints:
-    """Check one batch; returns its labels."""
+    """Check a batch and return its labels, (N,) int64."""
     pixels, labels = content.get("data"), content.get(key)
     if not isinstance(pixels, np.ndarray) or (pixels.dtype, *pixels.shape[1:]) != (np.uint8, 3072):
-        raise DataError(f"{where}: data must be an array (N, 3072) of uint8")
+        raise DataError(f"{where}: data is no array of uint8 in the shape (N, 3072)")
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
         keys = ", ".join(map(str, content))
-        raise DataError(f"{where}: {key} must be a list of ints; the file has {keys}")
+        raise DataError(f"{where}: {key} is no list of ints; the file has the keys {keys}")
     if len(labels) != len(pixels):
         raise DataError(f"{where}: {len(labels)} {key} for {len(pixels)} rows of data")
     return np.array(labels, dtype=np.int64)
@@ -119,7 +119,7 @@ def _batch_labels(content: dict[str, Any], key: str, where: str) -> Ints:
 
 @dataclass(frozen=True)
 class _Batches:
-    """CIFAR's pickles, in a folder or in the archive, which is read as it is, front to back."""
+    """CIFAR's pickles in a folder, or in the archive, which is read from front to back."""
 
     path: Path
     layout: _Cifar
@@ -153,7 +153,7 @@ class _Batches:
                 yield from ((f"{where}, row {row}", image) for row, image in enumerate(pixels))
 
     def _read(self, *names: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """Unpickle those of `names` that are there: (name, where it lies, content)."""
+        """Unpickle those of `names` that exist; yields name, place and content."""
         with reading(self.path):
             for name, file in self._streams(names):
                 yield name, f"{self.path}/{name}", _unpickle(file, f"{self.path}/{name}")

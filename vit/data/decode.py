@@ -1,11 +1,11 @@
-"""One encoded image to square uint8 pixels; many of them in a file; a process that decodes.
+"""Decode an encoded image to square uint8 pixels; keep many in a file; a process that decodes.
 
-All that turns bytes into pixels is here, so that a decoded data set and a streamed one hold the
-same numbers. Pillow decodes: torchvision.io.decode_jpeg gives the same pixels in half of the time,
+Everything that turns bytes into pixels is here, so that a decoded data set and a streamed one hold
+the same numbers. Pillow decodes: torchvision.io.decode_jpeg gives the same pixels in half the time,
 but is deprecated and would load torch into every decoding process.
 
-Run as a program this file is a decoding process of `vit.data.pool`. It imports numpy and Pillow
-alone, so that one takes 40 MB and a fifth of a second to start.
+Run as a program, this file is a decoding process of `vit.data.pool`. It imports only numpy and
+Pillow, so that a process takes 40 MB and starts in a fifth of a second.
 
 Legend: S the side of a square image in pixels. Images are RGB, channels first, origin top left.
 """
@@ -32,10 +32,15 @@ class DataError(ValueError):
 def decode(image: Encoded, size: int) -> Pixels:
     """Decode one image to (3, size, size) uint8 RGB.
 
-    EXIF orientation is applied, transparency dropped, an animation's first frame taken. Geometry is
-    that of torchvision's Resize(size) and CenterCrop(size) on a PIL image; pixels agree to 1 of
-    255 (of a square, exactly). A JPEG of twice the size or more is decoded at the smallest of
-    1/2, 1/4, 1/8 of its size that is not below `size` (libjpeg's DCT scaling), twice as fast.
+    EXIF orientation is applied, transparency dropped, the first frame of an animation taken. The
+    geometry is that of torchvision's Resize(size) and CenterCrop(size) on a PIL image; pixels agree
+    to 1 of 255, those of a square image exactly. A JPEG of twice the size or more is decoded at the
+    smallest of 1/2, 1/4, 1/8 of its size that is not below `size` (libjpeg's DCT scaling), which is
+    twice as fast.
+
+    Args:
+        image: encoded image, its path, or (H, W) or (H, W, 3) uint8 pixels.
+        size: side of the result in pixels.
 
     Raises:
         OSError: the file at a path cannot be read.
@@ -48,7 +53,7 @@ def decode(image: Encoded, size: int) -> Pixels:
             return _channels_first(Image.fromarray(image), size)
         with Image.open(io.BytesIO(image)) as picture:
             picture.draft(None, (size, size))
-            # Asking a small JPEG for an orientation that it does not have would cost a fifth more.
+            # Looking for an orientation in a small JPEG without one would take a fifth longer.
             if picture.format != "JPEG" or picture.info.keys() & {"exif", "xmp"}:
                 ImageOps.exif_transpose(picture, in_place=True)
             return _channels_first(picture, size)
@@ -64,18 +69,18 @@ def _channels_first(picture: Image.Image, size: int) -> Pixels:
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB. Pillow would clip deeper grey to white."""
-    if picture.format == "PPM" and picture.mode == "I":  # of 16 bits, whatever Pillow says
+    """Convert to 8-bit RGB; 16-bit grey keeps its upper 8 bits, as Pillow would clip it."""
+    if picture.format == "PPM" and picture.mode == "I":  # 16 bits in a mode of 32
         picture = picture.convert("I;16")
     if picture.mode in ("I", "F"):
-        raise DataError(f"pixels of 32 bits (mode {picture.mode}); 8 or 16 were expected")
+        raise DataError(f"pixels have 32 bits (mode {picture.mode}); 8 or 16 were expected")
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _square(picture: Image.Image, size: int) -> Image.Image:
-    """Resize the shorter side to `size` and keep the centre: only that is ever computed."""
+    """Resize the shorter side to `size` and cut out the centre, which alone is computed."""
     width, height = picture.size
     if width == height == size:
         return picture
@@ -92,7 +97,7 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
 
 
 def to_bytes(image: Encoded) -> bytes:
-    """What a `Pack` keeps of an image: its bytes, its path, or pixels as a PPM or PGM file."""
+    """Convert an image to what a `Pack` keeps: its bytes, its path, or a PPM or PGM file."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, Path):
@@ -103,18 +108,18 @@ def to_bytes(image: Encoded) -> bytes:
 
 
 class Pack:
-    """Encoded images one after the other in a file, any of them a read away; or their paths.
+    """A folder of encoded images, or of their paths, one after the other in a file.
 
-    A folder with `index.npy`, (n, 2) int64: first byte and length of every entry, and the entries
-    in `images` (bytes of image files) or in `paths` (where they lie).
+    `index.npy` is (n, 2) int64: first byte and length of every entry. The entries are in `images`
+    (bytes of image files) or in `paths` (paths of image files).
     """
 
     def __init__(self, folder: Path, size: int) -> None:
-        """Open it. Its pages are read, not mapped: they are no part of the process's memory.
+        """Open a pack. Images are read, not mapped, so that they take no memory of the process.
 
         Args:
-            folder: where it lies.
-            size: S, to which its images are decoded.
+            folder: folder of the pack.
+            size: S, the side in pixels to which images are decoded.
         """
         self.folder, self.size = folder, size
         self.index: NDArray[np.int64] = np.load(folder / "index.npy", mmap_mode="r")
@@ -122,21 +127,21 @@ class Pack:
         self._file = (folder / ("paths" if self.paths else "images")).open("rb", buffering=0)
 
     def __len__(self) -> int:
-        """How many images it has."""
+        """Number of images."""
         return len(self.index)
 
     def read(self, row: int) -> bytes | Path:
-        """The image at `row`: its bytes, or its path."""
+        """Read the image at `row`: its bytes, or its path."""
         start, length = self.index[row].tolist()
         content = os.pread(self._file.fileno(), length, start)
         return Path(os.fsdecode(content)) if self.paths else content
 
     def decode(self, row: int) -> Pixels:
-        """The image at `row`, (3, S, S) uint8; raises as `decode`."""
+        """Decode the image at `row` to (3, S, S) uint8; raises the errors of `decode`."""
         return decode(self.read(row), self.size)
 
     def place(self, row: int) -> str:
-        """Where the image at `row` lies, for messages."""
+        """Name the place of the image at `row`, for messages."""
         return str(self.read(row)) if self.paths else f"image {row} of {self.folder}"
 
 
@@ -144,35 +149,35 @@ _SLOT = np.dtype([("row", "i8"), ("owner", "i4"), ("failed", "i4")])
 
 
 class Slots:
-    """Memory that processes share: places for decoded images, and what is to be decoded there."""
+    """Shared memory with places for decoded images, and requests of what to decode there."""
 
     def __init__(self, memory: int, count: int, size: int) -> None:
-        """Map the file descriptor `memory`, made long enough, as `count` slots of side `size`."""
+        """Map the file descriptor `memory`, enlarged as needed, as `count` slots of side `size`."""
         head = count * _SLOT.itemsize
         os.ftruncate(memory, head + count * 3 * size * size)
         self._map = mmap.mmap(memory, head + count * 3 * size * size)
         slots = np.frombuffer(self._map, _SLOT, count)
         self.rows = slots["row"]
-        """(count,) int64: which image of the pack is wanted there."""
+        """(count,) int64: row in the pack of the image to decode there."""
         self.owners = slots["owner"]
-        """(count,) int32: id of the process that took it up."""
+        """(count,) int32: id of the process that took the request."""
         self.failed = slots["failed"]
-        """(count,) int32: 1 where it could not be decoded."""
+        """(count,) int32: 1 where the image could not be decoded, else 0."""
         self.pixels = np.frombuffer(self._map, np.uint8, offset=head).reshape(count, 3, size, size)
-        """(count, 3, size, size) uint8."""
+        """(count, 3, size, size) uint8: the decoded images."""
 
 
 RECORD = np.dtype("u4")
-"""What goes through the pipes: the number of a slot. Writes and reads of so few bytes are whole,
-so that any number of processes can share a pipe."""
+"""Content of the pipes: the number of a slot. Reads and writes of so few bytes are never split, so
+that any number of processes can share a pipe."""
 
 
 def main(argv: list[str]) -> None:
-    """Decode what is asked for until nobody can ask any more.
+    """Answer requests to decode until the pipe of requests is closed.
 
     Args:
-        argv: folder of the pack, S, number of slots, and the file descriptors of the slots, of the
-            pipe with requests and of the pipe for replies.
+        argv: folder of the pack, S, number of slots, and three file descriptors: of the slots, of
+            the pipe of requests and of the pipe for replies.
     """
     size, count, memory, requests, replies = map(int, argv[1:])
     pack, slots, me = Pack(Path(argv[0]), size), Slots(memory, count, size), os.getpid()
@@ -182,7 +187,7 @@ def main(argv: list[str]) -> None:
         try:
             slots.pixels[slot] = pack.decode(int(slots.rows[slot]))
             slots.failed[slot] = 0
-        except Exception:  # whoever asked tries again and says what is wrong
+        except Exception:  # the process that requested it tries again and names the fault
             slots.failed[slot] = 1
         try:
             os.write(replies, record)

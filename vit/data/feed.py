@@ -1,8 +1,8 @@
-"""Batches of a set on the device that wants them: resident there, or decoded ahead of it.
+"""Batches of a set of images on the device of the training: resident, or decoded ahead of it.
 
-A set that is kept decoded is resident: on a GPU whole, as uint8, or in pages that all processes of
-the node share. A packed one is streamed: images are decoded by other processes while the training
-computes, and copied to a GPU while it computes. What is handed out is the same either way.
+A set that is kept decoded is resident: whole on a GPU, as uint8, or in pages that all processes of
+the node share. A packed set is streamed: other processes decode its images while the training
+computes, and batches are copied to a GPU meanwhile. The batches are the same either way.
 """
 
 import itertools
@@ -21,18 +21,18 @@ from vit.data.sets import Images
 
 
 class Feed(Protocol):
-    """A set of images, to be had in batches."""
+    """A set of images that gives batches."""
 
     def __len__(self) -> int:
         """How many images the set has."""
 
     def take(self, samples: Tensor, then: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """Images and labels of a batch, on the device; no host sync.
+        """Return images and labels of a batch, on the device; the host does not wait for it.
 
         Args:
             samples: (b,) int64 on the CPU, positions in the set; at least one.
-            then: what will be taken after them, batch by batch. Looked at only when `samples` are
-                not what was announced before: at the start, and after a resume.
+            then: the batches that will be taken after this one. It is read only when `samples`
+                were not announced before: at the start, and after a resume.
 
         Returns:
             (b, 3, S, S) uint8 and (b,) int64, not to be written to.
@@ -41,27 +41,27 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Resident:
-    """A set of decoded images: on the device, or in host memory if they do not fit."""
+    """A set of decoded images, on the device, or in host memory if they do not fit there."""
 
     images: Tensor
     """(N, 3, S, S) uint8, perhaps shared with another set."""
     labels: Tensor
-    """(N,) int64, where `images` are."""
+    """(N,) int64, on the device of `images`."""
     rows: Tensor
-    """(n,) int64, where `images` are: the rows of the set."""
+    """(n,) int64, the rows of the set, on the device of `images`."""
     device: torch.device
-    """Where a batch is wanted."""
+    """Device of the batches."""
 
     def __len__(self) -> int:
         """How many images the set has."""
         return len(self.rows)
 
     def take(self, samples: Tensor, then: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """As `Feed`; nothing need be known ahead."""
+        """Return images and labels of a batch, as `Feed` says; `then` is not used."""
         rows = self.rows[samples.to(self.images.device, non_blocking=True)]
         images, labels = self.images[rows], self.labels[rows]
-        # By type: "cuda" is not equal to "cuda:0", where the images of that device are. Pinned,
-        # the copies do not keep the host waiting.
+        # Compared by type: "cuda" does not equal "cuda:0", on which its tensors lie. The host does
+        # not wait for copies from pinned memory.
         if self.device.type != images.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
             labels = labels.pin_memory().to(self.device, non_blocking=True)
@@ -69,10 +69,10 @@ class Resident:
 
 
 class Streamed:
-    """A set of encoded images, decoded in other processes ahead of being taken.
+    """A set of encoded images that other processes decode ahead of the training.
 
-    There are as many as torch has threads here: --cpus-per-worker. They run until the last batch
-    that was announced is taken; a set of one batch announces none, and keeps them.
+    There are as many processes as torch has threads here: --cpus-per-worker. They run until the
+    last batch that was announced is taken; a set of one batch announces none and keeps them.
     """
 
     def __init__(self, pack: Pack, labels: Ints, rows: Ints, device: torch.device) -> None:
@@ -82,7 +82,7 @@ class Streamed:
             pack: N encoded images, perhaps shared with another set.
             labels: (N,) int64.
             rows: (n,) int64, the rows of the set.
-            device: where a batch is wanted.
+            device: device of the batches.
         """
         self._pack, self._labels, self._rows = pack, torch.from_numpy(labels), rows
         self._device = device
@@ -90,19 +90,19 @@ class Streamed:
         self._pool: Pool | None = None
         self._plan: Iterator[Tensor] = iter(())
         self._planned = False
-        self._asked: deque[Tensor] = deque()
-        """Batches that the pool was asked for and has not given."""
+        self._submitted: deque[Tensor] = deque()
+        """Batches that the pool is decoding, or has decoded."""
         self._early: deque[_Arrived] = deque()
-        """Batches, one at most, that are on their way to the device before they are taken."""
+        """At most one batch that is copied to the device before it is taken."""
         self._last: _Arrived | None = None
-        """The batch taken last. It may be taken again: by the step that a start throws away."""
+        """The batch taken last. The first step of a start is repeated, so it may be taken again."""
 
     def __len__(self) -> int:
         """How many images the set has."""
         return len(self._rows)
 
     def take(self, samples: Tensor, then: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
-        """As `Feed`.
+        """Return images and labels of a batch, as `Feed` says.
 
         Raises:
             DataError: an image changed since the data set was packed.
@@ -113,51 +113,51 @@ class Streamed:
                 return self._last.here()
             self._start(samples, then)
         arrived = self._last = self._early.popleft() if self._early else self._receive()
-        self._ask()
-        if self._copies and self._asked and self._pool and self._pool.ready():
+        self._submit()
+        if self._copies and self._submitted and self._pool and self._pool.ready():
             self._early.append(self._receive())
-        if self._planned and not self._asked and not self._early:
+        if self._planned and not self._submitted and not self._early:
             self._stop()
         return arrived.here()
 
     def _next(self) -> Tensor:
-        """The batch that is to be taken next, if it is as announced; none: empty."""
+        """Samples of the next batch that was announced; empty if there is none."""
         if self._early:
             return self._early[0].samples
-        return self._asked[0] if self._asked else torch.empty(0, dtype=torch.int64)
+        return self._submitted[0] if self._submitted else torch.empty(0, dtype=torch.int64)
 
     def _start(self, samples: Tensor, then: Iterable[Tensor]) -> None:
-        """Begin a new plan; what was decoded for another is dropped."""
-        if self._asked or self._early or not self._pool or self._pool.batch < len(samples):
+        """Start decoding from `samples` on; batches decoded for another order are dropped."""
+        if self._submitted or self._early or not self._pool or self._pool.batch < len(samples):
             self._stop()
             # A rank's parts of one global batch and the next may differ by a pair.
             self._pool = Pool(self._pack, len(samples) + 2, torch.get_num_threads())
         self._plan = itertools.chain([samples], then)
-        self._ask()
-        self._planned = len(self._asked) > 1
+        self._submit()
+        self._planned = len(self._submitted) > 1
 
     def _stop(self) -> None:
         if self._pool:
             self._pool.close()
         self._pool = None
-        self._asked.clear()
+        self._submitted.clear()
         self._early.clear()
 
-    def _ask(self) -> None:
-        """Have the pool decode what comes next, as much as it takes at once."""
+    def _submit(self) -> None:
+        """Submit the next batches to the pool, as many as it takes."""
         assert self._pool
         while not self._pool.full and (samples := next(self._plan, None)) is not None:
             self._pool.submit(self._rows[samples.numpy()])
-            self._asked.append(samples)
+            self._submitted.append(samples)
 
     def _receive(self) -> "_Arrived":
-        """Wait for the next batch, and send it to the device."""
+        """Wait for the next batch, and start its copy to the device."""
         assert self._pool
-        samples = self._asked.popleft()
+        samples = self._submitted.popleft()
         rows = self._rows[samples.numpy()]
         pixels, failed = self._pool.receive()
         for position in failed:
-            pixels[position] = self._again(int(rows[position]))
+            pixels[position] = self._decode_here(int(rows[position]))
         images, labels = torch.from_numpy(pixels), self._labels[rows]
         if self._copies is None:
             return _Arrived(samples, images.clone(), labels, None)
@@ -166,19 +166,20 @@ class Streamed:
             labels = labels.pin_memory().to(self._device, non_blocking=True)
             return _Arrived(samples, images, labels, self._copies.record_event())
 
-    def _again(self, row: int) -> Pixels:
-        """Decode here what another process could not: a read may fail once."""
+    def _decode_here(self, row: int) -> Pixels:
+        """Decode an image that another process could not decode: a read may fail once."""
         try:
             return self._pack.decode(row)
         except (DataError, OSError) as error:
             raise DataError(
-                f"{self._pack.place(row)}: {error}; it was another when the data set was packed"
+                f"{self._pack.place(row)}: {error}; it changed after the data set was packed:"
+                " restore it, or start a run in another --out"
             ) from error
 
 
 @dataclass(frozen=True)
 class _Arrived:
-    """A batch on the device, or on its way there."""
+    """A batch on the device, or being copied to it."""
 
     samples: Tensor
     images: Tensor
@@ -186,7 +187,7 @@ class _Arrived:
     copied: torch.cuda.Event | None
 
     def here(self) -> tuple[Tensor, Tensor]:
-        """The batch, for use in the current stream from now on."""
+        """Return images and labels; the current stream waits for their copy."""
         if self.copied:
             current = torch.cuda.current_stream(self.images.device)
             current.wait_event(self.copied)
@@ -196,7 +197,7 @@ class _Arrived:
 
 
 def each(feed: Feed, samples: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images and labels of `samples`, (n,) int64 on the CPU, `size` of them at a time."""
+    """Yield images and labels of `samples`, (n,) int64 on the CPU, `size` of them at a time."""
     parts = samples.split(size)
     for number, part in enumerate(parts, 1):
         if len(part):
@@ -204,14 +205,14 @@ def each(feed: Feed, samples: Tensor, size: int) -> Iterator[tuple[Tensor, Tenso
 
 
 def place(sets: Mapping[str, Images | None], device: torch.device) -> dict[str, Feed]:
-    """Make the sets ready to be taken from.
+    """Make a feed of each set.
 
-    A GPU holds decoded sets if that leaves half of its free memory to the training, an array that
-    two of them share only once; a CPU works on the pages that all processes of the node share.
+    A GPU holds decoded sets if that leaves half of its free memory to the training, and an array
+    that two sets share only once; a CPU works on the pages that all processes of the node share.
 
     Args:
-        sets: by name; None where a data set has none of that name.
-        device: where batches are wanted.
+        sets: by name; None for a set that the data set does not have.
+        device: device of the batches.
     """
     moved: dict[int, tuple[Tensor, Tensor]] = {}
     placed: dict[str, Feed] = {}

@@ -1,7 +1,7 @@
-"""Where labelled images come from: digits, CIFAR's archives, Parquet, folders; read, not decoded.
+"""Readers of data sets: digits, CIFAR's archives, Parquet, folders of images.
 
-A reader knows the files of a data set, its classes and labels, and yields its images undecoded.
-Rows count from 0, in messages too.
+A reader knows the files of a data set, its classes and labels, and yields its images, which it does
+not decode. Rows count from 0, in messages too.
 """
 
 import functools
@@ -20,13 +20,17 @@ from vit.data.parquet import find_parquet
 from vit.data.reader import EXPECTED, SPLITS, Ints, Reader, Survey, fail, split
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""torchvision's IMG_EXTENSIONS."""
+"""File names that count as images, torchvision's IMG_EXTENSIONS."""
 _VAL = ("valid", "validation")
-"""What a folder `val` is called elsewhere."""
+"""Other names of the folder `val`."""
 
 
 def find(config: DatasetConfig, paths: Sequence[Path]) -> Reader:
-    """Recognise what lies at `paths`."""
+    """Find the reader for the data set at `paths`.
+
+    Raises:
+        DataError: paths are missing, or their contents are not those of the data set.
+    """
     name = config.name
     if bool(paths) == (name == "digits"):
         given = ", ".join(map(str, paths)) or "no path"
@@ -48,7 +52,7 @@ def find(config: DatasetConfig, paths: Sequence[Path]) -> Reader:
 
 @functools.cache
 def _digits() -> tuple[Pixels, Ints, dict[str, Ints]]:
-    """Pixels (1797, 8, 8), labels (1797,), rows of each set: a fixed fifth is the test set."""
+    """Load pixels (1797, 8, 8), labels (1797,) and the rows of each set; test has a fifth."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     data = load_digits()
@@ -59,9 +63,9 @@ def _digits() -> tuple[Pixels, Ints, dict[str, Ints]]:
 
 
 class _Digits:
-    """scikit-learn's handwritten digits, 8x8 in 17 levels of grey. They have no official test set.
+    """scikit-learn's handwritten digits, 8x8 in 17 levels of grey, without an official test set.
 
-    (UCI's "Optical recognition of handwritten digits", the 1,797 of its test part.)
+    They are the 1,797 digits of the test part of UCI's "Optical recognition of handwritten digits".
     """
 
     threads = 1
@@ -80,7 +84,7 @@ class _Digits:
 
 
 def _find_folder(paths: Sequence[Path]) -> "_Folder":
-    """List an image folder; its classes are the sorted names of the folders of train."""
+    """List an image folder; its classes are the sorted names of the folders in train."""
     root = paths[0]
     if len(paths) > 1 or not root.is_dir():
         given = ", ".join(map(str, paths))
@@ -107,22 +111,22 @@ def _find_folder(paths: Sequence[Path]) -> "_Folder":
         if not files or label not in classes
     ]
     faults += [
-        f"{str(roots['train'] / label)!a}: a name that is no UTF-8; rename it"
+        f"{str(roots['train'] / label)!a}: a name that is not UTF-8; rename it"
         for label in classes
         if not _is_text(label)
     ]
     fail(faults, "class folders that cannot be used")
     notes = [
-        f"{folder}: {others:,} files that are no image in a class folder are left aside"
+        f"{folder}: {others:,} files that are not images in a class folder are not used"
         for folder, others in aside.items()
         if others
     ]
-    notes += [f"{root / name}: neither train, val nor test; left aside" for name in unused]
+    notes += [f"{root / name}: neither train, val nor test; it is not used" for name in unused]
     return _Folder(tuple(classes), roots, listing, tuple(notes))
 
 
 def _roots(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders of the sets, and names of others beside them; all of it, if there is none."""
+    """Find the folders of the sets (`root` is train if there are none), and names of others."""
     names = {split: split for split in SPLITS if (root / split).is_dir()}
     if not names:
         return {"train": root}, []
@@ -148,9 +152,9 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _image_files(folder: Path) -> tuple[list[str], int]:
-    """Images in `folder` and below, in torchvision's order; how many other files there are.
+    """List images in `folder` and below, in torchvision's order, and count other files.
 
-    Hidden ones are neither: ._cat.jpg is no image, .ipynb_checkpoints holds copies.
+    Hidden files are neither: ._cat.jpg is no image, and .ipynb_checkpoints holds copies.
     """
     files = [
         str(Path(root, name))
@@ -170,7 +174,7 @@ def _visible(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Images in folders by class, as torchvision's ImageFolder."""
+    """Images in a folder for each class, as in torchvision's ImageFolder."""
 
     classes: tuple[str, ...]
     roots: dict[str, Path]

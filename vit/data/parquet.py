@@ -1,4 +1,4 @@
-"""Labelled images in Parquet files: WebDataset-like shards, and what the Hugging Face hub has."""
+"""Reader of labelled images in Parquet files: shards of bytes, and the Hugging Face hub's form."""
 
 import functools
 import itertools
@@ -18,18 +18,21 @@ from vit.data.reader import EXPECTED, SPLITS, Ints, Survey, UnreadableError, fai
 
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label")
-"""Names of the columns, the second of each as on the Hugging Face hub."""
+"""Names of the columns; the second of each is that of CIFAR on the Hugging Face hub."""
 _BUFFER = 1 << 20
-"""Bytes that are read at a time; without, a column of a row group is read whole."""
+"""Bytes that are read at a time; without a limit, a column of a row group is read whole."""
 
 
 def find_parquet(name: str, paths: Sequence[Path], classes: tuple[str, ...] | None) -> "_Parquet":
     """Sort Parquet files, named or in folders, into sets by how their names begin.
 
     Args:
-        name: of the data set, for messages.
+        name: name of the data set, for messages.
         paths: files or folders.
-        classes: names of the classes by label; None: the files bring them.
+        classes: names of the classes by label; None: the files name them.
+
+    Raises:
+        DataError: a file belongs to no set, or there is none for training.
     """
     nested = (sorted(path.glob("*.parquet")) if path.is_dir() else [path] for path in paths)
     files = dict.fromkeys(itertools.chain.from_iterable(nested))
@@ -39,7 +42,7 @@ def find_parquet(name: str, paths: Sequence[Path], classes: tuple[str, ...] | No
     }
     used = set(itertools.chain.from_iterable(sets.values()))
     stray = [str(path) for path in paths if path.is_file() and path not in used]
-    fail(stray, f"files that dataset {name} cannot place; it expects {EXPECTED[name]}")
+    fail(stray, f"files that belong to no set of dataset {name}; it expects {EXPECTED[name]}")
     if not sets["train"]:
         where = ", ".join(map(str, paths))
         raise DataError(f"no training images in {where}; dataset {name} expects {EXPECTED[name]}")
@@ -48,6 +51,7 @@ def find_parquet(name: str, paths: Sequence[Path], classes: tuple[str, ...] | No
 
 
 def _column(schema: pa.Schema, names: Sequence[str]) -> str:
+    """Find the first of `names` that is a column."""
     for name in names:
         if name in schema.names:
             return name
@@ -55,7 +59,7 @@ def _column(schema: pa.Schema, names: Sequence[str]) -> str:
 
 
 def image_column(schema: pa.Schema) -> str:
-    """The column of encoded images, bytes or Hugging Face's struct; raises DataError if none is."""
+    """Find the column of encoded images, bytes or Hugging Face's struct; DataError without one."""
     name = _column(schema, _IMAGE_COLUMNS)
     kind = schema.field(name).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -67,25 +71,25 @@ def image_column(schema: pa.Schema) -> str:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The labels of a Parquet file, checked but for their range."""
+    """The labels of a Parquet file; everything but their range has been checked."""
 
     path: Path
     labels: pa.Array
     """Integers or strings."""
     names: tuple[str, ...] | None
-    """Names of the classes, where Hugging Face's `datasets` wrote them into the schema."""
+    """Names of the classes, if Hugging Face's `datasets` wrote them into the schema."""
 
 
 @contextmanager
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a file for reading; damage that its checksums show is an error."""
+    """Open a file for reading; damage that its checksums show raises an error."""
     options = {"page_checksum_verification": True, "buffer_size": _BUFFER}
     with reading(path), pq.ParquetFile(path, **options) as file:
         yield file
 
 
 def _read_shard(path: Path, named: bool) -> _Shard:
-    """Read the labels, which may be names of classes if `named`."""
+    """Read the labels of a file; they may be names of classes if `named`."""
     with _parquet(path) as file:
         schema = file.schema_arrow
         try:
@@ -107,7 +111,7 @@ def _read_shard(path: Path, named: bool) -> _Shard:
 
 
 def _class_label(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
-    """Names of a `ClassLabel` in what Hugging Face's `datasets` adds to a schema."""
+    """Find the names of a `ClassLabel` in the metadata of Hugging Face's `datasets`."""
     try:
         about = json.loads((schema.metadata or {})[b"huggingface"])
         return tuple(map(str, about["info"]["features"][name]["names"]))
@@ -116,27 +120,27 @@ def _class_label(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
 
 
 def _shard_classes(shards: dict[str, list[_Shard]]) -> tuple[str, ...]:
-    """The classes of the training set: as they are named there, else as they occur."""
+    """Find the classes of the training set: those that it names, else those that occur."""
     first = shards["train"][0]
     for shard in itertools.chain.from_iterable(shards.values()):
         if shard.names != first.names or (
             pa.types.is_string(shard.labels.type) != pa.types.is_string(first.labels.type)
         ):
             raise DataError(
-                f"{shard.path} and {first.path} differ: in the names of the classes, or integers"
-                " as labels in one, names in the other"
+                f"{shard.path} and {first.path} differ in the names of their classes, or only one"
+                " has integers as labels; write all files alike"
             )
     occur = set().union(*(pc.unique(shard.labels).to_pylist() for shard in shards["train"]))
     if pa.types.is_string(first.labels.type):
         return tuple(sorted(occur))
     names = first.names or tuple(map(str, range(len(occur))))
     missing = [name for label, name in enumerate(names) if label not in occur]
-    fail(missing, "classes without an image to train on; labels count from 0, without a gap")
+    fail(missing, "classes without a training image; labels must be 0, 1, 2, ... without a gap")
     return names
 
 
 def _numbered(shard: _Shard, classes: Sequence[str]) -> Ints:
-    """Labels as positions in `classes`; those that are integers remain."""
+    """Turn labels that are names into positions in `classes`, (n,) int64."""
     labels = shard.labels
     if pa.types.is_integer(labels.type):
         return np.asarray(labels, dtype=np.int64)
@@ -144,25 +148,25 @@ def _numbered(shard: _Shard, classes: Sequence[str]) -> Ints:
     rows = np.flatnonzero(numbers.is_null().to_numpy(zero_copy_only=False))
     fail(
         [f"{shard.path}, row {row}: {labels[row]}" for row in rows],
-        "classes without an image to train on",
+        "classes without a training image",
     )
     return np.asarray(numbers, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class _Parquet:
-    """Parquet files with encoded images, or Hugging Face's struct of bytes and path."""
+    """Parquet files with a column of encoded images, or of Hugging Face's struct."""
 
     sets: dict[str, list[Path]]
     classes: tuple[str, ...] | None
-    """Names of the classes by label; None: the files bring them."""
+    """Names of the classes by label; None: the files name them."""
     threads = 1
 
     def files(self) -> Iterable[Path]:
         return itertools.chain.from_iterable(self.sets.values())
 
     def survey(self) -> Survey:
-        """A file that cannot be read is taken to have held as many images as the longest other."""
+        """Read the labels; an unreadable file counts as many images as the longest other."""
         shards, unreadable = self._shards
         classes = self.classes or _shard_classes(shards)
         parts = {
@@ -170,12 +174,12 @@ class _Parquet:
             for name, found in shards.items()
         }
         longest = max(len(shard.labels) for found in shards.values() for shard in found)
-        bad = tuple((f"{reason} (taken for {longest:,} images)", longest) for reason in unreadable)
+        bad = tuple((f"{reason} (counted as {longest:,} images)", longest) for reason in unreadable)
         return Survey(classes, parts, bad=bad)
 
     @functools.cached_property
     def _shards(self) -> tuple[dict[str, list[_Shard]], list[str]]:
-        """The files of each set that can be read, and a line on each that cannot."""
+        """The readable files of each set, and a line on each unreadable one."""
         shards: dict[str, list[_Shard]] = {name: [] for name in self.sets}
         unreadable, faults = [], []
         for name, path in ((name, path) for name, paths in self.sets.items() for path in paths):
@@ -185,7 +189,7 @@ class _Parquet:
                 unreadable.append(str(error))
             except DataError as error:
                 faults.append(str(error))
-        if not all(shards.values()):  # a set of which nothing is left
+        if not all(shards.values()):  # a set without a readable file
             faults += unreadable
         fail(faults, "Parquet files that cannot be used")
         return shards, unreadable
@@ -204,7 +208,7 @@ class _Parquet:
 
 
 def _group_images(file: pq.ParquetFile, group: int, column: str) -> Iterator[bytes | DataError]:
-    """Images of a row group; of a damaged one, those before the damage, then an error for each."""
+    """Yield the images of a row group; from the first damage onwards, an error for each."""
     rows, done = file.metadata.row_group(group).num_rows, 0
     try:
         for batch in file.iter_batches(256, row_groups=[group], columns=[column]):

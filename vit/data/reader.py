@@ -1,4 +1,4 @@
-"""What a reader of labelled images is: the sets, labels and images of a data set, undecoded."""
+"""The interface of readers of labelled images: sets, labels and images, which are not decoded."""
 
 import tarfile
 import zlib
@@ -18,14 +18,14 @@ from vit.data.decode import Encoded
 
 SPLITS = ("train", "val", "test")
 LISTED = 5
-"""Faults that a message lists before it only counts them."""
+"""Number of faults that a message lists; further ones are counted."""
 _CIFAR_EXPECTED = (
     "cifar-{0}-python.tar.gz (from https://www.cs.toronto.edu/~kriz/cifar.html), its unpacked "
     "folder, or Parquet files train*.parquet and test*.parquet (val*.parquet if there is one), "
     "with columns image and label"
 )
 EXPECTED = {
-    "digits": "no path: scikit-learn brings them along",
+    "digits": "no path: scikit-learn contains them",
     "cifar10": _CIFAR_EXPECTED.format(10),
     "cifar100": _CIFAR_EXPECTED.format(100),
     "imagefolder": "one folder with train/ (and val/, test/ if there are any), each with a folder "
@@ -37,21 +37,21 @@ EXPECTED = {
 
 Ints = NDArray[np.int64]
 Bad = tuple[str, int]
-"""A line on what cannot be used, and how many images that is."""
+"""A line on what cannot be used, and how many images it has."""
 
 
 class UnreadableError(DataError):
-    """A file that cannot be read, whole or in part."""
+    """A file that cannot be read, as a whole or in part."""
 
 
 def fail(faults: Sequence[str], what: str, count: int = 0, remedy: str = "") -> None:
-    """Raise one DataError for all `faults`, the first few listed, if there are any.
+    """Raise one DataError for all `faults` if there are any; it lists the first few.
 
     Args:
         faults: a line for each.
-        what: the heading.
-        count: how many there are, where a line stands for several.
-        remedy: the last line.
+        what: heading of the message.
+        count: how many faults there are, where a line stands for several.
+        remedy: last line of the message.
     """
     if faults:
         rest = [f"... and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
@@ -62,15 +62,16 @@ def fail(faults: Sequence[str], what: str, count: int = 0, remedy: str = "") -> 
 def split(labels: Ints, fraction: float, *key: int | str) -> tuple[Ints, Ints]:
     """Draw `fraction` of the samples, the same share of every class, as a function of `key`.
 
-    The whole draw has round(fraction * N) samples; a class's share is rounded by largest remainder
-    (as in scikit-learn's StratifiedShuffleSplit), ties going to the lower label.
+    round(fraction * N) samples are drawn; a class's share is rounded by largest remainder (as in
+    scikit-learn's StratifiedShuffleSplit), and ties go to the lower label.
 
     Args:
         labels: (N,) int64, at least 0.
-        fraction: between 0 and 1.
+        fraction: share to draw, between 0 and 1.
+        key: what the draw depends on, such as a seed.
 
     Returns:
-        Rows left and rows drawn, (N - d,) and (d,) int64, each ascending.
+        Rows not drawn and rows drawn, (N - d,) and (d,) int64, each ascending.
     """
     counts, total = np.bincount(labels), round(fraction * len(labels))
     take, rest = np.divmod(counts * total, len(labels))
@@ -84,15 +85,16 @@ def split(labels: Ints, fraction: float, *key: int | str) -> tuple[Ints, Ints]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a reader finds out without decoding a pixel."""
+    """What a reader knows of a data set before any pixel is decoded."""
 
     classes: tuple[str, ...]
+    """Names of the classes, by label."""
     parts: dict[str, list[tuple[str, Ints]]]
-    """By set, the labels of each file (its name for messages) in the order of its images."""
+    """By set, the files in order: the name for messages, and the labels of its images, (n,)."""
     notes: tuple[str, ...] = ()
-    """What a person should know: files that are left aside."""
+    """Lines for a person, such as files that are not used."""
     bad: tuple[Bad, ...] = ()
-    """Files that cannot be read."""
+    """Files that cannot be read, with the number of their images."""
 
 
 class Reader(Protocol):
@@ -100,24 +102,24 @@ class Reader(Protocol):
 
     @property
     def threads(self) -> int:
-        """Threads that decode: 1 where images are so small that Python's lock makes more slower."""
+        """Number of threads that decode: 1 for small images, for which more are slower."""
 
     def files(self) -> Iterable[Path]:
-        """What is read, in order: the cache's key."""
+        """Files that are read, in order; the key of the cache depends on them."""
 
     def survey(self) -> Survey:
-        """Read labels, and check all but their range and the pixels."""
+        """Read the labels and check everything but their range and the pixels."""
 
     def images(self, name: str) -> Iterator[tuple[str, Encoded | DataError]]:
-        """The images of a set, with where each lies, in the order of the labels.
+        """Yield the place of each image of a set, and the image, in the order of the labels.
 
-        A DataError stands for one that cannot be had, and says why.
+        A DataError stands for an image that cannot be read, and says why.
         """
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what reading a file raises into a DataError with its name."""
+    """Turn errors of reading a file into a DataError that names it."""
     try:
         yield
     except (pa.ArrowException, tarfile.TarError, zlib.error, EOFError, OSError) as error:

@@ -1,7 +1,7 @@
-"""Local files to labelled images and a validation split.
+"""Sets of labelled images from local files, with a validation split.
 
-A data set is decoded once a node, if it then fits in `dataset.cache_gb`: every process maps the
-same pages into memory. Otherwise it is packed there, and decoded ahead of the training
+A data set is decoded once a node if it then fits in `dataset.cache_gb`: every process maps the
+same pages into memory. Otherwise it is packed there and decoded ahead of the training
 (`vit.data.cache`, `vit.data.feed`). Training and validation set are two lists of rows of one array.
 
 Legend: N images of a decoded array, n of them in a set, S the side of a square image in pixels.
@@ -26,15 +26,15 @@ class Images:
     """A set of labelled images: rows of arrays that another set may share."""
 
     images: Pixels | Pack
-    """(N, 3, S, S) uint8, mapped from the cache. Copy on write: no process can spoil another's.
-    Or N encoded images."""
+    """(N, 3, S, S) uint8, mapped from the cache, copy on write so that no process can change
+    another's; or N encoded images."""
     labels: Ints
     """(N,) int64, indices into `Dataset.classes`."""
     rows: Ints
     """(n,) int64, ascending: which rows of `images` and `labels` belong to this set."""
 
     def __len__(self) -> int:
-        """How many images the set has (n, not N)."""
+        """Number of images of the set (n, not N)."""
         return len(self.rows)
 
 
@@ -48,12 +48,12 @@ class Dataset:
     classes: tuple[str, ...]
     """Names of the classes, by label."""
     notes: tuple[str, ...] = ()
-    """Lines for a person: what was left out, what was left aside."""
+    """Lines for a person, such as images that are left out and files that are not used."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is known of a data set before its pixels are decoded: classes and sizes of the sets."""
+    """Classes and sizes of the sets, known before any pixel is decoded."""
 
     classes: tuple[str, ...]
     train: int
@@ -63,10 +63,14 @@ class Summary:
 
 
 def check(config: DatasetConfig, paths: Sequence[Path]) -> Summary:
-    """Find every fault that shows without decoding a pixel: paths, layout, columns, labels.
+    """Find every fault that shows without decoding a pixel: in paths, layout, columns, labels.
+
+    Args:
+        config: which data set, and how validation is held out.
+        paths: local files or folders, as for `load`.
 
     Raises:
-        DataError: as `load`, but for images that do not decode.
+        DataError: a path, file, column or label cannot be used.
     """
     survey = find(config, paths).survey()
     labels = caches.labels_of(survey)
@@ -84,21 +88,22 @@ def load(
     *,
     hold_out: bool = True,
 ) -> Dataset:
-    """Decode or pack a data set into `cache` unless it is there, and open it.
+    """Decode or pack a data set into `cache`, unless that has been done, and open it.
 
     Args:
-        config: which data set, what may be kept of it, and how validation is held out.
+        config: which data set, whether it is kept decoded, and how validation is held out.
         paths: local files or folders. digits: none. CIFAR: the archive, its folder (or the one
             around either), or Parquet files (or their folders). imagefolder: one folder. parquet:
             files or folders.
         image_size: S, unless config.store_size says otherwise. Other images are resized, bilinear
             with antialiasing, the shorter side to S, and their centre is cut out.
-        cache: folder for decoded and packed data sets; made if it is not there.
-        hold_out: whether some of the training images are for validation where no set of their own
-            is; else all are left in `train`.
+        cache: folder for decoded and packed data sets; made where it is absent.
+        hold_out: whether a data set without validation images gets some of its training images for
+            validation; else all stay in `train`.
 
     Raises:
-        DataError: a path, file, column, label or image is at fault, or the cache not writable.
+        DataError: a path, file, column, label or image cannot be used, or the cache is not
+            writable.
     """
     reader, size = find(config, paths), config.store_size or image_size
     folder = caches.keep(config.name, reader, size, cache, config.cache_gb)
@@ -106,7 +111,7 @@ def load(
 
 
 def _open(folder: Path, config: DatasetConfig, size: int, hold_out: bool) -> Dataset:
-    """Map what is kept in `folder`, if no more of it is bad than the config allows."""
+    """Map the data set in `folder`, if no more of its images are bad than the config allows."""
     about = caches.about(folder)
     left_out = _left_out(config, about["bad"], f", all in {folder / 'dataset.json'}")
     try:
@@ -116,7 +121,7 @@ def _open(folder: Path, config: DatasetConfig, size: int, hold_out: bool) -> Dat
     classes, whole = tuple(about["classes"]), sets["train"]
     labels = whole.labels[whole.rows]
     empty = [name for name, images in sets.items() if not len(images.rows)]
-    fail(empty, "sets of which no image can be used")
+    fail(empty, "sets without a usable image")
     train, val = _train_val(config, labels, classes, "val" in sets or not hold_out)
     return Dataset(
         train=replace(whole, rows=whole.rows[train]),
@@ -128,7 +133,7 @@ def _open(folder: Path, config: DatasetConfig, size: int, hold_out: bool) -> Dat
 
 
 def _open_sets(folder: Path, names: Sequence[str], size: int) -> dict[str, Images]:
-    """Each set with all of its images; packed ones share one array of labels."""
+    """Open each set with all of its images; packed sets share one array of labels."""
     labels = {name: np.load(folder / f"{name}.labels.npy") for name in names}
     if not (folder / "index.npy").is_file():
         pixels = {name: np.load(folder / f"{name}.images.npy", mmap_mode="c") for name in names}
@@ -144,14 +149,14 @@ def _open_sets(folder: Path, names: Sequence[str], size: int) -> dict[str, Image
 
 
 def _left_out(config: DatasetConfig, bad: Sequence[Bad], more: str = "") -> list[str]:
-    """Notes on images that cannot be used; raises DataError if they are more than is allowed."""
+    """Write notes on images that cannot be used; raises DataError if the config allows fewer."""
     count = sum(images for _, images in bad)
     if count > config.max_bad_images:
         fail(
             [line for line, _ in bad],
             "images cannot be used",
             count,
-            f"dataset.max_bad_images is {config.max_bad_images}; {count} would leave them out",
+            f"dataset.max_bad_images is {config.max_bad_images}; at {count} they would be left out",
         )
     rest = [f"... and {len(bad) - LISTED:,} more{more}"] if len(bad) > LISTED else []
     return [*(f"left out: {line}" for line, _ in bad[:LISTED]), *rest]
@@ -160,18 +165,18 @@ def _left_out(config: DatasetConfig, bad: Sequence[Bad], more: str = "") -> list
 def _train_val(
     config: DatasetConfig, labels: Ints, classes: Sequence[str], all_train: bool
 ) -> tuple[Ints, Ints]:
-    """Rows of the training array to train on, and to validate on (none if `all_train`)."""
+    """Split rows of the training array into training and validation (none if `all_train`)."""
     if all_train:
         return np.arange(len(labels)), np.arange(0)
     train, val = split(labels, config.val_fraction, config.split_seed)
     if not len(val):
         raise DataError(
-            f"dataset.val_fraction {config.val_fraction} of {len(labels)} training images is no "
-            "image; raise it or bring a validation set"
+            f"dataset.val_fraction is {config.val_fraction}; of {len(labels)} training images that "
+            "is not one: raise it, or add a validation set"
         )
     lost = set(np.unique(labels)) - set(np.unique(labels[train]))
     fail(
         [classes[label] for label in sorted(lost)],
-        f"classes have no image left to train on at dataset.val_fraction {config.val_fraction}",
+        f"classes without a training image at dataset.val_fraction {config.val_fraction}; lower it",
     )
     return train, val
