@@ -16,10 +16,9 @@ from torch import Tensor
 from masking.images.arrays import Points
 from masking.images.geometry import iou
 from masking.manifest.prompt import FramePrompt
-from masking.tracking import memory as memories
 from masking.tracking import motion
 from masking.tracking.expectation import Expectation
-from masking.tracking.memory import Memory, Remembered
+from masking.tracking.memory import Memory, Remembered, cell_shares
 from masking.tracking.prompting import Answer, Prompter, Query
 from masking.tracking.state import NOTHING, Scene, State, Track, TrackConfig, TrackedMasks, Tracker
 
@@ -200,7 +199,7 @@ class Learning:
     def _shares(self, tracks: Sequence[Track], logits: Tensor) -> Tensor:
         """Return the shares (K, M) to remember: the expected ones for objects without a trusted
         mask."""
-        shares, near = memories.shares(logits, self.scene.grid), self.expectation.near
+        shares, near = cell_shares(logits, self.scene.grid), self.expectation.near
         if near is None:
             return shares
         doubtful = torch.tensor([t.state == "uncertain" for t in tracks])

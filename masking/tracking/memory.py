@@ -162,7 +162,7 @@ def _places(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
     return list(torch.meshgrid(*axes, indexing="ij"))
 
 
-def shares(logits: Tensor, grid: tuple[int, int]) -> Tensor:
+def cell_shares(logits: Tensor, grid: tuple[int, int]) -> Tensor:
     """Turn low-resolution logits (K, h, w) into shares (K, M): probabilities of the cells."""
     cells = F.adaptive_avg_pool2d(torch.sigmoid(logits)[:, None], grid)
     return cells[:, 0].flatten(1)
