@@ -10,7 +10,7 @@ from jobs.training.ranks import Ranks
 from masking.segmenter.mini import Mini, MiniConfig
 from masking.segmenter.official import Official
 from masking.segmenter.sam import Prompts, Segmenter
-from tests.masking.segmenter.test_sam import photographs, small_sam
+from tests.masking.segmenter.networks import photographs, small_sam
 from tests.squares import small, write_squares
 from tests.tasks import small_config
 from vit.config import AugmentConfig, ModelConfig, OptimConfig

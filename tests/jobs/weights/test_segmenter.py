@@ -14,7 +14,7 @@ from jobs.weights import segmenter as segmenters
 from jobs.weights.segmenter import NAMES, OFFICIAL, Published, load_segmenter, locate
 from masking.segmenter.mini import Mini
 from masking.segmenter.sam import SegmenterWeightsError
-from tests.masking.segmenter.test_sam import small_sam
+from tests.masking.segmenter.networks import small_sam
 
 CPU = torch.device("cpu")
 

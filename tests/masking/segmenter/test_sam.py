@@ -1,58 +1,18 @@
-"""Ours against the `segment_anything` package, on the same weights."""
-
-from functools import partial
+"""Segmenters against the segment-anything package: embeddings, masks, precision."""
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from segment_anything import SamPredictor, build_sam_vit_b
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
 from torch import nn
 
 from masking.segmenter import sam as ours
 from masking.segmenter.mini import Mini
 from masking.segmenter.official import Official
-from masking.segmenter.sam import PromptError, Prompts, Segmenter, SegmenterWeightsError, load
+from masking.segmenter.sam import PromptError, Prompts, Segmenter, load
+from tests.masking.segmenter.networks import CPU, photographs, small_sam
 
-CPU = torch.device("cpu")
 SIZES = [(57, 101), (128, 128), (211, 90), (300, 517), (3, 64)]
-NAN = float("nan")
-
-
-def small_sam(side=256, seed=0):
-    """A small SAM of the package, with no weights of any kind that are all zero."""
-    grid = side // 16
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        encoder = ImageEncoderViT(
-            img_size=side, embed_dim=64, depth=4, num_heads=2, out_chans=256, window_size=14,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True,
-            global_attn_indexes=(1, 3),
-        )  # fmt: skip
-        prompts = PromptEncoder(256, (grid, grid), (side, side), 16)
-        decoder = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(2, 256, 8, 2048))
-        sam = Sam(encoder, prompts, decoder, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
-        for name, parameter in sam.named_parameters():
-            if "rel_pos" in name or "pos_embed" in name:
-                nn.init.normal_(parameter, std=0.3)
-            elif "norm" in name or name.endswith("bias"):
-                parameter.data += 0.1 * torch.randn_like(parameter)
-    return sam.eval()
-
-
-def photographs(count, size, seed=0):
-    """Smooth noise: (count, H, W, 3) uint8."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.normal(size=(count, 3, 9, 9)))
-    fine = nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
-    return (128 + 60 * fine).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def questions(size, low):
@@ -95,16 +55,6 @@ def prompts_of(size, asked):
     )
 
 
-@pytest.fixture(scope="module")
-def sam():
-    return small_sam()
-
-
-@pytest.fixture(scope="module")
-def segmenter(sam):
-    return Segmenter(Official(sam), CPU, "float32")
-
-
 def low_logits(seed=0, side=64):
     return np.random.default_rng(seed).normal(scale=5, size=(side, side)).astype(np.float32)
 
@@ -114,9 +64,6 @@ def same(found, expected, tolerance=1e-5):
     expected = torch.as_tensor(expected)
     scale = expected.abs().max().item()
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(scale, 0.1))
-
-
-# Against the package
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -224,9 +171,6 @@ def test_vit_b(tmp_path):
     assert error < 0.03
 
 
-# The fast setting
-
-
 def test_bfloat16_is_close(sam, segmenter):
     size = (57, 101)
     frames = photographs(2, size)
@@ -309,9 +253,6 @@ def test_more_prompts_than_are_decoded_at_a_time(segmenter, monkeypatch):
     assert (parts.masks == whole.masks).float().mean() > 0.999
 
 
-# Values
-
-
 def test_embeddings_are_indexed_and_moved(segmenter):
     embeddings = segmenter.encode(photographs(3, (20, 30)))
     assert len(embeddings[1:]) == 2
@@ -354,71 +295,10 @@ def test_logits_of_another_size_are_refused(segmenter, shape):
         segmenter.decode(embeddings, asked)
 
 
-def test_ragged_prompts_are_padded():
-    prompts = Prompts.of(
-        (20, 30),
-        [[(1, 2)], [], [(3, 4), (5, 6)]],
-        [[1], [], [0, 1]],
-        boxes=[None, [1, 2, 3, 4], None],
-        mask_input=[None, None, np.ones((2, 2))],
-        frames=[0, 1, 1],
-    )
-    assert prompts.frames.tolist() == [0, 1, 1]
-    assert prompts.points.tolist() == [[[1, 2], [0, 0]], [[0, 0], [0, 0]], [[3, 4], [5, 6]]]
-    assert prompts.labels.tolist() == [[1, -1], [-1, -1], [0, 1]]
-    assert prompts.boxes.isnan().all(dim=1).tolist() == [True, False, True]
-    assert prompts.mask_input.isnan().all(dim=(1, 2)).tolist() == [True, True, False]
-    assert [t.dtype for t in (prompts.frames, prompts.points, prompts.labels, prompts.boxes)] == [
-        torch.int64, torch.float32, torch.int64, torch.float32,
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("points", "labels", "more", "message"),
-    [
-        ([(30, 5)], [1], {}, r"prompt 0: point 0 at \(30, 5\) is not in the frame of 30 x 20"),
-        ([(5, 5), (-0.1, 5)], [1, 1], {}, r"point 1 at \(-0.1, 5\) is not in"),
-        ([(NAN, 5)], [1], {}, r"point 0 at \(nan, 5\) is not in"),
-        ([(5, 5)], [0], {}, "only background points, no box and no mask"),
-        ([], [], {}, "no points, no box and no mask"),
-        ([(5, 5)], [2], {}, "point 0 has label 2; 1 is foreground, 0 background"),
-        ([(5, 5)], [1, 1], {}, r"points have shape \(1, 2\), labels \(2,\)"),
-        ([5, 5], [1, 1], {}, r"points have shape \(2,\), labels \(2,\)"),
-        ([], [], {"boxes": [[5, 5, 5, 9]]}, r"x1 < x2 and y1 < y2"),
-        ([], [], {"boxes": [[5, 5, NAN, 9]]}, r"x1 < x2 and y1 < y2"),
-        ([], [], {"boxes": [[31, 5, 40, 9]]}, r"box .* is not in the frame of 30 x 20"),
-        ([], [], {"boxes": [[5, 5, 9]]}, r"box has shape \(3,\)"),
-        ([], [], {"mask_input": [np.ones(4)]}, r"mask_input has shape \(4,\)"),
-        ([], [], {"mask_input": [np.full((4, 4), NAN)]}, "finite logits"),
-        ([(5, 5)], [1], {"frames": [0, 1]}, "points of 1 objects, but 2 frames"),
-    ],
-)
-def test_malformed_prompts(points, labels, more, message):
-    with pytest.raises(PromptError, match=message):
-        Prompts.of((20, 30), [points], [labels], **more)
-
-
-def test_all_faults_are_listed_at_once():
-    with pytest.raises(PromptError, match=r"prompt 0: .*\nprompt 2: point 1"):
-        Prompts.of((20, 30), [[], [(1, 1)], [(1, 1), (99, 1)]], [[], [1], [1, 1]])
-
-
 def test_a_frame_that_is_not_embedded(segmenter):
     embeddings = segmenter.encode(photographs(2, (20, 30)))
     with pytest.raises(PromptError, match="frames 0 to 2; expected 0 to 1, since 2 frames"):
         segmenter.decode(embeddings, Prompts.of((20, 30), [[(1, 1)]] * 2, [[1]] * 2, frames=[0, 2]))
-
-
-# Checkpoints
-
-
-def test_the_architecture_is_found_by_shapes(sam, segmenter, tmp_path):
-    torch.save(sam.state_dict(), tmp_path / "sam.pth")
-    save_file(sam.state_dict(), tmp_path / "model.safetensors")
-    frames = photographs(1, (20, 30))
-    expected = segmenter.encode(frames).features[0]
-    for path in (tmp_path / "sam.pth", tmp_path / "model.safetensors", tmp_path):
-        assert torch.equal(load(path, CPU, "float32").encode(frames).features[0], expected)
 
 
 def test_auto_casts_only_the_encoder(sam, tmp_path, monkeypatch):
@@ -434,76 +314,3 @@ def test_auto_casts_only_the_encoder(sam, tmp_path, monkeypatch):
     }
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert load(tmp_path / "sam.pth", CPU).precision == "float32"
-
-
-def without(state, part):
-    return {name: tensor for name, tensor in state.items() if part not in name}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda s: {"conv1.weight": torch.ones(3)}, r"pos_embed|patch_embed.* is missing; it has"),
-        (lambda s: {}, "it is empty"),
-        (lambda s: without(s, "iou_token"), "1 missing: mask_decoder.iou_token.weight"),
-        (lambda s: s | {"extra": torch.ones(1)}, "1 unexpected: extra"),
-        (
-            lambda s: s | {"image_encoder.neck.2.weight": torch.ones(256, 256, 1, 1)},
-            r"1 of another shape: image_encoder.neck.2.weight is \(256, 256, 1, 1\), not \(256,",
-        ),
-        (lambda s: without(s, "image_encoder.blocks"), "shapes do not fit"),
-    ],
-)
-def test_another_architecture(sam, tmp_path, change, message):
-    torch.save(change(sam.state_dict()), tmp_path / "x.pth")
-    with pytest.raises(SegmenterWeightsError, match=message) as caught:
-        load(tmp_path / "x.pth", CPU)
-    assert str(caught.value).startswith(f"{tmp_path / 'x.pth'} is not a checkpoint of SAM")
-
-
-def test_files_that_are_no_checkpoints(sam, tmp_path):
-    torch.save(sam.state_dict(), tmp_path / "whole.pth")
-    save_file(sam.state_dict(), tmp_path / "whole.safetensors")
-    for suffix in ("pth", "safetensors"):
-        data = (tmp_path / f"whole.{suffix}").read_bytes()
-        for name, content in (("cut", data[: len(data) // 2]), ("text", b"hello"), ("empty", b"")):
-            file = tmp_path / f"{name}.{suffix}"
-            file.write_bytes(content)
-            with pytest.raises(SegmenterWeightsError, match=rf"{name}\.{suffix} is no whole"):
-                load(file, CPU)
-
-
-@pytest.mark.parametrize("found", [{"model": {}, "epoch": 3}, [1, 2]])
-def test_something_else_in_a_checkpoint(tmp_path, found):
-    torch.save(found, tmp_path / "x.pth")
-    with pytest.raises(SegmenterWeightsError, match=r"x\.pth holds a (dict of 'model'|list)"):
-        load(tmp_path / "x.pth", CPU)
-
-
-def test_a_pickle_that_runs_code_is_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return (open, (str(tmp_path / "ran"), "w"))
-
-    torch.save({"a": Evil()}, tmp_path / "x.pth")
-    with pytest.raises(SegmenterWeightsError, match=r"x\.pth is no whole checkpoint"):
-        load(tmp_path / "x.pth", CPU)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_mini_that_is_not_one(tmp_path):
-    file = tmp_path / "x.safetensors"
-    save_file({"a": torch.ones(1)}, file, {"architecture": "mini"})
-    with pytest.raises(
-        SegmenterWeightsError, match=r"(?s)x\.safetensors is not .*`mini`:.*unexpected: a"
-    ):
-        load(file, CPU)
-
-
-@pytest.mark.parametrize("folder", [True, False])
-def test_nothing_there(tmp_path, folder):
-    path = tmp_path if folder else tmp_path / "x.pth"
-    with pytest.raises(
-        SegmenterWeightsError, match="neither model.safetensors" if folder else "no such"
-    ):
-        load(path, CPU)

@@ -13,7 +13,7 @@ from masking.training.measure import measure, summarize
 from masking.training.noise import noise
 from masking.training.pair import Pair
 from masking.training.steps import Batch, PromptConfig, Rounds, Trainee, gradients, mask_loss
-from tests.masking.segmenter.test_sam import small_sam
+from tests.masking.segmenter.networks import small_sam
 
 
 def squares(images, objects, side, seed=0):
