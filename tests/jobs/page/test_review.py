@@ -81,7 +81,7 @@ def test_review_end_to_end_redoes_only_what_was_corrected(masked, tmp_path, caps
     assert decode_rle(found["rle"], SIZE)[40, 40]
     accepted = {"object_id": 1, "frame": 2, "until": 3, "role": "accept"}
     session.change("b", session.rows("b")["revision"], [{"row": 0}, accepted])
-    assert answers("b") == ("done", ["accepted", ""])  # nothing to be done anew
+    assert answers("b") == ("done", ["accepted", ""])  # nothing to mask again
     fixed = {"object_id": 1, "frame": 6, "x": 42, "y": 40, "label": 1, "role": "correct"}
     session.change("a", session.rows("a")["revision"], [{"row": 0}, fixed])
     assert answers("a") == ("changed", ["", "corrected"])

@@ -55,7 +55,7 @@ def test_a_change_of_rows_that_changed_meanwhile_is_refused(tmp_path):
     assert store.rows("b") == []
 
 
-def test_a_manifest_that_another_program_wrote_is_read_anew(tmp_path):
+def test_a_manifest_that_another_program_wrote_is_read_again(tmp_path):
     store = Store(tmp_path / "m.csv", [row()])
     revision = store.revision("a")
     (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\na.mp4,1,5,6,7\n")
