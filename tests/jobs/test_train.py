@@ -80,7 +80,7 @@ def test_submitted_stopped_and_submitted_again(ray_cluster, tmp_path, monkeypatc
     first = submit(client, "jobs.train", *flags)
     wait_for(lambda: step_of(out) > 20 or ended(first))
     client.stop_job(first)
-    wait_for(lambda: ended(first), 60)
+    wait_for(lambda: ended(first), seconds=60)
     assert client.get_job_status(first) == JobStatus.STOPPED, client.get_job_logs(first)
     logs = client.get_job_logs(first)
     assert "saved; the same command resumes" in logs
