@@ -87,9 +87,8 @@ def test_submitted_stopped_and_submitted_again(ray_cluster, tmp_path, monkeypatc
     stopped_at = step_of(out)
     assert f"stopped after step {stopped_at}" in logs
 
-    second = submit(
-        client, "jobs.train", *flags, "--patience", "1"
-    )  # patience may change: it ends soon
+    soon_over = [*flags, "--patience", "1"]  # patience may change
+    second = submit(client, "jobs.train", *soon_over)
     wait_for(lambda: ended(second))
     logs = client.get_job_logs(second)
     assert client.get_job_status(second) == JobStatus.SUCCEEDED, logs
