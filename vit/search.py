@@ -1,13 +1,13 @@
-"""Which settings a sweep varies, within which bounds; which samples are valid, what they cost.
+"""The search space of a sweep: which settings it varies, and within which bounds.
 
 A setting is any field of a config, named as in YAML: `model.depth`, or `depth` where no other field
-ends so. Its bounds are its own mark (`vit.config.swept`) or a text:
+ends so. Its bounds are those that its field declares (`vit.config.swept`), or a text:
 
     2..8                 every whole number from 2 to 8
     64..256 step 64      64, 128, 192, 256
     1e-4..1e-2 log       any number between, evenly in its logarithm
     1e-4..1e-2 log in 5  five of them, ends included
-    2, 3, 6              those; names as well: adamw, muon
+    2, 3, 6              these values; names as well: adamw, muon
 """
 
 import difflib
@@ -22,14 +22,14 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 T = TypeVar("T")
 
 MOST_VALUES = 10_000
-"""Of one setting: more is a slip of the keyboard."""
+"""Largest number of values of a setting: more are taken for a mistake."""
 
 Sample = dict[str, Any]
 """Values by the full names of their settings."""
 
 
 class SearchError(ValueError):
-    """A search space that cannot be; the message names the setting and what was expected."""
+    """A search space that is not valid; the message names the setting and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Values:
 
     name: str
     values: tuple[Any, ...]
-    """Numbers ascending, else in the order given."""
+    """The values, numbers ascending, others in the order given."""
 
     @property
     def ordered(self) -> bool:
-        """Whether neighbours are alike: numbers are, names and switches are not."""
+        """Whether neighbouring values are similar: numbers are, names and switches are not."""
         return all(type(value) in (int, float) for value in self.values)
 
     def at(self, share: float) -> Any:
@@ -50,7 +50,7 @@ class Values:
         return self.values[int(share * len(self.values))]
 
     def __str__(self) -> str:
-        """As it is written."""
+        """Write the bounds as `parse` reads them."""
         return ", ".join(map(str, self.values))
 
 
@@ -62,7 +62,7 @@ class Interval:
     low: float
     high: float
     log: bool
-    """Evenly in the logarithm."""
+    """Whether the logarithm is uniform, not the number."""
 
     def at(self, share: float) -> float:
         """The number at `share`, 0 <= share < 1, of the way from low to high."""
@@ -71,7 +71,7 @@ class Interval:
         return self.low + (self.high - self.low) * share
 
     def __str__(self) -> str:
-        """As it is written."""
+        """Write the bounds as `parse` reads them."""
         return f"{self.low:g}..{self.high:g}{' log' if self.log else ''}"
 
 
@@ -79,15 +79,15 @@ Dimension = Values | Interval
 
 
 def space(config: object, bounds: Mapping[str, str]) -> tuple[Dimension, ...]:
-    """The settings of `config` that a sweep varies.
+    """Find the settings of `config` that a sweep varies.
 
     Args:
         config: a dataclass, groups nested.
-        bounds: by name; an empty text takes the field's own mark. None at all: the fields that are
-            marked to be swept by default.
+        bounds: bounds by name; an empty text stands for the bounds that the field declares. If
+            empty, the fields that declare to be swept by default.
 
     Raises:
-        SearchError: a name is of no field, or of several; bounds that are not, or are empty.
+        SearchError: a name fits no field, or several; bounds are missing, empty or not valid.
     """
     known = dict(_settings(config))
     if not bounds:
@@ -106,10 +106,10 @@ def space(config: object, bounds: Mapping[str, str]) -> tuple[Dimension, ...]:
 
 
 def parse(name: str, text: str, kind: Any) -> Dimension:
-    """The bounds that `text` writes for the setting `name` of type `kind`.
+    """Read the bounds in `text` for the setting `name` of type `kind`.
 
     Raises:
-        SearchError: it does not say any, or values that the type does not have.
+        SearchError: the text has no bounds, or values that the type does not have.
     """
     match = _RANGE.fullmatch(text.strip())
     if match is None:
@@ -146,7 +146,7 @@ _RANGE = re.compile(
 
 
 def _even(name: str, whole: Interval, count: int, kind: Any) -> tuple[Any, ...]:
-    """`count` numbers from end to end."""
+    """Choose `count` numbers from end to end of an interval, evenly spaced."""
     if not 2 <= count <= MOST_VALUES:
         raise SearchError(f"space: {name}: `in {count}`; 2 to {MOST_VALUES:,} values are possible")
     inner = [whole.at(i / (count - 1)) for i in range(1, count - 1)]
@@ -157,7 +157,7 @@ def _even(name: str, whole: Interval, count: int, kind: Any) -> tuple[Any, ...]:
 
 
 def _stepped(name: str, low: Any, high: Any, step: Any) -> tuple[Any, ...]:
-    """low, low + step, ..., up to high."""
+    """List low, low + step, ..., up to high."""
     if step <= 0:
         raise SearchError(f"space: {name}: step {step} is not above 0")
     count = math.floor((high - low) / step + 1e-9) + 1
@@ -168,7 +168,7 @@ def _stepped(name: str, low: Any, high: Any, step: Any) -> tuple[Any, ...]:
 
 
 def _value(name: str, word: str, kind: Any) -> Any:
-    """A word as a value of the type; raises SearchError if it is none."""
+    """Convert a word to a value of the type; raises SearchError if it is none."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for each in kinds:
         if each is type(None) and word in ("none", "None", "null"):
@@ -196,7 +196,7 @@ def _describe(kind: Any) -> str:
 
 
 def _settings(config: object, prefix: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """Full names and fields of a config, groups walked through."""
+    """Yield the full names and the fields of a config, those of its groups included."""
     for item in fields(config):  # type: ignore[arg-type]
         value = getattr(config, item.name)
         if is_dataclass(value):
@@ -224,14 +224,14 @@ def _full_name(given: str, known: Mapping[str, Field[Any]]) -> str:
 
 
 def size(dimensions: Sequence[Dimension]) -> int | None:
-    """How many samples there are; None: without end."""
+    """Count the samples of a space; None if there are infinitely many."""
     if any(isinstance(dimension, Interval) for dimension in dimensions):
         return None
     return math.prod(len(d.values) for d in dimensions if isinstance(d, Values))
 
 
 def grid(dimensions: Sequence[Dimension]) -> Iterator[Sample]:
-    """Every sample of a space without intervals.
+    """Yield every sample of a space without intervals.
 
     Raises:
         SearchError: a setting takes any number of an interval.
@@ -248,7 +248,7 @@ def grid(dimensions: Sequence[Dimension]) -> Iterator[Sample]:
 
 
 def assign(config: T, sample: Sample) -> T:
-    """The same config with the sample's values; its checks run, and raise what they raise."""
+    """Return the config with the values of a sample; raises what its checks raise."""
     groups: dict[str, Any] = {}
     for name, value in sample.items():
         group, _, rest = name.partition(".")

@@ -1,16 +1,17 @@
 """Augmentation of a whole batch at once, with another choice for every sample.
 
-Two halves: `choose` decides (where to crop, whether to flip, which operations at which magnitude),
-`apply` carries it out; pixels come out as from torchvision's RandomCrop or RandomResizedCrop,
-RandomHorizontalFlip and automatic augmentation on uint8 tensors, which draw one choice a call. What
-comes after normalisation, `erase` and `mix`, chooses and does in one.
+It has two halves: `choose` draws where to crop, whether to flip and which operations to do at which
+magnitude; `apply` does it. Pixels are those of torchvision's RandomCrop or RandomResizedCrop,
+RandomHorizontalFlip and automatic augmentation on uint8 tensors, which make one choice a call.
+`erase` and `mix`, which follow normalisation, choose and apply in one.
 
-All that is drawn for a sample is a function of (seed, epoch) and its index in the data set: neither
-the rest of the batch, nor its place in it, nor the device changes it. Draws are made on the CPU,
-where it is free to branch on them: pass `samples` on the CPU and nothing waits for the device; on
-the device they cost one copy back, a wait.
+All draws for a sample are a function of (seed, epoch) and its index in the data set: they do not
+depend on the rest of the batch, on the place in it, or on the device. They are made on the CPU,
+where branches on them cost nothing: with `samples` on the CPU nothing waits for the device; on the
+device they cost a copy to the CPU, and a wait.
 
-Shapes: B samples, H and W stored pixels, S (`size`) those that the model sees, K steps of a policy.
+Shapes: B samples, H and W pixels of a stored image, S (`size`) the side in pixels of the model's
+images, K operations of a policy.
 """
 
 import functools
@@ -30,7 +31,7 @@ from vit.config import AugmentConfig
 from vit.rng import uniform
 
 _TRIES = 10
-"""How often a rectangle of random area and shape is drawn until one fits, as in torchvision."""
+"""Number of rectangles of random area and shape, of which the first that fits is taken."""
 
 
 @dataclass(frozen=True)
@@ -38,33 +39,33 @@ class Choices:
     """What happens to each sample of a batch, in this order. All tensors are on the CPU."""
 
     box: Tensor
-    """(B, 4) int64: top, left, height, width of what is cut out, in pixels of the padded image."""
+    """(B, 4) int64: top, left, height, width of the crop, in pixels of the padded image."""
     flip: Tensor
-    """(B,) bool: flipped left to right."""
+    """(B,) bool: whether the image is flipped left to right."""
     ops: Tensor
-    """(B, K) int64: the operations, one after the other, as positions in `operations.OPS`."""
+    """(B, K) int64: operations, one after the other, as positions in `operations.OPS`."""
     magnitudes: Tensor
-    """(B, K) float32, signed: what torchvision's `_apply_op` takes as magnitude."""
+    """(B, K) float32: signed magnitudes as torchvision's `_apply_op` takes them."""
 
 
 def augment(
     images: Tensor, config: AugmentConfig, seed: int, epoch: int, samples: Tensor, size: int
 ) -> Tensor:
-    """Crop, flip and policy, as `config` says.
+    """Crop and flip images, and apply the policy, as `config` says.
 
     Args:
         images: (B, 3, H, W) uint8 on any device; not changed.
-        config: what to do.
-        seed: of the run.
-        epoch: of the pass over the data.
-        samples: (B,) int64, the images' indices in the data set, best on the CPU.
+        config: settings of the augmentation.
+        seed: seed of the run.
+        epoch: number of the pass over the data.
+        samples: (B,) int64, the images' indices in the data set, preferably on the CPU.
         size: side of the result in pixels.
 
     Returns:
         (B, 3, size, size) uint8 on the device of `images`, a new tensor.
 
     Raises:
-        ValueError: images or samples are of another type or shape, or too small to be cropped.
+        ValueError: images or samples have another dtype or shape, or images are too small to crop.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are {_described(images)}; expected (B, 3, H, W) torch.uint8")
@@ -76,7 +77,7 @@ def augment(
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
-    """The middle of each image, as torchvision's CenterCrop: what evaluation sees.
+    """Cut out the middle of each image, as torchvision's CenterCrop does, for evaluation.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -104,13 +105,13 @@ def normalize(
     std: tuple[float, ...],
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """(images / 255 - mean) / std per channel, computed in float32 as torchvision does.
+    """Compute (images / 255 - mean) / std for each channel, in float32 as torchvision does.
 
     Args:
         images: (B, C, H, W) uint8.
-        mean: of each of the C channels, in units of 0 to 1.
-        std: likewise.
-        dtype: of the result.
+        mean: mean of each of the C channels, in units of 0 to 1.
+        std: standard deviation of each channel, in units of 0 to 1.
+        dtype: dtype of the result.
 
     Returns:
         (B, C, H, W) of `dtype` on the device of `images`.
@@ -121,22 +122,22 @@ def normalize(
 
 @functools.lru_cache(maxsize=16)
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """(C, 1, 1) float32; kept, as it is the same for every batch."""
+    """Copy values to a device, (C, 1, 1) float32; cached, as all batches use them."""
     return torch.tensor(values).to(device, non_blocking=True)[:, None, None]
 
 
 def erase(inputs: Tensor, config: AugmentConfig, seed: int, epoch: int, samples: Tensor) -> Tensor:
-    """Blank a random rectangle of some samples: torchvision's RandomErasing (Zhong et al. 2020).
+    """Erase a random rectangle of some samples: torchvision's RandomErasing (Zhong et al. 2020).
 
-    It covers 0.02 to 0.33 of the image's area at a height over width of 0.3 to 3.3. Arguments as in
-    `augment`, but for:
+    It covers 0.02 to 0.33 of the image's area at a ratio of height to width of 0.3 to 3.3.
+    Arguments that are not listed are those of `augment`.
 
     Args:
         inputs: (B, C, H, W) normalised images on any device; not changed.
         config: `erasing` is the probability.
 
     Returns:
-        (B, C, H, W), a new tensor: 0, the mean colour, in the rectangles.
+        (B, C, H, W), a new tensor with 0, the mean colour, in the rectangles.
     """
     height, width = inputs.shape[-2:]
     draws = uniform(samples.cpu(), 3 + 2 * _TRIES, seed, "erase", epoch).double()
@@ -154,19 +155,19 @@ def mix(
 
     Mixup (Zhang et al. 2018) averages the two, CutMix (Yun et al. 2019) pastes a box of the other
     in, as torchvision's MixUp and CutMix do with one draw for a whole batch; here each sample has
-    its own kind and share. The two of a pair must be the same ones on any number of workers. The
-    loss wants `share` of the sample's own label and 1 - share of its neighbour's. Arguments as in
-    `augment`, but for:
+    its own kind and share. The two samples of a pair must be the same on any number of workers. The
+    loss takes `share` of the sample's own label and 1 - share of its neighbour's. Arguments that
+    are not listed are those of `augment`.
 
     Args:
         inputs: (B, C, H, W) normalised images on any device, B even; not changed.
-        config: `mixup`, `cutmix` (one of them above 0), `mix_prob`.
+        config: `mixup`, `cutmix` (one of them above 0) and `mix_prob`.
 
     Returns:
-        (B, C, H, W), a new tensor, and (B,) float32 on the device of `inputs`, the own share.
+        (B, C, H, W), a new tensor, and (B,) float32 on its device: the share of each sample itself.
 
     Raises:
-        ValueError: B is odd, or both are 0.
+        ValueError: B is odd, or `mixup` and `cutmix` are both 0.
     """
     if len(inputs) % 2:
         raise ValueError(f"a batch of {len(inputs)} cannot be mixed in pairs; it must be even")
@@ -199,10 +200,10 @@ def choose(
     epoch: int,
     samples: Tensor,
 ) -> Choices:
-    """Draw what happens to each sample of (B,) `samples`; arguments as in `augment`.
+    """Draw the choices for each of (B,) `samples`; takes the arguments of `augment`.
 
-    Draws are used by position (0, 1: crop; 2: flip; from 3 on: the policy), so switching one part
-    off leaves the choices of the others as they are.
+    Draws are used by position (0, 1: crop; 2: flip; from 3 onwards: the policy), so that switching
+    one part off does not change the choices of the others.
     """
     samples = samples.cpu()
     count = 3 + policies.draws(config)
@@ -218,7 +219,7 @@ def choose(
 
 
 def _padded(padding: int, height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width of an image with its padding, at least `size`."""
+    """Height and width of an image with its padding; raises ValueError if below `size`."""
     if min(height, width) + 2 * padding < size:
         raise ValueError(
             f"images of {height}x{width} pixels with augment.crop_padding {padding} are smaller"
@@ -228,7 +229,7 @@ def _padded(padding: int, height: int, width: int, size: int) -> tuple[int, int]
 
 
 def _placed(draws: Tensor, sides: Tensor, height: int, width: int) -> Tensor:
-    """(B, 4) boxes: `sides` (B, 2), height and width, anywhere inside the image by (B, 2) draws."""
+    """Place boxes of (B, 2) `sides`, height and width, in the image by (B, 2) draws: (B, 4)."""
     room = torch.tensor([height + 1, width + 1]) - sides
     return torch.cat([(draws * room).long(), sides], dim=1)
 
@@ -240,17 +241,18 @@ def _sides(
     area: int,
     most: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """The first rectangles that fit, of (B, 2 * _TRIES) draws: area and shape in turn.
+    """Choose the sides of the first rectangles that fit, of _TRIES for each sample.
 
     Args:
-        draws: the area is uniform, the ratio of the sides is in its logarithm.
-        scale: least and largest area, as shares of `area`.
-        ratio: least and largest value of first over second side.
-        area: of the image, in pixels.
-        most: the largest first and second side in pixels.
+        draws: (B, 2 * _TRIES), for area and ratio in turn; the area is uniform, and so is the
+            logarithm of the ratio.
+        scale: smallest and largest area, as shares of `area`.
+        ratio: smallest and largest ratio of first to second side.
+        area: area of the image in pixels.
+        most: largest first and second side in pixels.
 
     Returns:
-        (B, 2) int64, first and second side, and (B,) bool: whether any fits.
+        (B, 2) int64, first and second side in pixels, and (B,) bool: whether any rectangle fits.
     """
     areas, ratios = draws.unflatten(1, (_TRIES, 2)).unbind(2)
     areas = area * (scale[0] + areas * (scale[1] - scale[0]))
@@ -265,10 +267,10 @@ def _sides(
 def _resized_boxes(
     config: AugmentConfig, height: int, width: int, shapes: Tensor, places: Tensor
 ) -> Tensor:
-    """RandomResizedCrop's boxes, by draws for `_sides` and `_placed`."""
+    """Choose RandomResizedCrop's boxes, (B, 4), by draws for `_sides` and `_placed`."""
     ratio = config.crop_ratio
     sides, fits = _sides(shapes, config.crop_scale, ratio, height * width, (width, height))
-    # Where none fits: from the middle, the largest one of an allowed ratio.
+    # Where none fits, the largest rectangle of an allowed ratio is cut from the middle.
     high, wide = min(height, round(width / ratio[0])), min(width, round(height * ratio[1]))
     middle = torch.tensor([(height - high) // 2, (width - wide) // 2, high, wide])
     return torch.where(fits[:, None], _placed(places, sides.flip(1), height, width), middle)
@@ -277,10 +279,13 @@ def _resized_boxes(
 def _mixture(
     config: AugmentConfig, draws: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """How samples are mixed, by (B, 5) draws: whether, which way, share, y and x of the centre.
+    """Choose how samples of `height` and `width` pixels are mixed.
+
+    The draws, (B, 5), are for: whether to mix, mixup or CutMix, share, y and x of the box's centre.
 
     Returns:
-        (B,) float64, the own share outside the box, and (B, 4) int64, the box: empty for mixup.
+        (B,) float64, the share of the sample itself outside the box, and (B, 4) int64, the box,
+        which is empty for mixup.
     """
     odds = {(True, True): 0.5, (False, True): 1.0, (True, False): 0.0}
     cut = draws[:, 1] < odds[config.mixup > 0, config.cutmix > 0]
@@ -299,7 +304,7 @@ def _mixture(
 
 
 def apply(images: Tensor, config: AugmentConfig, choices: Choices, size: int) -> Tensor:
-    """Do to each of (B, 3, H, W) uint8 images what `choices` says; returns a new tensor."""
+    """Apply `choices` to (B, 3, H, W) uint8 images; returns (B, 3, size, size), a new tensor."""
     if config.crop == "resized":
         images = resized_crop(images, choices.box, size)
     else:
@@ -318,21 +323,21 @@ def _crop(images: Tensor, padding: int, corner: Tensor, size: int) -> Tensor:
     plane = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
     y = top + torch.arange(size, device=images.device)  # (B, 1, S)
     starts = (plane * height + y) * width + left  # (B, 3, S)
-    # All runs of `size` bytes, overlapping, as the rows of a view: each row of the result is one
-    # copy of a run, on a CPU three times faster than a gather of bytes.
+    # The rows of this view are all runs of `size` bytes, which overlap: each row of the result is
+    # a copy of a run, on a CPU three times faster than a gather of bytes.
     runs = canvas.as_strided((max(canvas.numel() - size + 1, 0), size), (1, 1))
     return runs.index_select(0, starts.flatten()).view(batch, channels, size, size)
 
 
 def _flip(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror left to right where (B,) `flip`, on the CPU, says so."""
+    """Mirror images left to right where `flip`, (B,) bool on the CPU, is true."""
     mask = flip.to(torch.uint8).neg().to(images.device, non_blocking=True)[:, None, None, None]
     # Bitwise, as torch.where is four times slower on bytes.
     return images ^ ((images ^ images.flip(-1)) & mask)
 
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """(B, 1, H, W) bool on the device of `images`: what lies in (B, 4) boxes on the CPU."""
+    """Mark the pixels in (B, 4) boxes on the CPU: (B, 1, H, W) bool on the device of `images`."""
     near, far = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     edges = torch.stack([near, far]).to(images.device, non_blocking=True)[..., None]
     (top, left), (bottom, right) = (edge.unbind(1) for edge in edges)  # (B, 1) each

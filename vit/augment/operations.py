@@ -1,10 +1,9 @@
 """The operations of automatic augmentation, each sample of a batch with its own.
 
-Pixels come out as from torchvision's functions on uint8 tensors (interpolation nearest, fill 0),
-which take one magnitude a call and so want a loop over the samples. Here each kind of operation
-takes, in one go, the samples of the batch that want it: a policy changes about half the samples in
-each of its steps, so doing every operation to every sample and selecting would cost many times
-more than the indexing.
+Pixels are those of torchvision's functions on uint8 tensors (interpolation nearest, fill 0), which
+take one magnitude a call and so need a loop over the samples. Here each kind of operation takes all
+of its samples of the batch at once: a policy changes about half the samples in each of its steps,
+so doing every operation to every sample and selecting would cost many times more than indexing.
 
 Shapes: B samples, N the samples of one kind of operation, H and W pixels.
 """
@@ -23,7 +22,7 @@ OPS: Final = (
     *("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize"),
     *("AutoContrast", "Equalize", "Invert"),
 )
-"""Names of the operations, torchvision's, in the order of its tables."""
+"""torchvision's names of the operations, in the order of its tables."""
 
 _KINDS: Final = {
     "Identity": "none",
@@ -33,7 +32,7 @@ _KINDS: Final = {
     "AutoContrast": "stretch",
     "Equalize": "equalize",
 }
-"""Operations of one kind, neighbours here, are done as one."""
+"""Kind of each operation: operations of one kind, neighbours here, are done together."""
 
 _SORTED: Final = list(_KINDS)
 _RANKS: Final = [_SORTED.index(op) for op in OPS]
@@ -45,13 +44,13 @@ def operate(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
     Args:
         images: (B, 3, H, W) uint8 on any device; not changed.
         ops: (B,) int64 on the CPU: positions in OPS.
-        magnitudes: (B,) float32 on the CPU, signed: what torchvision's `_apply_op` takes.
+        magnitudes: (B,) float32 on the CPU, signed, as torchvision's `_apply_op` takes them.
 
     Returns:
         (B, 3, H, W) uint8 on the device of `images`.
     """
-    # Sorted by operation and put back afterwards: both copy whole samples, many times faster on a
-    # CPU than writing the results of each operation to their places.
+    # Samples are sorted by operation and put back afterwards. Both copy whole samples, on a CPU
+    # many times faster than writing the results of each operation to their places.
     ranks = [_RANKS[op] for op in ops.tolist()]
     order = sorted(range(len(ranks)), key=ranks.__getitem__)
     names = [_SORTED[ranks[sample]] for sample in order]
@@ -67,17 +66,17 @@ def operate(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
 
 
 def _pick(images: Tensor, index: Tensor) -> Tensor:
-    """images[index] for an index on the CPU."""
+    """Return images[index] for an index on the CPU."""
     return images.index_select(0, index.to(images.device, non_blocking=True))
 
 
 def _column(values: Tensor, images: Tensor) -> Tensor:
-    """(N,) CPU numbers as (N, 1, 1, 1) on the images' device."""
+    """Copy (N,) numbers on the CPU to the images' device, as (N, 1, 1, 1)."""
     return values.to(images.device, non_blocking=True)[:, None, None, None]
 
 
-# From here on functions of (N, 3, H, W) uint8, the N names of what to do (sorted as in _SORTED) and
-# (N,) float32 magnitudes on the CPU.
+# The functions below take (N, 3, H, W) uint8 images, N names of operations (sorted as in _SORTED)
+# and (N,) float32 magnitudes on the CPU.
 #
 # Geometry. Coordinates are centred: (x, y) of a pixel's middle, in pixels, origin at the middle of
 # the image.
@@ -86,9 +85,9 @@ def _column(values: Tensor, images: Tensor) -> Tensor:
 def _inverse_matrix(
     name: str, magnitude: float, height: int, width: int
 ) -> tuple[float, float, float, float, float, float]:
-    """From (x, y, 1) in the result to (x, y) in the source, row by row."""
+    """Matrix from (x, y, 1) in the result to (x, y) in the source, row by row."""
     match name:
-        case "ShearX":  # leaves the first row where it is, as in the paper
+        case "ShearX":  # the first row stays where it is, as in the paper
             return 1, magnitude, magnitude * height / 2, 0, 1, 0
         case "ShearY":
             return 1, 0, 0, magnitude, 1, magnitude * width / 2
@@ -103,7 +102,7 @@ def _inverse_matrix(
 
 @functools.lru_cache(maxsize=16)
 def _frame(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """x (W,) and y (H, 1) of the pixels; (2, 1, 1, 1) half of width and height."""
+    """Coordinates of the pixels, x (W,) and y (H, 1); half of width and height, (2, 1, 1, 1)."""
     x = torch.arange(width, dtype=torch.float32) - (width - 1) / 2
     y = torch.arange(height, dtype=torch.float32) - (height - 1) / 2
     half = torch.tensor([width / 2, height / 2]).view(2, 1, 1, 1)
@@ -114,8 +113,8 @@ def _frame(height: int, width: int, device: torch.device) -> tuple[Tensor, Tenso
 def _affine(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
     """Shear, shift or rotate: take the nearest pixel, 0 where there is none.
 
-    torchvision's own way, so halfway between two pixels the same one is taken, to the last bit of
-    its matrix product, which is not used here: TF32 or autocast would spoil it.
+    Coordinates are torchvision's to the last bit, so that halfway between two pixels the same one
+    is taken. Its matrix product is not used: TF32 or autocast would change its results.
     """
     height, width = images.shape[-2:]
     x, y, half = _frame(height, width, images.device)
@@ -132,7 +131,7 @@ def _affine(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
 
 
 def _to_bytes(pixels: Tensor) -> Tensor:
-    """Clamp, in place, and cut off the fraction, as torchvision does."""
+    """Clamp in place and cut off the fraction, as torchvision does."""
     # By way of int16: on a CPU four times faster than from float straight to bytes.
     return pixels.clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
@@ -141,8 +140,8 @@ def _blend(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
     """Move away from another image (magnitude above 0) or towards it (below, to -1).
 
     The other image is black for Brightness, gray for Color, the mean gray for Contrast, blurred for
-    Sharpness (torchvision leaves images of one or two rows or columns alone there; these may come
-    out one level darker).
+    Sharpness. torchvision does not sharpen images of one or two rows or columns; here these may
+    become one level darker.
     """
     sizes = [names.count(name) for name in ("Brightness", "Color", "Contrast", "Sharpness")]
     magnitude = _column(magnitudes, images)
@@ -161,13 +160,13 @@ def _blend(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
 
 
 def _gray(pixels: Tensor) -> Tensor:
-    """(N, 1, H, W) float32, whole numbers."""
+    """Convert to grey levels, (N, 1, H, W) float32, whole numbers."""
     red, green, blue = torch.split(pixels, 1, dim=1)
     return (0.2989 * red).add_(0.587 * green).add_(0.114 * blue).trunc_()
 
 
 def _blurred(pixels: Tensor) -> Tensor:
-    """Mean of 3x3 pixels, weights 1 and 5 in the middle, rounded; the border stays.
+    """Average 3x3 pixels with weight 5 in the middle, else 1, and round; the border stays.
 
     Sums of bytes are exact in float32 and no sum / 13 is a tie, so this rounds as a convolution
     does, at a third of the time.
@@ -181,7 +180,7 @@ def _blurred(pixels: Tensor) -> Tensor:
 
 
 def _bits(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Posterize keeps the leading bits, as many as the magnitude says, 1 to 8; Solarize inverts
+    """Posterize keeps as many leading bits as the magnitude says, 1 to 8; Solarize inverts values
     from the magnitude, 0 to 255, upwards; Invert inverts all.
     """
     settings = [
@@ -208,7 +207,7 @@ def _stretch(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
 def _equalize(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
     """Level the histogram of each channel through a table of 256 bytes, as Pillow does.
 
-    A channel stays where all pixels but those of its brightest value number fewer than 255.
+    A channel with fewer than 255 pixels below its brightest value stays as it is.
     """
     values = images.flatten(0, 1).flatten(1).long()  # (3N, HW)
     ones = torch.ones_like(values, dtype=torch.int32)

@@ -76,14 +76,14 @@ AUTOAUGMENT_IMAGENET: Final = (
 """Cubuk et al. 2019, table 9, as torchvision has it."""
 
 SIGNED: Final = frozenset(OPS[1:10])
-"""Operations that go both ways: geometry and blends."""
+"""Operations whose magnitude has a sign: geometry and blends."""
 
 _SPACE: Final = 14
-"""RandAugment and TrivialAugment draw from the first 14 of OPS: all but Invert."""
+"""RandAugment and TrivialAugment draw from the first 14 of OPS, which are all but Invert."""
 
 
 def draws(config: AugmentConfig) -> int:
-    """How many uniform numbers a sample `choose` wants."""
+    """Number of uniform draws that `choose` takes for a sample."""
     match config.policy:
         case "none":
             return 0
@@ -99,13 +99,13 @@ def choose(config: AugmentConfig, size: int, uniform: Tensor) -> tuple[Tensor, T
     """Choose the operations of each sample.
 
     Args:
-        config: says which policy.
-        size: side of the images in pixels; how far some policies shift depends on it.
+        config: its `policy`, and the settings of RandAugment.
+        size: side of the images in pixels, on which shifts of some policies depend.
         uniform: (B, draws(config)) float64 in [0, 1).
 
     Returns:
-        (B, K) int64, positions in OPS, and (B, K) float32, their magnitudes: signed, what
-        torchvision's `_apply_op` takes.
+        (B, K) int64, positions in OPS, and (B, K) float32, signed magnitudes as torchvision's
+        `_apply_op` takes them.
     """
     match config.policy:
         case "none":
@@ -127,7 +127,7 @@ def _factors(*values: int) -> Tensor:
 
 
 def _sign(ops: Tensor, magnitudes: Tensor, negative: Tensor) -> Tensor:
-    """Negate where `negative` and where the operation goes both ways."""
+    """Negate magnitudes where `negative`, if the operation's magnitude has a sign."""
     return torch.where(negative & _signed()[ops], -magnitudes, magnitudes)
 
 
@@ -146,7 +146,7 @@ def _autoaugment(policy: str, size: int, uniform: Tensor) -> tuple[Tensor, Tenso
 
 @functools.lru_cache
 def _sub_policies(policy: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(25, 2) each: operation, probability, magnitude without its sign."""
+    """Tables, (25, 2) each: operation, probability, magnitude without sign."""
     pairs = AUTOAUGMENT_CIFAR10 if policy == "autoaugment-cifar10" else AUTOAUGMENT_IMAGENET
     steps = [step for pair in pairs for step in pair]
     ops = torch.tensor([OPS.index(op) for op, _, _ in steps])
@@ -158,14 +158,14 @@ def _sub_policies(policy: str, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @functools.lru_cache
 def _magnitudes(levels: int, size: int, wide: bool) -> Tensor:
-    """(15, levels) float32: of each of OPS at each level, without sign, to torchvision's last bit.
+    """Magnitudes without sign, (15, levels) float32, of each of OPS; bit for bit torchvision's.
 
     Args:
-        levels: how many there are.
+        levels: number of levels.
         size: side of the images in pixels.
-        wide: TrivialAugment's ranges.
+        wide: whether the ranges are those of TrivialAugment.
     """
-    # In the paper 150 of 331 pixels: a fraction of the side, but for TrivialAugment.
+    # 150 of 331 pixels in the paper: a fraction of the side, except in TrivialAugment.
     shift = 32.0 if wide else 150.0 / 331.0 * size
     blend, shear, rotate, bits = (0.99, 0.99, 135.0, 6) if wide else (0.9, 0.3, 30.0, 4)
     most = dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), blend)

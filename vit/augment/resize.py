@@ -1,4 +1,4 @@
-"""Random resized crop's pixels: each sample has its own box, all come out at one size."""
+"""Pixels of a random resized crop: each sample has its own box, and all get one size."""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,9 @@ from torch import Tensor
 def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Cut a box out of each image and resize it: bilinear, antialiased, as Pillow does.
 
-    To the byte what torchvision's `resized_crop` makes of uint8 tensors on a CPU. There its kernel,
-    which skips weights of zero, is called sample by sample: at 224 pixels several times faster than
-    products of matrices, which are what a GPU likes.
+    Pixels are exactly those of torchvision's `resized_crop` for uint8 tensors on a CPU. On a CPU
+    its kernel, which skips weights of zero, is called sample by sample: at 224 pixels that is
+    several times faster than the matrix products that are used on a GPU.
 
     Args:
         images: (B, 3, H, W) uint8 on any device.
@@ -30,7 +30,7 @@ def resized_crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _by_matrices(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """`resized_crop` of a whole batch, on any device; wants float32 products (no TF32)."""
+    """Do `resized_crop` for a whole batch, on any device; products must be float32, not TF32."""
     top, left, height, width = boxes.to(images.device, non_blocking=True).unbind(1)
     across, unit_across = _weights(left, width, images.shape[3], size)
     down, unit_down = _weights(top, height, images.shape[2], size)
@@ -41,18 +41,18 @@ def _by_matrices(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
 
 def _weights(start: Tensor, length: Tensor, pixels: int, size: int) -> tuple[Tensor, Tensor]:
-    """Weights from `pixels` of a side, of which `length` from `start` on count, to `size` pixels.
+    """Weights that resize `length` pixels from `start`, of a side of `pixels`, to `size` pixels.
 
-    They are whole numbers, scaled and rounded as in torch's kernel for bytes: sums of products
-    are then exact in float32 (down to a quarter of the size), in whatever order they are taken.
+    They are whole numbers, scaled and rounded as in torch's kernel for bytes, so that sums of
+    products are exact in float32, in any order, down to a quarter of the size.
 
     Returns:
-        (B, size, pixels) float32, and (B, 1, 1, 1) float32, the power of 2 that one stands for.
+        (B, size, pixels) float32, and (B, 1, 1, 1) float32, the unit of the weights, a power of 2.
     """
     start, length = (values.double()[:, None, None] for values in (start, length))
     scale = length / size
     support = scale.clamp(min=1)
-    j = torch.arange(pixels, device=start.device) - start  # (B, 1, pixels), from the box's edge on
+    j = torch.arange(pixels, device=start.device) - start  # (B, 1, pixels), from the box's edge
     middle = scale * (torch.arange(size, device=start.device)[:, None] + 0.5)  # (B, size, 1)
     weights = (1 - ((j - middle + 0.5) / support).abs_()).clamp_(min=0)
     weights.mul_((j >= 0) & (j < length))
