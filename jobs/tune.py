@@ -213,7 +213,7 @@ def retrain(sweep: Sweep, stop: Stop) -> list[Trial] | None:
 
     others = [trial for trial in retraining(1).trials if trial.sample not in samples]
     again = retraining(len(samples) + len(others))
-    print(f"training the best {len(best)} again, {config.seeds} seeds each")
+    print(f"training the best again: {len(best)} samples, {config.seeds} seeds each")
     if not again.is_over:
         run_on_cluster(again, stop, test=True)
     return [trial for trial in again.snapshot() if trial.sample in samples]

@@ -1,4 +1,4 @@
-"""Sweeps without a cluster: trials whose curves are a formula, in turns over some slots."""
+"""Sweeps without a cluster, whose trials take turns and have learning curves from a formula."""
 
 import math
 
@@ -29,14 +29,14 @@ def config_of(folder, *flags):
 
 
 class Unwritten(Sweep):
-    """A sweep without a record, where it is not what is tested: fsync takes milliseconds."""
+    """A sweep that writes no record, for tests that do not need it: fsync takes milliseconds."""
 
     def _write(self, trial):
         pass
 
 
 def sweep_of(folder, *flags, kind=Unwritten):
-    """A sweep that goes on with what `folder` holds."""
+    """Return a sweep that resumes the record in `folder`."""
     config = config_of(folder, *flags)
     plan = SweepPlan.of(config, SUMMARY)
     searcher = plan.searcher(space(config, config.space))
@@ -44,7 +44,7 @@ def sweep_of(folder, *flags, kind=Unwritten):
 
 
 def row_of(sweep, trial, epoch):
-    """The row that an epoch of a trial's training gives; lr 1e-2 and depth 3 are the best."""
+    """Return the row of an epoch; lr 1e-2 and depth 3 have the best values."""
     seen = epoch * 640
     sample = trial.sample
     off = math.log10(sample.get("optim.lr", 1e-2)) + 2
@@ -60,7 +60,7 @@ def row_of(sweep, trial, epoch):
 
 
 def run(sweep, slots=2, reports=None):
-    """Run trials in turns until none is left, or for so many reports; returns what happened."""
+    """Run trials in turns, up to `reports` epochs; return (number, epoch, continues) of each."""
     running, done, events = {}, set(), []
     while reports is None or len(events) < reports:
         while len(running) < slots and (trial := sweep.next_trial()) is not None:
@@ -70,13 +70,13 @@ def run(sweep, slots=2, reports=None):
         number = min(running, key=lambda n: (running[n].samples_seen * running[n].flops, n))
         trial = running[number]
         epoch = len(trial.rows) + 1
-        goes_on = sweep.report(number, row_of(sweep, trial, epoch))
-        events.append((number, epoch, goes_on))
-        if not goes_on:
+        continues = sweep.report(number, row_of(sweep, trial, epoch))
+        events.append((number, epoch, continues))
+        if not continues:
             sweep.release(number)
         elif epoch == trial.epochs:
             sweep.end(number, "finished")
-        if not goes_on or epoch == trial.epochs:
+        if not continues or epoch == trial.epochs:
             del running[number]
             done.add(number)
     return events

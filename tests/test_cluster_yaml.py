@@ -1,4 +1,4 @@
-"""cluster.yaml, as far as it can be checked without AWS: by Ray, and for what Ray misses."""
+"""cluster.yaml, checked without AWS: by Ray's own checks, and for faults that they miss."""
 
 import copy
 import re
@@ -13,23 +13,23 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-ON_THE_USERS_MACHINE = {"~/.ray/auth_token"}  # what the head of cluster.yaml has them make
+ON_THE_USERS_MACHINE = {"~/.ray/auth_token"}  # the comments in cluster.yaml say how to create it
 
 
 def pinned(package):
-    """The version of a package in requirements.lock."""
+    """Return the version of a package in requirements.lock."""
     lock = (ROOT / "requirements.lock").read_text()
     (version,) = re.findall(rf"^{package}(?:\[[^]]*\])?==([^\s;\\]+)", lock, flags=re.MULTILINE)
     return version
 
 
 def ray_accepts(config):
-    """Ray's own checks; they change their argument."""
+    """Run Ray's own checks on a copy, as they change their argument."""
     validate_config(prepare_config(copy.deepcopy(config)))
 
 
 def unknown_keys(value, shape, where):
-    """Faults of a value against a botocore shape: keys, types and closed sets of strings."""
+    """Yield the faults of a value against a botocore shape: keys, types, allowed strings."""
     kinds = {"structure": dict, "map": dict, "list": list, "string": str, "boolean": bool}
     if shape.type_name in kinds and not isinstance(value, kinds[shape.type_name]):
         yield f"{where} is {value!r}, not a {shape.type_name}"
@@ -95,14 +95,14 @@ def command_faults(config):
     mounts = config.get("file_mounts", {})
     for source in set(mounts.values()) - ON_THE_USERS_MACHINE:
         if not (ROOT / source).exists():
-            yield f"file_mounts: {source} is not there"
+            yield f"file_mounts: {source} does not exist"
     lock = next((path for path, source in mounts.items() if source == "requirements.lock"), None)
     if not lock or f"pip install --no-cache-dir -r {lock}" not in config.get("setup_commands", []):
         yield "setup_commands do not install requirements.lock"
 
 
 def faults(config):
-    """What Ray's checks miss: a line each."""
+    """Return the faults that Ray's checks miss, a line for each."""
     needed = ("cluster_name", "max_workers", "idle_timeout_minutes")  # Ray has defaults for them
     lines = [f"{key} is absent" for key in needed if key not in config]
     if not config["provider"].get("region"):
@@ -111,7 +111,7 @@ def faults(config):
 
 
 def changed(path, value):
-    """The config with one value replaced, or removed if it is None."""
+    """Return the config with one value replaced, or removed if the new value is None."""
     config = copy.deepcopy(CONFIG)
     *parents, last = path.split("/")
     inner = config
@@ -158,7 +158,11 @@ NODE = f"{GPU}/node_config"
             {"MarketType": "spot"},
             "not on demand",
         ),
-        ("file_mounts//home/ray/requirements.lock", "requirement.lock", "requirement.lock is not"),
+        (
+            "file_mounts//home/ray/requirements.lock",
+            "requirement.lock",
+            "requirement.lock does not exist",
+        ),
         ("setup_commands", "pip install -r requirements.lock", "setup_commands is not a list"),
         ("setup_commands", [], "do not install requirements.lock"),
         ("worker_start_ray_commands", ["ray start --address=$RAY_HEAD_IP:6379"], "RAY_AUTH_MODE"),

@@ -1,4 +1,4 @@
-"""Which workers fit on which nodes, and what a refusal advises."""
+"""Whether workers fit on nodes, and the flags that a refusal recommends."""
 
 import itertools
 import math
@@ -10,11 +10,11 @@ from jobs.cluster import capacity, nodes
 from jobs.cluster.capacity import Demand, Fit, Node, Nodes, NodeType
 
 
-def packed(ask, cpus, gpus):
-    """How many workers fit on a node, placed one by one: the plain way to `workers_per_node`."""
-    cpu, gpu = Fraction(str(ask.cpus)), Fraction(str(ask.gpus))
+def packed(demand, cpus, gpus):
+    """Return how many workers fit on a node by placing them one by one."""
+    cpu, gpu = Fraction(str(demand.cpus)), Fraction(str(demand.gpus))
     left, cards, placed = Fraction(str(cpus)), [Fraction(1)] * int(gpus), 0
-    while placed < ask.workers and left >= cpu:
+    while placed < demand.workers and left >= cpu:
         if gpu >= 1:
             whole = [card for card in cards if card == 1]
             if len(whole) < gpu:
@@ -33,7 +33,7 @@ def packed(ask, cpus, gpus):
 
 @pytest.mark.parametrize("gpus", [0, 0.3, 0.5, 0.6, 1, 2, 4])
 @pytest.mark.parametrize("cpus", [0, 0.33, 0.66, 0.6667, 1, 1.5, 3])
-def test_slots_equal_placing_one_by_one(cpus, gpus):
+def test_workers_per_node_equals_placing_one_by_one(cpus, gpus):
     if not cpus and not gpus:
         return
     for has_cpus, has_gpus in itertools.product((0, 1, 2, 3.5, 8), (0, 1, 2, 4, 8)):
@@ -44,9 +44,9 @@ def test_slots_equal_placing_one_by_one(cpus, gpus):
         )
 
 
-def grown(ask, nodes):
-    """Most workers over all ways to add nodes within the limits: the plain way to `fit`."""
-    now = sum(packed(ask, node.cpus, node.gpus) for node in nodes.present)
+def grown(demand, nodes):
+    """Return how many workers fit, by trying all ways to add nodes within the limits."""
+    now = sum(packed(demand, node.cpus, node.gpus) for node in nodes.present)
     workers = [node for node in nodes.present if not node.head]
     best = now
     for adds in itertools.product(*(range(kind.limit + 1) for kind in nodes.types)):
@@ -59,7 +59,7 @@ def grown(ask, nodes):
         if within and (not sum(adds) or sum(adds) + len(workers) <= nodes.limit):
             more = zip(adds, nodes.types, strict=True)
             best = max(
-                best, now + sum(add * packed(ask, kind.cpus, kind.gpus) for add, kind in more)
+                best, now + sum(add * packed(demand, kind.cpus, kind.gpus) for add, kind in more)
             )
     return Fit(now, best)
 
@@ -70,13 +70,13 @@ TYPES = (NodeType("head", 0, 0, 0), NodeType("small", 4, 1, 3), NodeType("large"
 
 
 @pytest.mark.parametrize(
-    "ask", [Demand(50, 1), Demand(50, 1, 1), Demand(50, 5), Demand(50, 0.5, 0.5)]
+    "demand", [Demand(50, 1), Demand(50, 1, 1), Demand(50, 5), Demand(50, 0.5, 0.5)]
 )
 @pytest.mark.parametrize("limit", [0, 1, 3, 9])
-def test_room_equals_trying_all_ways_to_grow(ask, limit):
+def test_fit_equals_trying_all_ways_to_grow(demand, limit):
     for small, large in itertools.product(range(4), range(3)):
         nodes = Nodes((HEAD, *[SMALL] * small, *[LARGE] * large), TYPES, limit)
-        assert capacity.fit(ask, nodes) == grown(ask, nodes)
+        assert capacity.fit(demand, nodes) == grown(demand, nodes)
 
 
 def test_a_bundle_must_fit_on_one_node_whatever_the_totals():
@@ -85,12 +85,12 @@ def test_a_bundle_must_fit_on_one_node_whatever_the_totals():
     assert capacity.fit(Demand(2, 3), four_small) == Fit(4, 4)
 
 
-def test_node_types_out_of_sight_are_waited_for():
+def test_an_autoscaler_that_cannot_be_read_is_waited_for():
     assert capacity.fit(Demand(3, 4), Nodes((HEAD,), None)) == Fit(0, math.inf)
 
 
 @pytest.mark.parametrize(
-    ("ask", "nodes", "said"),
+    ("demand", "nodes", "said"),
     [
         (
             Demand(3, 1),
@@ -119,21 +119,21 @@ def test_node_types_out_of_sight_are_waited_for():
         ),
     ],
 )
-def test_a_refusal_names_both_values_and_flags_that_would_fit(ask, nodes, said):
-    assert capacity.fit(ask, nodes).ever < ask.workers
-    assert capacity.refusal_message(ask, nodes) == said
+def test_a_refusal_names_need_supply_and_flags_that_fit(demand, nodes, said):
+    assert capacity.fit(demand, nodes).ever < demand.workers
+    assert capacity.refusal_message(demand, nodes) == said
 
 
-def test_advised_flags_fit_and_a_hundredth_more_does_not():
+def test_recommended_flags_fit_and_a_hundredth_more_does_not():
     for workers, cpus, size in itertools.product((2, 3, 5, 7), (1, 2.5, 4), (1, 2, 3, 6)):
-        ask, nodes = Demand(workers, cpus), Nodes((Node(size), Node(size + 1)))
-        if capacity.fit(ask, nodes).ever < workers:
-            advice = capacity._fewer_cpus(ask, nodes)
+        demand, nodes = Demand(workers, cpus), Nodes((Node(size), Node(size + 1)))
+        if capacity.fit(demand, nodes).ever < workers:
+            advice = capacity._fewer_cpus(demand, nodes)
             assert capacity.fit(Demand(workers, advice), nodes).ever >= workers
             assert capacity.fit(Demand(workers, advice + 0.01), nodes).ever < workers
 
 
-def test_what_is_waited_for_is_said_by_node_and_type():
+def test_a_wait_names_nodes_and_types():
     nodes = Nodes((HEAD, SMALL), TYPES, 9)
     grow = capacity.waiting_message(Demand(3, 2, 1), nodes)
     assert grow.startswith("waiting for nodes, 1 of 3 fit: 3 workers need 2 CPUs and 1 GPU each")

@@ -1,4 +1,4 @@
-"""Starting, joining and waiting for a Ray: what is refused, and a private one from start to end."""
+"""Starting and joining Ray, and waiting for its nodes: refusals, and one Ray from start to end."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def outside(monkeypatch):
-    """A process that no cluster started."""
+    """Remove the environment variables that a cluster sets in its processes."""
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
@@ -69,9 +69,9 @@ def test_a_relative_out_is_refused_in_a_submitted_job(outside):
 
 def test_what_a_submitted_job_does_not_find_is_explained(outside, tmp_path):
     outside.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
-    with pytest.raises(ConfigError) as alone:
+    with pytest.raises(ConfigError) as local:
         check_present("--data", [str(tmp_path / "gone")])
-    assert "ray job submit" not in str(alone.value)
+    assert "ray job submit" not in str(local.value)
     outside.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(ConfigError, match=r"neither git nor \.rayignore ignores"):
         check_present("--data", [str(tmp_path / "gone")])
@@ -80,7 +80,7 @@ def test_what_a_submitted_job_does_not_find_is_explained(outside, tmp_path):
 
 
 def python(code, folder, **environment):
-    """Run code in a Python of its own, that imports this checkout; returns (exit code, text)."""
+    """Run code in a Python process that imports this checkout; return exit code and output."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "PYTHONPATH"}
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{textwrap.dedent(code)}"
     done = subprocess.run(
@@ -96,7 +96,7 @@ def python(code, folder, **environment):
 
 
 def answer(output):
-    """The last line of a script's output, as JSON."""
+    """Return the last line of a script's output, parsed as JSON."""
     code, text = output
     assert code == 0, text
     return json.loads(text.splitlines()[-1])
@@ -104,7 +104,7 @@ def answer(output):
 
 @pytest.fixture
 def short_folder():
-    """A folder with a path short enough for Ray's sockets."""
+    """Create a folder whose path is short enough for Ray's sockets."""
     folder = Path(tempfile.mkdtemp(prefix="pr"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -130,7 +130,7 @@ def test_a_ray_that_cannot_start_says_what_it_needs(tmp_path):
 
 
 def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
-    """One Ray for all that needs a real one: start, imports, fitting, waiting, links, the end."""
+    """Start, imports, fitting, waiting, links and the end, all on one Ray to save time."""
     code = """
     import json, os, signal, threading, time
     import ray
@@ -223,7 +223,7 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
 
 @pytest.fixture
 def autoscaling(short_folder):
-    """The address of a head without CPUs and Ray's own fake autoscaler: up to 2 nodes of 4 CPUs.
+    """Yield the address of a CPU-less head with Ray's fake autoscaler: up to 2 nodes of 4 CPUs.
 
     Not `ray.cluster_utils.AutoscalingCluster`: it reads a file that the wheel lacks, and ends
     every Ray on the machine.

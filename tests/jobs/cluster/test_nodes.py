@@ -1,4 +1,4 @@
-"""How long nodes may be missing, and what follows, without Ray."""
+"""How long nodes may be missing, and how jobs end then, without Ray."""
 
 import threading
 
@@ -15,8 +15,8 @@ ONE, TWO = Nodes((Node(2),)), Nodes((Node(2), Node(2)))
 GROWING = Nodes((Node(2),), (NodeType("more", 2, 0, 4),), 4)
 
 
-def test_workers_that_fail_alike_before_a_step_end_the_job():
-    """A fault of the job: a restart would mend it never; what a machine does is none."""
+def test_workers_that_fail_in_the_same_way_before_a_step_end_the_job():
+    """A fault of the job is the same after a restart; a fault of a machine does not count."""
     lost = {"say": "lost rank 0 (no memory)", "fault": "no memory"}
     died = {"say": "lost rank 0 (the actor died)", "fault": None}
     step = {"epoch": 0, "index": 3, "steps": 9, "images_per_s": 1.0}
@@ -27,7 +27,7 @@ def test_workers_that_fail_alike_before_a_step_end_the_job():
         faults.count([lost])
 
 
-def test_a_folder_that_a_node_does_not_share_is_told_from_one_that_it_does(tmp_path, monkeypatch):
+def test_a_folder_that_a_node_does_not_share_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(launch.ray.util, "get_node_ip_address", lambda: "10.0.0.7")
     monkeypatch.setattr(launch, "SHARED_SECONDS", 0.0)
     out = Location.parse(tmp_path)
@@ -44,7 +44,7 @@ def test_a_folder_that_a_node_does_not_share_is_told_from_one_that_it_does(tmp_p
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that a test moves on."""
+    """Replace time by a clock that tests advance."""
 
     class Clock:
         now = 100.0
@@ -61,13 +61,13 @@ def clock(monkeypatch):
     return found
 
 
-def test_missing_nodes_are_waited_for_as_long_as_was_said(clock):
+def test_missing_nodes_are_waited_for_as_long_as_the_flag_says(clock):
     missing = nodes.MissingNodes(Demand(2, 2), wait=60)
     assert not missing.too_long(ONE)
     clock.now += 59
     assert not missing.too_long(ONE)
-    assert not missing.too_long(GROWING)  # whoever is to bring them
-    assert not missing.too_long(TWO)  # back: the clock starts anew
+    assert not missing.too_long(GROWING)  # also if an autoscaler may add some
+    assert not missing.too_long(TWO)  # found again: the time starts from 0
     assert missing.seconds == 0
     assert not missing.too_long(ONE)
     clock.now += 60
@@ -80,7 +80,7 @@ def test_missing_nodes_are_waited_for_as_long_as_was_said(clock):
 
 def test_without_the_flag_only_an_autoscaler_is_waited_for(clock):
     missing = nodes.MissingNodes(Demand(2, 2), wait=None)
-    assert not missing.too_long(ONE)  # it may only be out of sight
+    assert not missing.too_long(ONE)  # it may show again
     clock.now += nodes.SETTLE_SECONDS
     assert missing.too_long(ONE)
     clock.now += 10_000
@@ -88,12 +88,12 @@ def test_without_the_flag_only_an_autoscaler_is_waited_for(clock):
     assert not missing.too_long(Nodes((Node(2),), None))
 
 
-def test_a_training_whose_nodes_stay_away_ends(clock, monkeypatch):
-    there = [TWO]
-    monkeypatch.setattr(nodes, "current_nodes", lambda: there[0])
+def test_a_training_whose_nodes_do_not_return_ends(clock, monkeypatch):
+    present = [TWO]
+    monkeypatch.setattr(nodes, "current_nodes", lambda: present[0])
     lost, said = LostNodes(Resources(2, 2, 0, cuda=False), wait=30), []
     lost.check(said.append)
-    there[0] = ONE
+    present[0] = ONE
     for _ in range(6):
         clock.now += CHECK_SECONDS
         lost.check(said.append)
@@ -104,7 +104,7 @@ def test_a_training_whose_nodes_stay_away_ends(clock, monkeypatch):
         lost.check(said.append)
 
 
-def test_rows_are_stuck_when_nobody_works_and_nodes_are_missing(clock, monkeypatch):
+def test_rows_are_stuck_when_no_actor_is_busy_and_nodes_are_missing(clock, monkeypatch):
     monkeypatch.setattr(nodes, "current_nodes", lambda: ONE)
     shown = []
     actors.Activity.reset()

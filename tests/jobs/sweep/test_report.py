@@ -36,7 +36,7 @@ def test_losses_are_minimised(tmp_path):
 
 @pytest.mark.parametrize("values", [[0.5] * 9, [0.1 * i for i in range(9)], []])
 def test_reports_of_odd_sweeps(values, tmp_path):
-    """All alike; some that came to no late rung; none begun."""
+    """Reports of equal trials, of trials that reach no late rung, and of none."""
     flags = ("--scheduler", "asha", "--reduction", "2", "--first-rung", "0.9", "--trials", "9")
     sweep = sweep_of(tmp_path, *flags)
     for value in values:

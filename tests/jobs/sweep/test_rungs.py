@@ -1,4 +1,4 @@
-"""When a trial is stopped: rungs, the median rule, against rules written another way."""
+"""Rules of early stopping, compared with the same rules computed in another way."""
 
 import math
 import random
@@ -23,24 +23,24 @@ def test_value_between_epochs():
     assert np.allclose(ours, np.interp(budgets, *zip(*curve, strict=True)))
 
 
-def test_cheap_epochs_win_nothing():
-    """Two trials on one line, one with epochs five times as dear: equal at every rung."""
+def test_cheap_epochs_are_no_advantage():
+    """Two trials on the same line, one with epochs that cost five times as much, are equal."""
     line = lambda spent: 0.1 + spent / 100  # noqa: E731
     cheap = [(float(s), line(s)) for s in range(2, 61, 2)]
-    dear = [(float(s), line(s)) for s in range(10, 61, 10)]
+    expensive = [(float(s), line(s)) for s in range(10, 61, 10)]
     for rung in rung_budgets(60, 1 / 5, 2):
-        assert math.isclose(value_at(cheap, rung), value_at(dear, rung))
-    assert value_at(dear, 9.0) is None  # nor does the dear one win by its first
+        assert math.isclose(value_at(cheap, rung), value_at(expensive, rung))
+    assert value_at(expensive, 9.0) is None  # the expensive one is not ahead by its first epoch
 
 
-def test_milestones():
+def test_rung_budgets():
     assert np.allclose(rung_budgets(270, 1 / 27, 3), [10, 30, 90])
     assert np.allclose(rung_budgets(100, 0.1, 4), [10, 40])
     assert rung_budgets(100, 1.0, 3) == []
 
 
 def test_passes_like_a_percentile():
-    """Ray's ASHA keeps what is not below the percentile 1 - 1/rf of those before."""
+    """Ray's ASHA continues trials that are not below the percentile 1 - 1/rf of earlier ones."""
     rng = random.Random(0)
     earlier: list[float] = []
     for count in range(60):
@@ -66,9 +66,9 @@ def test_median_rule():
     others = [flat(0.1), flat(0.5), flat(0.9)]
     assert below_median([(1.0, 0.4)], others)
     assert not below_median([(1.0, 0.6)], others)
-    assert not below_median([(1.0, 0.6), (2.0, 0.1)], others)  # its best counts
-    assert not below_median([(1.0, 0.1)], [flat(0.9)] * 2)  # too few to tell
-    assert not below_median([(11.0, 0.1)], [flat(0.9)] * 5)  # none got so far
+    assert not below_median([(1.0, 0.6), (2.0, 0.1)], others)  # its best value counts
+    assert not below_median([(1.0, 0.1)], [flat(0.9)] * 2)  # too few others
+    assert not below_median([(11.0, 0.1)], [flat(0.9)] * 5)  # no other came so far
     assert below_median([(1.0, -math.inf)], others)
     rising = [[(float(s), s / 10 * end) for s in range(1, 11)] for end in (0.5, 0.6, 0.7)]
     assert below_median([(10.0, 0.55)], rising)

@@ -1,4 +1,4 @@
-"""What is tried next: valid samples, each once, whatever was tried before."""
+"""Searchers: samples are valid and new, and depend on earlier trials and the seed only."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Sweeps without a cluster: what is stopped, resumed, limited, trained again."""
+"""Sweeps without a cluster: stopping, resuming, limits, training the best again."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ from tests.sweeps import SUMMARY, config_of, row_of, run, sweep_of
 
 
 def written(folder, *flags):
-    """A sweep that keeps its record."""
+    """Return a sweep that writes its record."""
     return sweep_of(folder, *flags, kind=Sweep)
 
 
 def record(sweep):
-    """What is written of the trials."""
+    """Return the contents of all trial.json files."""
     paths = [sweep.trial_folder(trial) / "trial.json" for trial in sweep.trials]
     return [path.read_json() for path in paths]
 
@@ -36,8 +36,8 @@ def test_early_stopping_finds_the_best_for_less(scheduler, tmp_path):
     assert best["model.depth"] in (2, 3, 4)
 
 
-def test_trials_cost_alike(tmp_path):
-    """Deep trials get fewer epochs; every whole trial spends the budget, to an epoch."""
+def test_trials_cost_the_same(tmp_path):
+    """Deep trials get fewer epochs; every whole trial spends the budget, to within an epoch."""
     sweep = sweep_of(tmp_path, "--searcher", "grid", "--scheduler", "none", "--trials", "100")
     run(sweep)
     for trial in sweep.trials:
@@ -55,8 +55,8 @@ def test_trials_cost_alike(tmp_path):
 
 
 @pytest.mark.parametrize("searcher", ["tpe", "random"])
-def test_a_killed_sweep_goes_on_as_if_it_had_not_been(searcher, tmp_path):
-    """Killed after every few reports, read anew: the same trials, rungs and fates."""
+def test_a_killed_sweep_resumes_to_the_same_result(searcher, tmp_path):
+    """A sweep that is killed after every few reports has the same trials, rungs and fates."""
     flags = ("--searcher", searcher, "--trials", "14")
     whole = written(tmp_path / "whole", *flags)
     run(whole, slots=1)
@@ -69,7 +69,7 @@ def test_a_killed_sweep_goes_on_as_if_it_had_not_been(searcher, tmp_path):
     assert killed.is_over
 
 
-def test_running_trials_are_taken_up_first(tmp_path):
+def test_unfinished_trials_are_resumed_first(tmp_path):
     sweep = written(tmp_path)
     run(sweep, slots=3, reports=5)
     begun = len(sweep.trials)
@@ -79,7 +79,7 @@ def test_running_trials_are_taken_up_first(tmp_path):
     assert [len(t.rows) for t in again.trials[:begun]] == [len(t.rows) for t in sweep.trials]
 
 
-def test_a_repeated_epoch_decides_nothing(tmp_path):
+def test_a_repeated_epoch_changes_nothing(tmp_path):
     sweep = written(tmp_path)
     trial = sweep.next_trial()
     rows = [row_of(sweep, trial, epoch) for epoch in range(1, 5)]
@@ -102,7 +102,7 @@ def test_what_is_stopped_stays_stopped(tmp_path):
 
 
 def test_diverged_and_failed(tmp_path):
-    """Both are named, survive no rung, and are never the best."""
+    """Both are counted, pass no rung, and are never the best."""
     sweep = written(tmp_path, "--trials", "4")
     numbers = [sweep.next_trial().number for _ in range(4)]
     for number in numbers:
@@ -122,7 +122,7 @@ def test_diverged_and_failed(tmp_path):
     json.loads((tmp_path / "trials/0000/trial.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_limits_leave_trials_that_more_goes_on_with(tmp_path):
+def test_trials_at_a_limit_resume_with_a_higher_one(tmp_path):
     most = written(tmp_path / "a").plan.trial_budget
     sweep = written(tmp_path / "b", "--max-flops", str(1.5 * most))
     run(sweep)
@@ -221,7 +221,7 @@ def test_retrained_over_seeds(tmp_path):
     assert (second["seeds"], second["lost"], second["test_std"]) == (1, 1, None)
 
 
-def test_what_was_trained_again_is_kept_when_more_is_wanted(tmp_path, monkeypatch):
+def test_retrained_trials_are_kept_when_retrain_top_grows(tmp_path, monkeypatch):
     """--retrain-top and --seeds may change between starts."""
     monkeypatch.setattr(tune, "run_on_cluster", lambda again, stop, test: run(again))
     once = written(tmp_path, "--retrain-top", "1", "--seeds", "1", "--trials", "5")
@@ -231,13 +231,13 @@ def test_what_was_trained_again_is_kept_when_more_is_wanted(tmp_path, monkeypatc
     found = tune.retrain(more, None)
     assert [trial.sample["seed"] for trial in found] == [1, 2, 1, 2]
     assert found[0].sample == first.sample
-    assert len(list(tmp_path.glob("retrain/trials/*"))) == 4  # the first was not trained anew
+    assert len(list(tmp_path.glob("retrain/trials/*"))) == 4  # the first was not trained again
     fewer = tune.retrain(written(tmp_path, "--retrain-top", "1", "--trials", "5"), None)
     assert [trial.sample["seed"] for trial in fewer] == [1, 2, 3]
     assert len(list(tmp_path.glob("retrain/trials/*"))) == 5
 
 
-def test_seconds_that_ended_a_trial_are_its_epochs_when_trained_again(tmp_path):
+def test_a_trial_that_seconds_ended_is_retrained_for_its_epochs(tmp_path):
     flags = ("--budget", "seconds", "--max-budget", "10", "--optim.schedule", "constant")
     sweep = written(tmp_path, *flags, "--scheduler", "none", "--trials", "3")
     run(sweep)
@@ -250,8 +250,8 @@ def test_seconds_that_ended_a_trial_are_its_epochs_when_trained_again(tmp_path):
     assert settings.optim.warmup_epochs == 1
 
 
-def test_trials_that_fail_alike_end_the_sweep_and_are_tried_again(tmp_path):
-    """A node at fault must not use up the sweep."""
+def test_trials_that_fail_in_the_same_way_end_the_sweep_and_are_repeated(tmp_path):
+    """A faulty node must not use up the trials."""
     sweep = written(tmp_path, "--trials", "9")
     for why in ("no such mount", "other", "no such mount", "no such mount"):
         sweep.end(sweep.next_trial().number, "failed", why)
@@ -276,18 +276,18 @@ def test_a_record_with_a_gap_is_refused(tmp_path):
         written(tmp_path, "--trials", "4")
 
 
-def test_dear_trials_are_judged_at_no_rung_before_their_first_epoch(tmp_path):
-    """At equal FLOPs, or not at all."""
+def test_expensive_trials_are_judged_at_no_rung_before_their_first_epoch(tmp_path):
+    """Trials are compared at equal FLOPs or not at all."""
     flags = ("--space", "model.depth", "1, 12", "--epochs", "9", "--optim.warmup-epochs", "0.5")
     sweep = sweep_of(tmp_path, *flags, "--model.depth", "4", "--trials", "2")
     run(sweep)
-    dear = next(trial for trial in sweep.trials if trial.sample["model.depth"] == 12)
-    assert sweep.curve(dear)[0][0] > sweep.rungs[0]
-    assert [arrival["rung"] for arrival in dear.arrivals] == list(range(1, len(sweep.rungs)))
-    assert dear.last_rung == len(sweep.rungs) - 1
+    expensive = next(trial for trial in sweep.trials if trial.sample["model.depth"] == 12)
+    assert sweep.curve(expensive)[0][0] > sweep.rungs[0]
+    assert [arrival["rung"] for arrival in expensive.arrivals] == list(range(1, len(sweep.rungs)))
+    assert expensive.last_rung == len(sweep.rungs) - 1
 
 
-def test_a_limit_on_a_last_epoch_does_not_leave_the_trial(tmp_path):
+def test_a_limit_at_the_last_epoch_lets_the_trial_finish(tmp_path):
     sweep = written(tmp_path, "--trials", "1", "--max-flops", "1e30")
     trial = sweep.next_trial()
     for epoch in range(1, trial.epochs):
@@ -303,7 +303,7 @@ def plan_folder(folder):
 
 
 def test_a_trial_trains_as_the_job_would(tmp_path):
-    """Beside its epochs and warm-up, a trial's settings are those that the flags say."""
+    """The settings of a trial are those of the flags, except for its epochs and warm-up."""
     sweep = sweep_of(tmp_path)
     trial = sweep.next_trial()
     settings = as_settings(sweep.settings(trial))

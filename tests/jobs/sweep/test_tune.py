@@ -16,7 +16,7 @@ from tests.sweeps import SMALL
     ],
 )
 def test_bad_input(flags, words, tmp_path, capsys):
-    """Said before Ray starts; nothing is left in the folder."""
+    """Bad input is refused before Ray starts, and nothing is written."""
     assert main([*SMALL, "--out", str(tmp_path / "sweep"), *flags]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "sweep").exists()
