@@ -14,13 +14,12 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from jobs.cluster import connect, nodes
 from jobs.cluster.capacity import Demand
+from jobs.cluster.workers import CHECK_SECONDS
 from jobs.run.config import JobConfig
 from jobs.run.signals import Stop, background
 
 IDLE_SECONDS = 30.0
 """Time without any busy actor after which rows count as stuck, if nodes are missing too."""
-CHECK_SECONDS = 5.0
-"""Time between two checks of the cluster's nodes."""
 
 
 class Activity(ExecutionCallback):
