@@ -38,7 +38,7 @@ class RayCluster:
     """
 
     def __init__(self, folder):
-        self.gcs, self.dashboard = _free_ports(2)
+        self.gcs, self.dashboard, client = _free_ports(3)
         self.address = f"127.0.0.1:{self.gcs}"
         self.http = f"http://127.0.0.1:{self.dashboard}"
         self.folder, self._homes = folder, []
@@ -49,6 +49,7 @@ class RayCluster:
             "RAY_health_check_period_ms": "500",  # of Ray's 3 s: five refusals, and a node is lost
         }
         ports = ["--port", str(self.gcs), "--dashboard-port", str(self.dashboard)]
+        ports += ["--ray-client-server-port", str(client)]  # two heads at 10001: the second ends
         self.nodes = [self._node("--head", *ports)]
         self._wait("GCS", self.gcs)
         self._wait("dashboard", self.dashboard)
