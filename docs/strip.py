@@ -1,6 +1,6 @@
 """Draw a picture of a mask run: a row a video, with some of its frames and their masks.
 
-    python -m docs.strip --run runs/demo/masks --out docs/strip.png
+    python -m docs.strip --run runs/demo/masks --out docs/pictures/strip.png
 
 The frames are evenly spaced from the first to the last. 256 colours keep the file small.
 """

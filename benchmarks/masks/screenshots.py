@@ -1,6 +1,6 @@
 """Makes the pictures of jobs.prompt in the docs: clicking on a clip, and reviewing its masks.
 
-    python -m benchmarks.masks.screenshots --out docs
+    python -m benchmarks.masks.screenshots --out docs/pictures
 
 Makes the clip of `docs.demo`, masks it with `jobs.mask` from two clicks, and drives the page in
 Chromium (Debian: chromium, chromium-driver). Writes prompt.png and review.png.
@@ -109,7 +109,7 @@ def shoot(driver: webdriver.Chrome, path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Make both pictures; returns the exit code of `jobs.mask`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     options = parser.parse_args(argv)
     driver = browser()
     with tempfile.TemporaryDirectory() as temporary:
