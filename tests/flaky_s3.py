@@ -1,4 +1,4 @@
-"""A way to the S3 server on which every ninth request fails, and every ninth is cut off."""
+"""A proxy of the S3 server that fails every ninth request and cuts off every ninth answer."""
 
 import http.client
 import itertools

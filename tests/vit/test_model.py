@@ -86,7 +86,7 @@ def timm_model(config, classes=CLASSES):
 def randomised(model):
     """Every parameter random, so that each shows in the output.
 
-    Tokens start small: their variance is then near enough to LayerNorm's eps to tell it apart.
+    Tokens start small: their variance is then small enough for LayerNorm's eps to show.
     """
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -237,7 +237,7 @@ def test_drop_path_keeps_a_draw_that_equals_the_rate():
     assert torch.equal(drop_path_factors(draws, 0.5).flatten(2), expected)
 
 
-def test_drop_path_is_a_function_of_the_draws_alone():
+def test_drop_path_depends_only_on_the_draws():
     config = dataclasses.replace(BASE, drop_path_rate=0.5)
     model = randomised(VisionTransformer(config, CLASSES)).train()
     draws = torch.rand(2 * config.depth, 4, generator=torch.Generator().manual_seed(2))

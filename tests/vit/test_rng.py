@@ -23,7 +23,7 @@ def test_values_stay_the_same_for_good():
     assert permutation(10, 0, "order", 3).tolist() == [1, 9, 7, 0, 4, 6, 2, 5, 3, 8]
 
 
-def test_fold_tells_its_parts_apart():
+def test_fold_distinguishes_its_parts():
     keys = [
         (),
         (0,),
@@ -47,7 +47,7 @@ def test_more_draws_begin_with_the_same():
     assert torch.equal(uniform(samples, 20, *KEY)[:, :7], uniform(samples, 7, *KEY))
 
 
-def test_a_row_depends_on_its_sample_alone():
+def test_a_row_depends_only_on_its_sample():
     samples = torch.tensor([5, 5, 9, 0, 2**31, 2**32 - 1])
     rows = uniform(samples, 4, *KEY)
     assert torch.equal(rows[0], rows[1])

@@ -141,7 +141,7 @@ def test_absent(place):
         assert e.value.errno == errno.ENOENT
 
 
-def test_list_tells_files_from_folders(place):
+def test_list_distinguishes_files_and_folders(place):
     before = time.time()
     for name in ["b/deep/1", "a", "b/2"]:
         (place / name).write_bytes(name.encode())

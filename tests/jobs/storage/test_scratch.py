@@ -1,4 +1,4 @@
-"""Folders for a piece of work: gone at the end, and after those who were killed."""
+"""Temporary folders are deleted at the end, and after a process that was killed."""
 
 import os
 import signal

@@ -88,7 +88,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 1), (1, 0)])
-def test_another_seed_or_epoch_draws_anew(seed, epoch):
+def test_another_seed_or_epoch_gives_other_draws(seed, epoch):
     samples = torch.arange(2000)
     first, second = (choose(AUTO, 32, 32, 32, *key, samples) for key in ((0, 0), (seed, epoch)))
     assert (first.box == second.box).all(1).float().mean() == pytest.approx(1 / 81, abs=0.012)
@@ -164,7 +164,7 @@ def test_where_nothing_fits_the_crop_is_torchvisions(height, width, ratio):
     assert boxes.count(list(expected)) > 200  # an area of 1 fits where the ratio is the image's
 
 
-def test_the_policy_leaves_the_crop_and_flip_draws_alone():
+def test_the_policy_does_not_change_the_draws_of_crop_and_flip():
     samples = torch.arange(100)
     plain, *others = (
         choose(config, 32, 32, 32, 0, 0, samples)
