@@ -36,19 +36,22 @@ class ClickConfig:
     """Settings of `jobs.click`."""
 
     image: str
-    """An image file, local or s3://; or flower or china, photographs that scikit-learn ships."""
+    """Image file, local or s3://, or `flower` or `china`, two photographs that scikit-learn
+    ships."""
     points: tuple[tuple[float, float], ...]
-    """Clicks: x y x y ..."""
+    """Clicks on the image in pixels: x y x y ..."""
     out: str
-    """PNG to write, local or s3://, NAME.png: the image with mask and clicks."""
+    """PNG file to write, local or s3://: the image with mask and clicks."""
     labels: tuple[Literal[0, 1], ...] = ()
-    """A label for each click: 1 on the object, 0 beside it. Default: all are 1."""
+    """One label for each click: 1 on the object, 0 beside it. Default: all are 1."""
     mask: str | None = None
-    """Another NAME.png to write: only the mask, 255 where the object is, else 0."""
+    """PNG file to write the mask to, local or s3://: 255 on the object, 0 elsewhere. Default: the
+    mask is only drawn on the image."""
     weights: str = "mini"
-    """mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
+    """Weights of the segmenter: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or
+    s3://."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on a GPU if there is one."""
+    """Where to compute; auto: on a GPU if there is one, else on the CPU."""
 
     def __post_init__(self) -> None:
         """Check the values, and that they fit together."""

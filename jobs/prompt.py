@@ -48,17 +48,17 @@ class PromptConfig:
     videos: Positional[str]
     """A folder of videos or images, a video, a manifest, or the --out of a jobs.mask run."""
     out: str
-    """The manifest to make or to continue: a local .csv, .jsonl or .parquet."""
+    """Manifest to create or continue: a local .csv, .jsonl or .parquet file."""
     root: str | None = None
-    """Folder that relative uris are resolved against. Default: the folder of the manifest."""
+    """Folder to which relative uris refer. Default: the folder of the manifest."""
     weights: str | None = None
     """Weights for previews: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://.
     Default: mini, or those of the mask run in VIDEOS."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    """Where to compute; auto: on a GPU if there is one, else on the CPU."""
     host: str = "127.0.0.1"
-    """Address to listen on. 0.0.0.0 is every network of this machine: whoever has the address with
-    its token sees the videos, unencrypted."""
+    """Address to listen on. 0.0.0.0 opens the page to every network of this machine: anyone who has
+    the address with its token can see the videos, and the connection is not encrypted."""
     port: int = 8765
     """Port to listen on; 0: any free port."""
     browser: bool = True

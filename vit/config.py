@@ -40,39 +40,40 @@ class ModelConfig:
     image_size: int = 32
     """Side of the square input image, in pixels."""
     patch_size: int = 4
-    """Side of a patch, in pixels; it divides image_size."""
+    """Side of a patch, in pixels; image_size must be a multiple of it."""
     embed_dim: int = field(default=192, metadata=swept("64..512 step 64"))
-    """Features of a token."""
+    """Number of features of a token."""
     depth: int = field(default=6, metadata=swept("2..12", by_default=True))
     """Number of transformer blocks."""
     num_heads: int = field(default=3, metadata=swept("1, 2, 3, 4, 6, 8, 12", by_default=True))
-    """Number of attention heads; it divides embed_dim."""
+    """Number of attention heads; embed_dim must be a multiple of it."""
     mlp_ratio: float = field(default=4.0, metadata=swept("1, 2, 3, 4"))
     """Width of the hidden layer of a block's MLP, as a multiple of embed_dim."""
     drop_rate: float = 0.0
-    """Dropout after the position embedding, after the attention's projection and in the MLP.
-    Above 0, a run can be repeated only with the same number of workers."""
+    """Dropout rate after the position embedding, after the attention's projection and in the MLP.
+    If it is above 0, a run can be repeated exactly only with the same number of workers."""
     attn_drop_rate: float = 0.0
-    """Dropout of attention weights. Above 0, a run can be repeated only with the same number of
-    workers."""
+    """Dropout rate of attention weights. If it is above 0, a run can be repeated exactly only with
+    the same number of workers."""
     drop_path_rate: float = field(default=0.0, metadata=swept("0..0.3"))
-    """Stochastic depth per sample, rising linearly from 0 at the first block to this at
-    the last."""
+    """Rate of stochastic depth (per sample) at the last block; it rises linearly from 0 at the
+    first block."""
     global_pool: Literal["token", "avg"] = "token"
-    """What the head reads: a class token, or the average of the patch tokens (no class token)."""
+    """What the head reads. token: a class token; avg: the average of the patch tokens (the model
+    then has no class token)."""
     pos_embed: Literal["learn", "sincos2d"] = "learn"
-    """Position embedding: learned, or fixed 2-D sine-cosine."""
+    """Position embedding. learn: learned; sincos2d: fixed, 2-D sine-cosine."""
     qk_norm: bool = False
-    """LayerNorm on queries and keys, per head."""
+    """Apply LayerNorm to the queries and keys of each head."""
     qkv_bias: bool = True
-    """Bias in the query, key and value projections."""
+    """Use a bias in the query, key and value projections."""
     init_values: float | None = None
-    """Initial value of LayerScale; none: no LayerScale."""
+    """Initial value of LayerScale. Default: no LayerScale."""
     reg_tokens: int = 0
     """Number of register tokens."""
     stem: Literal["patch", "conv"] = "patch"
-    """How patches become tokens: one projection, or a stack of 3x3 convolutions (Xiao et al. 2021),
-    whose weights timm cannot load."""
+    """How patches become tokens. patch: by one projection; conv: by a stack of 3x3 convolutions
+    (Xiao et al. 2021), whose weights timm cannot load."""
 
     def __post_init__(self) -> None:
         """Check the fields, by themselves and against each other."""
@@ -122,38 +123,38 @@ class AugmentConfig:
     """Augmentation of training images; validation and test images are only cut to their centre."""
 
     crop: Literal["pad", "resized"] = "pad"
-    """Random crop. pad: the image is padded and a square of model.image_size cut out; resized: a
-    random part of the image is resized to model.image_size (RandomResizedCrop)."""
+    """Kind of random crop. pad: the image is padded, and a square of model.image_size is cut out;
+    resized: a random part of the image is resized to model.image_size (RandomResizedCrop)."""
     crop_padding: int = 4
-    """Crop pad: black pixels added on each side. At 0 nothing is cropped if images are stored at
-    model.image_size."""
+    """With crop pad: number of black pixels added on each side. At 0, images that are stored at
+    model.image_size are not cropped."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Crop resized: smallest and largest share of the image's area."""
+    """With crop resized: smallest and largest share of the image's area that is cut out."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Crop resized: smallest and largest ratio of width to height."""
+    """With crop resized: smallest and largest ratio of a crop's width to its height."""
     hflip: float = 0.5
     """Probability of a horizontal flip."""
     policy: Literal[
         "none", "autoaugment-cifar10", "autoaugment-imagenet", "randaugment", "trivialaugment"
     ] = "none"
-    """Automatic augmentation: none; AutoAugment's policy for CIFAR-10 or ImageNet; RandAugment;
-    TrivialAugment (wide)."""
+    """Policy of automatic augmentation: none, AutoAugment's for CIFAR-10 or ImageNet, RandAugment,
+    or TrivialAugment (wide)."""
     randaugment_ops: int = 2
-    """RandAugment: number of operations, one after the other."""
+    """With RandAugment: number of operations on each image, one after the other."""
     randaugment_magnitude: int = field(default=9, metadata=swept("0..20"))
-    """RandAugment: strength, 0 to 30."""
+    """With RandAugment: strength of the operations, from 0 to 30."""
     erasing: float = 0.0
     """Probability of random erasing, which sets a rectangle of the normalised image to 0."""
     mixup: float = field(default=0.0, metadata=swept("0..1"))
-    """Mixup: alpha of the Beta distribution from which a sample's share is drawn; 0: off."""
+    """Alpha of mixup's Beta distribution, from which a sample's share is drawn; 0: no mixup."""
     cutmix: float = field(default=0.0, metadata=swept("0..1"))
-    """CutMix: alpha of the Beta distribution from which the area is drawn; 0: off. With mixup on,
-    too, each sample gets one of the two at even odds."""
+    """Alpha of CutMix's Beta distribution, from which the area of the box is drawn; 0: no CutMix.
+    If mixup is on too, each sample gets one of the two with equal probability."""
     mix_prob: float = 1.0
-    """Probability that a sample is mixed, where mixup or cutmix is on."""
+    """Probability that a sample is mixed, if mixup or cutmix is on."""
     mix_until: float = 1.0
-    """Share of the epochs after which mixing ends: late epochs without it fit the data more
-    closely."""
+    """Share of all epochs after which samples are no longer mixed; 1: they are mixed to the end.
+    Late epochs without mixing fit the data more closely."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -198,33 +199,36 @@ class OptimConfig:
     muon_lr: float = field(default=0.02, metadata=swept("3e-3..6e-2 log"))
     """Peak learning rate of Muon."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """Learning rate after the warm-up. cosine: half a cosine down to min_lr; wsd: constant, then
-    linear to min_lr over `cooldown`; constant: constant to the end."""
+    """Course of the learning rate after the warm-up. cosine: half a cosine down to min_lr; wsd:
+    constant, then linear to min_lr over `cooldown`; constant: constant to the end."""
     cooldown: float = 0.2
-    """Schedule wsd: share of all steps in which the learning rate falls."""
+    """With schedule wsd: share of all steps, at the end, in which the learning rate falls."""
     min_lr: float = 0.0
     """AdamW's learning rate at the end of the schedule; Muon's falls to the same share of its
     peak."""
     warmup_epochs: float = 5.0
-    """Epochs over which the learning rate rises linearly; may be a fraction."""
+    """Number of epochs over which the learning rate rises linearly; it may be a fraction."""
     weight_decay: float = field(default=0.05, metadata=swept("1e-3..0.5 log"))
-    """Decoupled weight decay of AdamW; norms, biases, positions and tokens have none."""
+    """Decoupled weight decay of AdamW; norms, biases, position embeddings and tokens have none."""
     muon_weight_decay: float = 0.05
-    """Decoupled weight decay of Muon's matrices: a step subtracts muon_lr times this share."""
+    """Decoupled weight decay of Muon: each step reduces its matrices by this value times Muon's
+    learning rate."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay rates of the first and the second moment."""
+    """AdamW's beta1 and beta2."""
     layer_decay: float = field(default=1.0, metadata=swept("0.6..1"))
-    """Factor by which the learning rate falls from each block to the one before it; below 1 for
-    fine-tuning (BEiT)."""
+    """Factor by which the learning rate falls from each block to the one before it; 1: it is the
+    same for all. Values below 1 are for fine-tuning (BEiT)."""
     clip_norm: float = 1.0
-    """Largest norm of the whole gradient; a larger gradient is scaled down; 0: no clipping."""
+    """Largest norm of the whole gradient; a larger gradient is scaled down to it. 0: no
+    clipping."""
     label_smoothing: float = field(default=0.1, metadata=swept("0..0.2"))
     """Share of the target that is spread evenly over all classes, before samples are mixed."""
     accumulate: int = field(default=1, metadata=_MAY_CHANGE)
-    """Number of parts in which a worker's batch goes through the model, to save memory."""
+    """Number of parts into which a worker's batch is split to save memory; their gradients are
+    accumulated."""
     ema_half_life: float = 0.0
-    """Average of the weights over steps: samples after which a step's share has halved; 0: none.
-    The average is evaluated too; checkpoints are chosen by it, and it is exported."""
+    """Half-life, in samples, of the exponential moving average of the weights; 0: no average. The
+    averaged weights are evaluated too, choose the best checkpoint, and are exported."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -252,25 +256,27 @@ class DatasetConfig:
     """The data set, its validation split, and the normalisation of pixels."""
 
     name: Literal["digits", "cifar10", "cifar100", "imagefolder", "parquet"] = "digits"
-    """The data set: scikit-learn's digits (built in), CIFAR (archive, its folder, or Parquet), a
-    folder of images by class, or Parquet shards of encoded images and labels."""
+    """The data set: scikit-learn's digits (built in); CIFAR (its archive, the unpacked folder, or
+    Parquet); a folder of images with a folder for each class; or Parquet shards of encoded images
+    and labels."""
     store_size: int | None = None
-    """Side in pixels of decoded images, from which crops are cut; none: model.image_size."""
+    """Side, in pixels, of decoded images, from which crops are cut. Default: model.image_size."""
     cache_gb: float = field(default=16.0, metadata=_MAY_CHANGE)
-    """Decoded images are kept, once a node, if all of them take no more than this many GiB; else
-    they are decoded for each batch, ahead of the training."""
+    """Largest size, in GiB, of the cache of decoded images on each node. If all images need more,
+    none are cached: they are decoded for each batch, ahead of the training."""
     max_bad_images: int = field(default=0, metadata=_MAY_CHANGE)
-    """Largest number of images that may fail to decode; they are named and left out."""
+    """Largest number of images that may fail to decode; they are named and left out. More of them
+    end the job."""
     val_fraction: float = 0.1
-    """Share of the training images held out for validation, the same of every class; unused where
-    the data have a validation set of their own."""
+    """Share of each class's training images that is held out for validation; unused if the data
+    have a validation set."""
     split_seed: int = 0
-    """Seed of that split. It is not the run's seed, so that runs with other seeds stay
-    comparable."""
+    """Seed of the split into training and validation images. It is separate from --seed, so that
+    runs with different seeds stay comparable."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Means of red, green and blue, in units of 0 to 1, subtracted from each pixel."""
+    """Means of red, green and blue, on a scale of 0 to 1, which are subtracted from each pixel."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Standard deviations of red, green and blue, in units of 0 to 1, by which pixels are then
+    """Standard deviations of red, green and blue, on a scale of 0 to 1, by which each pixel is then
     divided."""
 
     def __post_init__(self) -> None:

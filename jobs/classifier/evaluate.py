@@ -46,19 +46,20 @@ class EvaluateConfig:
 
     weights: str
     """Weights to measure, local or s3://: the folder of a run, its export/, or a safetensors file
-    in timm's names, which needs --model.* and --dataset.* too."""
+    with timm's names, which needs --model.* and --dataset.* too."""
     data: tuple[str, ...] = ()
-    """Files or folders of the data set, local or s3://; none: the data set that --dataset.name
+    """Files or folders of the data set, local or s3://. Default: the data set that --dataset.name
     names, downloaded if necessary."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
-    """The images to measure on. auto: the test set if the data contain one, else the validation set
-    if they contain one, else all images."""
+    """Images to measure on; auto: the test set if the data have one, else the validation set if
+    they have one, else all images."""
     json: str | None = None
-    """JSON file for all figures, local or s3://; beside it, a PNG shows the confusion matrix."""
+    """JSON file to write all figures to, local or s3://; a PNG of the confusion matrix is written
+    beside it. Default: figures are only printed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on a GPU if there is one."""
+    """Where to compute; auto: on a GPU if there is one, else on the CPU."""
     precision: Literal["trained", "float32", "bfloat16"] = "trained"
-    """The precision to compute in; trained: that of the training."""
+    """Precision to compute in; trained: the precision of the training."""
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 

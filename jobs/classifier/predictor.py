@@ -40,9 +40,9 @@ class PredictConfig(JobConfig):
     weights: str
     """Weights to predict with, local or s3://: the folder of a run, or its export/."""
     data: tuple[str, ...]
-    """Images: folders (with all below them), globs (* within a name, ** across folders, ? for a
-    character of a local name) or files, local or s3://; Parquet files among them are tables with a
-    column image."""
+    """Images to classify, local or s3://: folders (with all subfolders), globs (* within a name, **
+    across folders, ? for one character of a local name) or files. Parquet files are read as tables
+    with a column `image`."""
     format: Literal["parquet", "csv"] = "parquet"
     """File format of the predictions."""
 

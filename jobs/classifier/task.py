@@ -33,7 +33,7 @@ class VitConfig(LoopConfig):
     """Data, model, augmentation and optimizer of a ViT, for `jobs.train` and `jobs.tune`."""
 
     data: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Files or folders of the data set, local or s3://; none: the data set that --dataset.name
+    """Files or folders of the data set, local or s3://. Default: the data set that --dataset.name
     names, downloaded if necessary."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -41,11 +41,11 @@ class VitConfig(LoopConfig):
     optim: OptimConfig = field(default_factory=OptimConfig)
     init_weights: str | None = None
     """Weights to start from, local or s3://: the folder of a run, its export/, or a safetensors
-    file in timm's names. Position embeddings are resampled to the grid; a head for other classes is
-    initialized; everything else must fit."""
+    file with timm's names. Position embeddings are resampled to the model's grid, a head for other
+    classes is initialized at random, and everything else must fit. Default: random weights."""
     compile: bool = field(default=False, metadata=MAY_CHANGE)
-    """Compile the model with torch.compile: minutes before the first step, then faster steps on
-    GPUs; a CPU gains little."""
+    """Compile the model with torch.compile: this takes minutes before the first step, then makes
+    steps faster on GPUs; a CPU gains little."""
 
     def __post_init__(self) -> None:
         """Check settings against each other."""

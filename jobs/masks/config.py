@@ -13,31 +13,37 @@ class MaskConfig(JobConfig):
     """Settings of `jobs.mask`."""
 
     manifest: tuple[str, ...] = field(metadata=MAY_CHANGE)
-    """Tables of clicks, local or s3://: .csv, .jsonl or .parquet."""
+    """Manifests, which are tables of clicks, local or s3://: .csv, .jsonl or .parquet."""
     root: str | None = field(default=None, metadata=MAY_CHANGE)
-    """Folder that relative uris are resolved against. Default: the folder of their manifest."""
+    """Folder to which relative uris refer. Default: the folder of their manifest."""
     weights: str = "mini"
-    """mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
+    """Weights of the segmenter: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or
+    s3://."""
     precision: Precision = "auto"
-    """Precision of the encoder; auto: bfloat16 if the device has instructions for it."""
+    """Precision of the encoder; auto: bfloat16 if the device has instructions for it, else
+    float32."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Settings of the tracker."""
     check: bool = field(default=False, metadata=MAY_CHANGE)
-    """Check the manifests, print what there is to do, and exit."""
+    """Only check the manifests, print what there is to do, and exit."""
     skip_invalid: bool = field(default=False, metadata=MAY_CHANGE)
-    """Continue without the videos that have faults. They are in videos.parquet as failed; faulty
-    rows that name no video are in summary.json and count as failed, too."""
+    """Mask the videos without faults. Those with faults are in videos.parquet as failed; faulty
+    rows that name no video are in summary.json and count as failed videos. Default: a fault ends
+    the job before it starts."""
     retry_failed: bool = field(default=False, metadata=MAY_CHANGE)
-    """Try videos again that failed because of their file or their prompts."""
+    """Mask all failed videos again. Default: only those whose failure may not be due to the video
+    (storage, memory, a missing file)."""
     max_failed: int = field(default=0, metadata=MAY_CHANGE)
-    """Largest number of failed videos with which the exit code is 0."""
+    """Largest number of failed videos at which the exit code is still 0."""
     time_limit: float = field(default=3600.0, metadata=MAY_CHANGE)
-    """Seconds that a video may take; after them its worker is ended and the video fails."""
+    """Largest number of seconds that a video may take; then its worker is ended and the video
+    counts as failed."""
     export: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """Formats to export all masked videos to: davis, png, coco, youtube-vos, cutout, overlay."""
     score: str | None = field(default=None, metadata=MAY_CHANGE)
     """Folder of true masks to score the masks against, local or s3://. It has a folder for each
-    video, named by its id, with indexed PNGs as in DAVIS, or with a folder of PNGs per object."""
+    video, named by its id, with indexed PNGs as in DAVIS or with a folder of PNGs for each object.
+    Default: no scores."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -23,12 +23,12 @@ from masking.video.writer import Film
 
 Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
 KINDS: dict[Kind, str] = {
-    "davis": "`davis/VIDEO_ID/00000.png`: an indexed PNG a frame, the object's id as its index",
-    "png": "`png/VIDEO_ID/OBJECT_ID/00000.png`: a mask a frame and object, 0 or 255",
-    "coco": "`coco/annotations.json`: run lengths of all videos",
-    "youtube-vos": "`youtube-vos/meta.json`: objects of all videos, with the frames they are on",
-    "cutout": "`cutout/VIDEO_ID.mov`: ProRes 4444, transparent outside of the objects",
-    "overlay": "`overlay/VIDEO_ID.mp4`: the masks drawn on the frames",
+    "davis": "`davis/VIDEO_ID/00000.png`: an indexed PNG for each frame; indices are object ids",
+    "png": "`png/VIDEO_ID/OBJECT_ID/00000.png`: a PNG for each frame and object, 255 on the object",
+    "coco": "`coco/annotations.json`: run lengths of the masks of all videos",
+    "youtube-vos": "`youtube-vos/meta.json`: objects of all videos, and the frames that show each",
+    "cutout": "`cutout/VIDEO_ID.mov`: ProRes 4444, transparent outside the objects",
+    "overlay": "`overlay/VIDEO_ID.mp4`: the frames with masks drawn on them",
 }
 """Formats, and what each writes below `export/`."""
 _ENDINGS = {"cutout": "mov", "overlay": "mp4"}

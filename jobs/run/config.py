@@ -34,18 +34,19 @@ class OutConfig:
     """Settings of every job that writes a run folder."""
 
     out: str = field(metadata=MAY_CHANGE)
-    """Folder of the run, local or s3://; the same command on the same folder resumes."""
+    """Folder of the run, local or s3://; the same command on the same folder resumes the run."""
     config: str | None = field(default=None, metadata=MAY_CHANGE)
-    """Settings to start from: a YAML file, local or s3://, or one of jobs/recipes/ by name; flags
-    win."""
+    """YAML file of settings to start from, local or s3://, or the name of a file in jobs/recipes/;
+    flags override its values."""
     seed: int = 0
     """Seed of all randomness."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
-    """Where workers compute; auto: on GPUs if there is one for every worker."""
+    """Where workers compute; auto: on GPUs if the cluster has one for every worker, else on
+    CPUs."""
     wait_for_nodes: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Seconds to wait for nodes for all workers, at the start or after one is lost. Default: wait
-    without limit for nodes that an autoscaler can add, and not at all for others. --device auto
-    decides at the start only."""
+    """Longest wait, in seconds, for nodes that the workers need, at the start or after a node is
+    lost. Default: no limit for nodes that an autoscaler can add, and no wait for others. --device
+    auto is decided at the start, before this wait."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -62,10 +63,10 @@ class JobConfig(OutConfig):
     workers: int = field(default=1, metadata=MAY_CHANGE)
     """Number of processes that share the work."""
     cpus_per_worker: float = field(default=1, metadata=MAY_CHANGE)
-    """CPUs, and so threads, of each worker; below 1, workers share a CPU."""
+    """Number of CPUs, and so of threads, for each worker; below 1, workers share a CPU."""
     gpus_per_worker: float | None = field(default=None, metadata=MAY_CHANGE)
-    """GPUs of each worker; with fractions, workers share a GPU and exchange gradients through the
-    CPU (gloo). Default: 1 on cuda, 0 on cpu."""
+    """Number of GPUs for each worker; with a fraction, workers share a GPU and exchange gradients
+    through the CPU (gloo). Default: 1 on cuda, 0 on cpu."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -14,39 +14,39 @@ EXIT_CODES = {
 """Exit codes of all jobs."""
 
 _EVERY_RUN = {
-    "config.yaml": "settings of the last start, defaults included; `--config` reads it",
+    "config.yaml": "settings of the last start, including defaults; `--config` accepts it",
     "versions.json": "versions of Patchray, Python and packages at the last start",
-    "summary.json": "the results, and what they took",
+    "summary.json": "the results, run time and hardware",
 }
 TRAINING_FILES = {
     **_EVERY_RUN,
     "metrics.csv": "one row per epoch",
-    "events/": "the same for TensorBoard",
+    "events/": "the same figures for TensorBoard",
     "curves.png": "learning curves",
-    "checkpoints/": "the best state, the last one and the one before; a resume reads these",
+    "checkpoints/": "the best and the last two checkpoints, from which the run resumes",
     "export/": "the best weights (safetensors), how to build the model, a model card",
 }
 """Files of `jobs.train` and `jobs.finetune`."""
 SWEEP_FILES = {
     **_EVERY_RUN,
-    "trials/": "a folder per trial with its record and checkpoints; a resume reads these",
+    "trials/": "a folder per trial with its record and checkpoints, from which the sweep resumes",
     "trials.csv": "one row per trial",
-    "trials.parquet": "the same, with types",
+    "trials.parquet": "the same table, with column types",
     "best.yaml": "settings of the best trial, for `jobs.train --config`",
-    "report.html": "curves, quality against compute, depth by heads, importance, rungs",
+    "report.html": "curves, quality against compute, depth against heads, importance, rungs",
     "*.png": "the pictures of the report",
     "data.json": "number of images and names of classes at the first start",
     "clock.json": "seconds that the sweep has run, over all starts",
-    "retrain/": "trainings of the best trials with more seeds (`--retrain-top`)",
+    "retrain/": "trainings of the best samples with several seeds (`--retrain-top`)",
 }
 """Files of `jobs.tune`."""
 MASKING_FILES = {
     **_EVERY_RUN,
     "masks/VIDEO_ID.parquet": "masks of a video, one row per frame and object",
-    "commits/": "a marker per video, written last: the video is done",
+    "commits/": "a marker per video, written last, which says that the video is done",
     "videos.parquet": "the ledger: one row per video",
     "review.csv": "uncertain and lost spans of all videos, worst first",
-    "score.json": "J, F and J&F against a truth (`--score`)",
+    "score.json": "J, F and J&F of the masks against true masks (`--score`)",
     "export/": "masks in formats of other tools, and films (`--export`)",
 }
 """Files of `jobs.mask`."""
@@ -57,7 +57,7 @@ METRICS = {
     "samples_seen": "training samples so far",
     "lr": "learning rate at the end of the epoch",
     "train_loss": "mean training loss of the epoch",
-    "train_accuracy": "share of training samples classified correctly, as augmented",
+    "train_accuracy": "share of augmented training samples classified correctly",
     "val_loss": "mean loss on the validation set",
     "val_accuracy": "share of the validation set classified correctly",
     "ema_loss": "`val_loss` of the averaged weights (`--optim.ema-half-life`)",
@@ -75,19 +75,19 @@ METRICS = {
 """Columns of metrics.csv; a run has those of its kind."""
 TRIALS = {
     "trial": "number of the trial, from 0",
-    "fate": "finished, stopped, diverged, failed, or left: ended by a limit or a signal, resumable",
+    "fate": "finished, stopped, diverged, failed, or left (by a limit or a signal; it resumes)",
     "rung": "the rung at which the trial was stopped",
-    "reason": "why it failed or diverged",
+    "reason": "why it was stopped, diverged or failed",
     "SETTING": "a column for each setting that varies, such as `model.depth`",
     "parameters": "number of parameters of the model",
-    "metric": "name of the metric that is compared",
-    "value": "the metric at the end of a whole training; null if it did not get there",
+    "metric": "name of the metric that trials are compared by",
+    "value": "the metric at the end of a whole training; null if the trial did not finish",
     "last": "the metric after the last epoch",
     "epochs": "epochs that were trained",
-    "epochs_whole": "epochs of a training that is not stopped",
+    "epochs_whole": "epochs of the whole training, if it is not stopped",
     "samples_seen": "training samples seen",
     "flops": "training FLOPs spent",
-    "flops_whole": "training FLOPs of a training that is not stopped",
+    "flops_whole": "training FLOPs of the whole training, if it is not stopped",
     "train_s": "seconds of training",
     "rung_N": "the metric at rung N",
 }

@@ -17,47 +17,50 @@ class FinetuneConfig(TrainingConfig):
     """Settings of `jobs.finetune`."""
 
     data: tuple[str, ...] = field(metadata=MAY_CHANGE)
-    """Images with masks, local or s3://: Parquet files (columns image, masks, ignore), COCO JSON
-    (in S3 in the folder of its images, or in `annotations` beside it), DAVIS folders, or the --out
-    of a jobs.mask whose videos still exist."""
+    """Images with masks, local or s3://: Parquet files (columns image, masks, ignore); COCO JSON
+    (in S3 it must lie in the folder of its images, or in a folder `annotations` beside that); DAVIS
+    folders; or the --out of a jobs.mask run whose videos still exist."""
     val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Images with masks for validation; none: a share of --data is held back."""
+    """Images with masks for validation, local or s3://. Default: a share of --data is held back."""
     val_fraction: float = 0.03
-    """Share of the data that is held back without --val, but at least 8 images, or one in five of
-    fewer than 40. Of masked videos these are frames whose neighbours are trained on."""
+    """Share of the data that is held back if there is no --val, but at least 8 images, or one in
+    five if there are fewer than 40. Of masked videos, single frames are held back whose neighbours
+    are trained on."""
     max_bad_images: int = field(default=0, metadata=MAY_CHANGE)
-    """Images that may be missing, damaged, without masks or with masks of another size; others take
-    their place."""
+    """Largest number of images that may be missing, damaged, without masks or with masks of another
+    size; other images take their place."""
     val_images: int = field(default=64, metadata=MAY_CHANGE)
-    """Most images that are measured at the end of an epoch."""
+    """Largest number of images that are measured at the end of an epoch."""
     init_weights: str = "mini"
     """Weights to start from: `mini`; `vit_b`, `vit_l`, `vit_h` (Meta's SAM, downloaded); the file
     of an earlier run or of SAM; `lite0`: mini's architecture with an ImageNet trunk, all else
     random; `scratch`: mini's architecture, all random."""
     encoder_lr: float = 0.2
-    """Learning rate of the pretrained encoder, as a share of the decoder's; 0: frozen. Pretrained
-    are the whole encoder, of `lite0` its trunk, of `scratch` nothing."""
+    """Learning rate of the encoder's pretrained part, as a share of the decoder's; 0: frozen. The
+    pretrained part is the whole encoder, with `lite0` its trunk, with `scratch` nothing."""
     frozen_stages: int = 0
-    """Number of first stages of the encoder that are frozen; mini has 8 stages, vit_b 13."""
+    """Number of stages at the start of the encoder that are frozen; mini has 8 stages, vit_b 13."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, or bfloat16 autocast; auto: bfloat16 if the processor multiplies it."""
+    """float32, or bfloat16 (autocast); auto: bfloat16 if the processor multiplies it, else
+    float32."""
     lr: float = 1e-3
     """AdamW's peak learning rate; it falls linearly to zero."""
     weight_decay: float = 0.01
-    """AdamW's weight decay of matrices and convolutions."""
+    """AdamW's weight decay for matrices and convolutions."""
     warmup_epochs: float = 0.1
-    """Epochs over which the learning rate rises."""
+    """Number of epochs over which the learning rate rises linearly; it may be a fraction."""
     clip_norm: float = 1.0
-    """Norm that the gradient is clipped to; 0: no clipping."""
+    """Largest norm of the whole gradient; a larger gradient is scaled down to it. 0: no
+    clipping."""
     ema_half_life: float = 2000
-    """Images after which a step's share in the averaged weights has halved; 0: no average."""
+    """Half-life, in images, of the exponential moving average of the weights; 0: no average."""
     pairs: PairsConfig = field(default_factory=PairsConfig)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
     epochs: int = 20
-    """Passes over the training set; the learning rate falls over all of them."""
+    """Number of passes over the training set; the learning rate falls over all of them."""
     batch_size: int = 8
-    """Images of a global batch, each with compose.objects prompts."""
+    """Number of images in the global batch, each with compose.objects prompts."""
 
     def __post_init__(self) -> None:
         """Check ranges, and settings against each other."""

@@ -37,15 +37,15 @@ class ScoreConfig:
     weights: str
     """Weights to measure: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or s3://."""
     data: tuple[str, ...]
-    """Images with masks, in the formats of the training's --data; every mask counts."""
+    """Images with masks, in the formats of the training's --data; every mask is measured."""
     json: str | None = None
-    """JSON file for the figures, local or s3://."""
+    """JSON file to write the figures to, local or s3://. Default: they are only printed."""
     images: int = 0
-    """Measure on this many of the images, evenly spread; 0: on all."""
+    """Number of images to measure on, evenly spread over the data; 0: all."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on a GPU if there is one."""
+    """Where to compute; auto: on a GPU if there is one, else on the CPU."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 if the processor multiplies it, else float32."""
+    """Precision to compute in; auto: bfloat16 if the processor multiplies it, else float32."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

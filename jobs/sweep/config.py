@@ -29,48 +29,56 @@ class TuneConfig(VitConfig, OutConfig):
         default_factory=lambda: OptimConfig(schedule="wsd", ema_half_life=2000)
     )
     space: dict[str, str] = field(default_factory=dict)
-    """The settings that vary, with their bounds: `model.depth 2..8 optim.lr "1e-4..1e-2 log"`, or
-    `2, 4, 8`, or `1e-3..1e-1 log in 5`. Default: depth, heads and learning rate."""
+    """Settings that vary, each with its values: `model.depth 2..8 optim.lr "1e-4..1e-2 log"`, a
+    list such as `2, 4, 8`, or `1e-3..1e-1 log in 5`. Default: depth, heads and learning rate
+    vary."""
     searcher: Kind = "tpe"
-    """How the next sample is chosen: by Optuna's TPE, at random, or from the list of a grid."""
+    """How the next sample is chosen. tpe: by Optuna's TPE; random: at random; grid: from a list of
+    all samples, each of which is tried once."""
     scheduler: Literal["asha", "median", "none"] = "asha"
-    """Which trials are stopped early: all but the best at each rung (ASHA); those below the median;
-    or none."""
+    """Which trials are stopped early. asha: all but the best at each rung; median: those below the
+    median; none: no trial."""
     trials: int = field(default=27, metadata=MAY_CHANGE)
-    """Number of trials."""
+    """Number of trials in the sweep."""
     metric: str | None = None
-    """The metric of the validation set that trials are compared by: ema_accuracy, ema_loss,
+    """Metric on the validation set by which trials are compared: ema_accuracy, ema_loss,
     val_accuracy or val_loss. Default: ema_accuracy if weights are averaged, else val_accuracy."""
     budget: Literal["flops", "samples", "epochs", "seconds"] = "flops"
-    """The unit of a trial's budget; trials are compared at equal amounts of it."""
+    """Unit of a trial's budget; trials are compared at equal amounts of it."""
     max_budget: float | None = None
-    """Budget of a whole trial, which has as many whole epochs as it allows. Default: what `epochs`
-    epochs of the unvaried settings take. For seconds there is no default, and a trial ends after
-    `epochs` epochs even if seconds are left."""
+    """Budget of a whole trial, in the unit of `budget`; a trial has as many whole epochs as fit.
+    Default: the cost of `epochs` epochs before any setting varies. For seconds there is no default,
+    and a trial ends after `epochs` epochs even if seconds are left."""
     first_rung: float = 1 / 9
-    """Share of a whole trial after which it may first be stopped; later than the warm-up."""
+    """Share of a whole trial's budget after which a trial may first be stopped; it must lie after
+    the warm-up."""
     reduction: int = 3
-    """For ASHA: one in so many trials continues at a rung; the next is so many times further."""
+    """With scheduler asha: one in this many trials continues at a rung, and each rung has this many
+    times the budget of the one before."""
     concurrent: int | None = field(default=None, metadata=MAY_CHANGE)
-    """Number of trials at once. Default: as many as the cluster can hold."""
+    """Number of trials that run at once. Default: as many as the cluster can hold."""
     workers_per_trial: int = field(default=1, metadata=MAY_CHANGE)
     """Number of processes that share the training of a trial."""
     cpus_per_trial: float | None = field(default=None, metadata=MAY_CHANGE)
-    """CPUs of a trial, all of its processes together. Default: one for each process."""
+    """Number of CPUs for a trial, which all of its processes share. Default: one for each
+    process."""
     gpus_per_trial: float | None = field(default=None, metadata=MAY_CHANGE)
-    """GPUs of a trial, all of its processes together; with a fraction, trials share a GPU. Default:
-    one for each process on cuda, 0 on cpu."""
+    """Number of GPUs for a trial, which all of its processes share; with a fraction, trials share a
+    GPU. Default: one for each process on cuda, 0 on cpu."""
     max_hours: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Limit on the wall time of the sweep, all of its starts together. At the limit running trials
-    stop; the same command with a higher limit resumes them."""
+    """Largest wall time of the sweep in hours, over all of its starts. At the limit running trials
+    stop, and the same command with a higher limit resumes them. Default: no limit."""
     max_flops: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Limit on the training FLOPs of all trials together; see `max_hours`."""
+    """Largest number of training FLOPs of all trials together. The limit works as that of
+    `max_hours`. Default: no limit."""
     max_gpu_hours: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Limit on the GPUs times hours of training of all trials together; see `max_hours`."""
+    """Largest number of GPU-hours of training of all trials together. The limit works as that of
+    `max_hours`. Default: no limit."""
     retrain_top: int = field(default=0, metadata=MAY_CHANGE)
-    """Number of the best samples that are trained again at the end, and tested."""
+    """Number of the best samples that are trained again at the end and measured on the test set; 0:
+    none."""
     seeds: int = field(default=3, metadata=MAY_CHANGE)
-    """Number of seeds that each of them is trained again with."""
+    """Number of seeds with which each of the `retrain_top` samples is trained again."""
 
     def __post_init__(self) -> None:
         """Check the settings against each other. Raises ConfigError."""

@@ -15,18 +15,21 @@ class LoopConfig:
     """How long and how a training runs; these flags are the same for every training job."""
 
     epochs: int = 50
-    """Passes over the training set; the learning rate's schedule spans them."""
+    """Number of passes over the training set; the schedule of the learning rate spans all of
+    them."""
     batch_size: int = 128
-    """Samples of a global batch, split over however many workers there are."""
+    """Number of samples in the global batch, which is split over all workers."""
     patience: int = field(default=0, metadata=MAY_CHANGE)
-    """Stop after this many epochs without a better validation result; 0: never."""
+    """Number of epochs without a better validation result after which the training stops; 0: it
+    never stops early."""
     save_minutes: float = field(default=10, metadata=MAY_CHANGE)
-    """Save within an epoch when the last save is this old; every epoch ends with a save."""
+    """Minutes between saves within an epoch; every epoch also ends with a save."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """float32, bfloat16 autocast, or what a probe finds fastest; only a probed run may differ in
-    rounding from another one with the same seed."""
+    """float32, bfloat16 (autocast), or auto: bfloat16 on a GPU that supports it, and on a CPU what
+    a short probe finds fastest. Because probes may choose differently, only runs with auto may
+    differ in rounding from another run with the same seed."""
     max_restarts: int = field(default=10, metadata=MAY_CHANGE)
-    """How often lost workers are restarted before the job fails; -1: without limit."""
+    """Number of times that lost workers are restarted before the job fails; -1: no limit."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

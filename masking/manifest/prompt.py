@@ -23,7 +23,7 @@ class FramePrompt:
     """(4,) float32 x1, y1, x2, y2; None: no box."""
     role: PromptRole = "init"
     """init and correct: the object is here; end: it is not tracked from this frame on; absent: it
-    is not to be seen from this frame on."""
+    is not visible from this frame on."""
 
     @property
     def is_located(self) -> bool:

@@ -23,34 +23,34 @@ Coords = Literal["pixel", "normalized"]
 
 COLUMNS = {
     "uri": "a video file or a folder of frames, local or s3://; relative to the manifest's folder",
-    "video_id": "name of its results; empty: the uri without scheme and ending",
+    "video_id": "name of the video in results; empty: the uri without scheme and ending",
     "object_id": "number of the object, from 1",
     "object_name": "name of the object, for people",
-    "frame": "whole number from 0, in presentation order; or else time_s",
-    "time_s": "seconds since the first frame; it means the frame that is shown then",
-    "x": "pixels from the left; of a box its left edge",
-    "y": "pixels from the top; of a box its top edge",
+    "frame": "index of the frame, from 0, in presentation order; a row has this or time_s",
+    "time_s": "seconds since the first frame; it selects the frame that is shown at that time",
+    "x": "pixels from the left to the point, or to the left edge of a box",
+    "y": "pixels from the top to the point, or to the top edge of a box",
     "label": "1 or positive: on the object; 0 or negative: not on it",
-    "prompt_type": "point or box; if empty, a box where there is x2 or y2, else a point",
-    "x2": "right edge of a box",
-    "y2": "bottom edge of a box",
+    "prompt_type": "point or box; empty: a box if x2 or y2 is given, else a point",
+    "x2": "pixels from the left to the right edge of a box",
+    "y2": "pixels from the top to the bottom edge of a box",
     "role": "init (also if empty), correct, accept, end or absent; the last three need no x and y",
-    "until": "with role accept: last frame that is accepted; empty: only its own frame",
+    "until": "with role accept: last frame that is accepted; empty: only the row's own frame",
     "start_frame": "first frame on which the object is tracked; empty: the video's first",
     "end_frame": "last frame on which it is tracked; empty: the video's last",
-    "coords": "pixel (also if empty) or normalized: shares of the frame's width and height",
-    "ref_width": "width of the frame that x refers to, if that had another size than the video",
-    "ref_height": "height of that frame",
+    "coords": "pixel (also if empty), or normalized for shares of the frame's width and height",
+    "ref_width": "width of the frame that x and x2 refer to, if it differs from the video's",
+    "ref_height": "height of the frame that y and y2 refer to, if it differs from the video's",
 }
 """Columns of a manifest, and what each holds; others are passed on."""
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
 Role = PromptRole | Literal["accept"]
 ROLES: dict[Role, str] = {
-    "init": "the object is here: its mask starts from these prompts alone",
-    "correct": "the prompts correct the tracked mask; negative points alone always do",
-    "accept": "the mask of this frame, up to the frame `until`, is right; no mask changes",
-    "end": "from this frame on the object is not tracked",
-    "absent": "from this frame on the object is not to be seen, until the next prompt",
+    "init": "the object is here; its mask starts from these prompts only",
+    "correct": "the prompts correct the tracked mask; prompts that are all negative always do",
+    "accept": "the masks from this frame up to the frame `until` are right; no mask changes",
+    "end": "the object is not tracked from this frame on",
+    "absent": "the object is not visible from this frame on, until its next prompt",
 }
 """Roles of a row, and what each means."""
 _ROLES: tuple[Role, ...] = tuple(ROLES)

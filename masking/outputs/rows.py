@@ -24,16 +24,16 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "state": (pa.string(), "state of the object; null where it is not tracked"),
     "rle": (
         pa.binary(),
-        "the mask in COCO's compressed run lengths; null where it was not computed; an object that"
-        " is not to be seen has an empty mask",
+        "the mask in COCO's compressed run lengths; null where no mask was computed; an object that"
+        " is lost or absent has an empty mask",
     ),
     "owned": (
         pa.binary(),
-        "the part of the mask that a label map gives to the object, in the same form; null: all",
+        "the part of the mask that is the object's in a label map, as run lengths; null: all of it",
     ),
     "height": (pa.int32(), "height of the frame in pixels"),
     "width": (pa.int32(), "width of the frame in pixels"),
-    "area": (pa.int32(), "pixels of the mask"),
+    "area": (pa.int32(), "number of pixels of the mask"),
     "box": (
         pa.list_(pa.field("element", pa.int32())),
         "left, top, width and height of the mask in pixels; null for an empty mask",

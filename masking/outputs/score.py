@@ -20,7 +20,7 @@ class Truth:
     """True masks of a frame."""
 
     objects: Mapping[int, Bools]
-    """(H, W) bool by object id; an object without one is not to be seen."""
+    """(H, W) bool by object id; an object without one is not visible."""
     void: Bools | None = None
     """(H, W) bool: pixels whose object is not known; None: there are none."""
 

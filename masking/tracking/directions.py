@@ -22,7 +22,7 @@ class Directions:
         return not ended and self._in_span(index)
 
     def is_absent(self, index: int) -> bool:
-        """Return whether a person said that the object is not to be seen on a frame."""
+        """Return whether a person marked the object as absent on a frame."""
         before = self._before(index)
         return before is not None and self.plan.prompts[before].role == "absent"
 

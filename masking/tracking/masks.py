@@ -78,7 +78,7 @@ class FrameMasks:
 
 
 def absent_mask(size: tuple[int, int]) -> Mask:
-    """Return the empty mask (H, W) of an object that a person said is not to be seen."""
+    """Return the empty mask (H, W) of an object that a person marked as absent."""
     return Mask("absent", np.zeros(size, dtype=np.bool_), 0.0, 1.0, "prompt")
 
 

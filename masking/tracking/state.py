@@ -28,7 +28,7 @@ STATES: dict[State, str] = {
     "uncertain": "the mask is drawn, but a check failed; the tracker learns nothing from it",
     "lost": "the mask is empty; the tracker searches for the object on each frame",
     "recovered": "the object was lost and has been found on two frames in a row",
-    "absent": "a person said that the object is not to be seen; the mask is empty",
+    "absent": "a person marked the object as not visible; the mask is empty",
 }
 """States of an object on a frame, and what each means."""
 VISIBLE: tuple[State, ...] = ("prompted", "tracked", "uncertain", "recovered")
@@ -68,34 +68,38 @@ class TrackConfig:
     `benchmarks.masking.tracking` names; its `--ablate` measures what each setting is worth."""
 
     points: int = 1
-    """Carried points that a frame is prompted with."""
+    """Number of carried points with which each object is prompted on a frame. Optical flow carries
+    points from frame to frame."""
     corners: int = 60
-    """Corner points of a trusted mask that are carried beside the clicks; 0: clicks only."""
+    """Number of corner points of a trusted mask that are carried in addition to the clicks; 0: only
+    clicks are carried."""
     every: int = 5
-    """Frames after which corner points are taken again from a trusted mask."""
+    """Number of frames after which corner points are chosen again on a trusted mask; they are
+    chosen earlier if two thirds are lost."""
     recent: int = 5
-    """Recent frames whose features are remembered, beside those with prompts; -1: nothing is
-    remembered."""
+    """Number of recent frames whose features are remembered, in addition to frames with prompts;
+    -1: no frame is remembered."""
     mask_prompt: bool = True
-    """Prompt with the expected mask, too; without it with points only."""
+    """Prompt with the expected mask in addition to points; if off, with points only."""
     gate: bool = True
-    """Learn only from masks that can be trusted; without it from all."""
+    """Learn only from trusted masks, which passed all checks; if off, learn from all masks."""
     predicted: float = 0.75
-    """Least IoU that the segmenter predicts for a trusted mask, as a share of what it usually
-    predicts for the object: hard objects have a low one on every frame, and are tracked too."""
+    """Lowest IoU that the segmenter predicts for a trusted mask, as a share of what it usually
+    predicts for the object. It is a share because hard objects have a low IoU on every frame."""
     agreement: float = 0.6
-    """Least IoU with the expected mask, as a share of the object's usual one."""
+    """Lowest IoU of a trusted mask with the expected mask, as a share of the object's usual
+    value."""
     inside: float = 0.6
-    """Least share of the carried points that lie in the mask."""
+    """Lowest share of the carried points that lie in a trusted mask."""
     growth: float = 3.0
-    """Largest ratio of the areas of one trusted mask and the next, up or down."""
+    """Largest ratio of the areas of two successive trusted masks, in either direction."""
     patience: int = 5
-    """Consecutive frames without a trusted mask after which an object is lost."""
+    """Number of consecutive frames without a trusted mask after which an object is lost."""
     redetect: bool = True
-    """Search for lost objects."""
+    """Search for lost objects on every frame."""
     similarity: float = field(default=0.5, metadata={"was": "likeness"})
-    """Least share of a mask that memory expects, for a lost object to be found again, as a share
-    of the object's usual one."""
+    """Lowest similarity at which a lost object is found again, as a share of the object's usual
+    value. Similarity is the mean probability that memory gives to the object inside the mask."""
     exclusive: bool = field(default=True, metadata={"was": "rivals"})
     """Use points of other objects as negative points: their clicks on the same frame, and their
     carried points where this object is not expected."""

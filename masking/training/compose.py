@@ -52,19 +52,20 @@ class ComposeConfig:
     size: int = 256
     """Side of a sample, in pixels."""
     objects: int = 3
-    """Masks of a sample."""
+    """Number of masks in a sample."""
     smallest: float = 0.003
-    """Least share of a sample that an object covers; smaller ones are not learnt."""
+    """Smallest share of a sample that an object may cover; smaller objects are not learnt."""
     scale: tuple[float, float] = (0.8, 1.85)
-    """Least and largest length of a picture's longer side, in sides of the sample."""
+    """Smallest and largest length of a picture's longer side, as a multiple of the sample's
+    side."""
     rotation: float = 10.0
-    """Largest rotation in degrees, clockwise or not; half of the pictures are not rotated."""
+    """Largest rotation in degrees, in either direction; half of the pictures are not rotated."""
     join: float = 0.33
-    """Probability that parts that adjoin each other are joined into one object."""
+    """Probability that adjoining parts are joined into one object."""
     paste: float = 0.5
-    """Probability that one to three objects of another picture are pasted on."""
+    """Probability that one to three objects of another picture are pasted onto the sample."""
     drawn: float = 0.2
-    """Probability that one or two drawn shapes are put on, thin and odd ones."""
+    """Probability that one or two drawn shapes, some thin or odd, are put onto the sample."""
     occlude: float = 0.3
     """Probability that something is put in front of an object."""
     colour: float = 0.8
@@ -72,11 +73,11 @@ class ComposeConfig:
     grey: float = 0.04
     """Probability that a picture whose colours change becomes grey."""
     blur: float = 0.2
-    """Probability of a blur, as out of focus or moved."""
+    """Probability of a blur, as of a camera that is out of focus or moves."""
     noise: float = 0.15
     """Probability of noise."""
     jpeg: float = 0.3
-    """Probability of a JPEG compression at the end."""
+    """Probability that the finished sample is compressed as JPEG."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

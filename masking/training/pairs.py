@@ -54,11 +54,12 @@ class PairsConfig:
     """How images and masks on disk are shrunk and which objects are used."""
 
     longest: int = 512
-    """Longer side, in pixels, that larger images are shrunk to; 0: none is shrunk."""
+    """Length, in pixels, of the longer side to which larger images are shrunk; 0: no image is
+    shrunk."""
     smallest: float = 0.003
-    """Least share of its image that an object covers; smaller ones are left out."""
+    """Smallest share of its image that an object may cover; smaller objects are left out."""
     largest: float = 0.95
-    """Largest share of its image that an object covers; larger ones are left out."""
+    """Largest share of its image that an object may cover; larger objects are left out."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

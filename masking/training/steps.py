@@ -31,25 +31,28 @@ class PromptConfig:
     """How prompts are simulated in training, and how the masks are graded."""
 
     rounds: tuple[int, int] = (3, 5)
-    """Fewest and most rounds of a step; each but the first adds a corrective click."""
+    """Smallest and largest number of rounds in a step; each round after the first adds a corrective
+    click."""
     graded: int = 3
-    """Rounds of a step that are learnt from: the first, the last and some between."""
+    """Number of rounds of a step whose masks count in the loss: the first, the last and some
+    between."""
     boxes: float = 0.15
     """Share of the prompts that start with a noisy box instead of a click."""
     stale: float = 0.15
-    """Share of the prompts that start with a click and a shifted, warped or wrong mask, as
-    tracking gives them."""
+    """Share of the prompts that start with a click and a shifted, warped or wrong mask, as tracking
+    produces them."""
     blind: float = 0.2
-    """Share of the prompts that never see their earlier logits."""
+    """Share of the prompts that never get the logits of the round before."""
     centred: float = 0.5
-    """Share of the prompts whose clicks are near the middle of what they point at, as most people
-    click and as an evaluation does; the others are anywhere on it."""
+    """Share of the prompts whose clicks are near the middle of the region they are meant for, as
+    most people click and as an evaluation does; other clicks are anywhere in it."""
     focal: float = 20.0
     """Weight of the focal loss."""
     balance: float = 1.0
-    """How the focal loss weighs the background. 1: as much as the object, however small that is,
-    which keeps a new network from answering "nothing". 0: every cell as much as one of the object,
-    which keeps masks of small objects from being too large."""
+    """Weight of the background in the focal loss, from 0 to 1. 1: it counts as much as the object,
+    however small that is, which keeps a new network from predicting empty masks. 0: each cell
+    counts as much as a cell of the object, which keeps masks of small objects from becoming too
+    large."""
     dice: float = 1.0
     """Weight of the dice loss."""
     bce: float = 1.0
