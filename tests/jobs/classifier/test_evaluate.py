@@ -79,7 +79,7 @@ def test_bad_input(trained, tmp_path, capsys):
     assert "nowhere" in refused("--weights", tmp_path / "nowhere")
     depth = refused("--weights", trained.out, "--model.depth", "3")
     assert "--model.depth is 3; the weights have 2" in depth
-    assert "blocks.2.norm1.weight: not there" in depth
+    assert "blocks.2.norm1.weight: missing" in depth
     flags = ["--dataset.store-size", 8, "--model.image-size", 24]
     with pytest.raises(SystemExit, match="2"):
         main(["--evaluate", *map(str, ["--weights", trained.out, *flags])])

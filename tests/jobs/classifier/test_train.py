@@ -76,7 +76,7 @@ def test_a_run_in_s3_is_whole(s3):
     summary = (out / "summary.json").read_json()
     assert summary["epochs"] == 2
     weights = load((out / "export" / "model.safetensors").read_bytes())
-    assert weights["patch_embed.proj.weight"].shape == (32, 1, 4, 4)
+    assert weights["patch_embed.proj.weight"].shape == (32, 3, 4, 4)
     names = {entry.name for entry in out.list()}
     assert names >= {"curves.png", "checkpoints"}
     assert (out / "checkpoints" / "last.json").read_json()["step"] == 2 * (1294 // 64)
