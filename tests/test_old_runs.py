@@ -1,7 +1,7 @@
-"""Runs that 0.1.0 left behind are gone on with: tests/data/old_runs/README.md says what they are.
+"""Runs of version 0.1.0 resume: tests/data/old_runs/README.md says what they are.
 
-Nothing hangs on the processor here: what is compared with the old code are steps, states, counts
-and keys, of masks the overlap.
+Nothing depends on the processor here: steps, states, counts and keys are compared with the old ones,
+and masks by their overlap.
 """
 
 import csv
@@ -52,7 +52,7 @@ from tests.tasks import RecordingHooks, train_small
 CPU = torch.device("cpu")
 OLD = Path(__file__).parent / "data/old_runs"
 TIME = 1_700_000_000_000_000_000
-"""When the files of the old runs were changed last, in nanoseconds: keys hang on it."""
+"""When the files of the old runs were changed last, in nanoseconds: keys depend on it."""
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def old(tmp_path):
 
 
 def again(kind, out, began="checkpoints"):
-    """The config of an old run as the same command has it, which must be allowed to go on."""
+    """The config of an old run as the same command has it, which must be allowed to resume."""
     config = parse(kind, ["--config", f"{out}/config.yaml"], "test", "")
     assert config.out == str(out)
     folder.check_same(Location.parse(out), config, began)
@@ -158,7 +158,7 @@ def test_a_sweep_keeps_its_trials_and_goes_on_with_the_one_that_was_left(old, ca
             sweep.release(found.number)
     assert list(heard) == [2, 3]
     assert heard[2].said[0] == "resuming from step 30: epoch 2, 10 of 20 batches done"
-    assert not any("going on" in line for line in heard[3].said)
+    assert not any("resuming" in line for line in heard[3].said)
     after = trials(out)
     assert after[:2] == before[:2]
     assert after[2]["sample"] == before[2]["sample"]
@@ -184,7 +184,7 @@ def test_the_best_of_a_sweep_is_trained_by_its_yaml(old):
 
 
 def test_predictions_are_made_where_parts_are_missing(old, monkeypatch, capsys):
-    """Names of parts hang on the paths as they were listed, so these are relative."""
+    """Names of parts depend on the paths as they were listed, so these are relative."""
     monkeypatch.chdir(old)
     out = Location.parse("predict")
     config = again(PredictConfig, old / "predict", "predictions")
@@ -291,8 +291,8 @@ def overlap(one, other):
 
 
 @pytest.mark.parametrize("name", ["seeing", "mini"])
-def test_a_saved_state_goes_on(old, name):
-    """Of an object that is lost and found again, with what the backward pass found; of `mini`."""
+def test_a_saved_state_resumes(old, name):
+    """An object is lost and found again, with results of the backward pass; the same with `mini`."""
     folder, recent = old / "state" / name, {"seeing": 2, "mini": -1}[name]
     eyes = segmenter()
     if name == "mini":

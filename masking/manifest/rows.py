@@ -56,7 +56,7 @@ ROLES: dict[Role, str] = {
 _ROLES: tuple[Role, ...] = tuple(ROLES)
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
 LARGEST_ID = 65_535
-"""Of an object: label maps have 16 bits."""
+"""Largest id of an object: label maps have 16 bits."""
 
 
 @dataclass(frozen=True)

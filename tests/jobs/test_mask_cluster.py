@@ -55,7 +55,7 @@ def flags(clips, out, workers, cpus, *more):
 
 
 def hashes(out):
-    """Of the masks of all videos; each is there, and as its marker says."""
+    """Return the hashes of all masks; each video has them, as its marker says."""
     markers = read_markers(out)
     assert len(markers) == VIDEOS
     for name, marker in markers.items():

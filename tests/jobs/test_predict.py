@@ -12,7 +12,7 @@ from tests.ray_cluster import finish, wait_for
 from tests.trained import right, write_images, write_table
 
 PARTS = 45 + 1
-"""Of 359 digits in row groups of 8, and of a folder."""
+"""Parts of 359 digits in row groups of 8, and of a folder."""
 
 
 def test_killed_and_started_again(ray_cluster, run_here, trained, digits, s3, tmp_path):

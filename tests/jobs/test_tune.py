@@ -17,7 +17,7 @@ from tests.ray_cluster import finish, submit, wait_for
 from tests.sweeps import SMALL
 
 TRIALS = 4
-"""Of the sweep that is killed."""
+"""Trials of the sweep that is killed."""
 
 
 def rows(out, number):

@@ -7,7 +7,7 @@ next free process takes the next image. When the process that requests them ends
 pipes are closed and the decoding processes end.
 
 torch's DataLoader decodes as fast only with forked workers, and fork is unsafe in a Ray worker with
-threads and CUDA; with spawned workers it starts after 14 s for 0.4 s and takes 2.4 to 2.6 times the
+threads and CUDA; with spawned workers it starts after 14 s for 0.4 s and takes 2.3 to 2.6 times the
 memory. The pool decodes 3.5 (32 pixels) and 3.0 (224) times as many images/s as spawned workers and
 1.0 and 2.3 times as many as forked ones (medians of 7 on a busy two-core machine, by
 `python -m benchmarks.training.loader`).

@@ -151,7 +151,7 @@ def test_a_file_that_is_replaced_while_it_is_shown_is_said(clip, tmp_path):
 
 
 def test_clicks_are_meant_in_the_first_frame_where_frames_change_size(tmp_path, monkeypatch):
-    """Of a stream that is half as large later: as `jobs.mask` takes them."""
+    """A stream that is half as large later has clicks as `jobs.mask` takes them."""
     store, asked = Store(tmp_path / "m.csv"), []
     sizes = [(96, 160), (48, 80)]
     frames = [np.zeros((*size, 3), np.uint8) for size in sizes]
