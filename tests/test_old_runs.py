@@ -1,7 +1,7 @@
 """Runs of version 0.1.0 resume: tests/data/old_runs/README.md says what they are.
 
-Nothing depends on the processor here: steps, states, counts and keys are compared with the old ones,
-and masks by their overlap.
+Nothing depends on the processor here: steps, states, counts and keys are compared with the old
+ones, and masks by their overlap.
 """
 
 import csv
@@ -292,7 +292,7 @@ def overlap(one, other):
 
 @pytest.mark.parametrize("name", ["seeing", "mini"])
 def test_a_saved_state_resumes(old, name):
-    """An object is lost and found again, with results of the backward pass; the same with `mini`."""
+    """An object is lost and found again, with a backward pass before; the same with `mini`."""
     folder, recent = old / "state" / name, {"seeing": 2, "mini": -1}[name]
     eyes = segmenter()
     if name == "mini":

@@ -134,9 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", default="mini", help="as for jobs.finetune --evaluate (mini)")
     parser.add_argument("--data", nargs="+", type=Path, required=True)
-    parser.add_argument(
-        "--masks", type=int, default=100, help="objects of a path; 0: all (100)"
-    )
+    parser.add_argument("--masks", type=int, default=100, help="objects of a path; 0: all (100)")
     parser.add_argument("--json", type=Path, help="write every IoU, settings, environment here")
     args = parser.parse_args(argv)
     plain = load_segmenter(args.weights, torch.device("cpu"))

@@ -798,7 +798,9 @@ def shards(root, count=3, rows=20):
 def test_a_shard_without_its_end(tmp_path):
     _, damaged, _ = shards(tmp_path)
     os.truncate(damaged, 1000)
-    with pytest.raises(DataError, match=rf"(?s)used \(20\):\n  {damaged} cannot be read.*at 20 they would"):
+    with pytest.raises(
+        DataError, match=rf"(?s)used \(20\):\n  {damaged} cannot be read.*at 20 they would"
+    ):
         data.check(PARQUET, [tmp_path])
     allowed = replace(PARQUET, max_bad_images=20)
     (note,) = data.check(allowed, [tmp_path]).notes
