@@ -32,7 +32,7 @@ KINDS: dict[Kind, str] = {
 }
 """Formats, and what each writes below `export/`."""
 _ENDINGS = {"cutout": "mov", "overlay": "mp4"}
-_WHOLE = {
+BATCH_FORMATS = {
     "coco": ("annotations.json", write_coco),
     "youtube-vos": ("meta.json", write_youtube_vos),
 }
@@ -74,7 +74,7 @@ def delete_exports(out: Location, videos: Collection[str]) -> None:
         _delete_objects(export / "png" / video_id, ())
         for kind, ending in _ENDINGS.items():
             (export / kind / f"{video_id}.{ending}").delete()
-    for kind, (name, _) in _WHOLE.items():
+    for kind, (name, _) in BATCH_FORMATS.items():
         (export / kind / name).delete()
 
 
@@ -108,7 +108,7 @@ def export_all(out: Location, names: Mapping[str, Mapping[int, str]], kinds: Seq
     Raises:
         StorageError: a file cannot be written, or the temporary folder, where it is made, is full.
     """
-    for kind, (name, write) in _WHOLE.items():
+    for kind, (name, write) in BATCH_FORMATS.items():
         if kind in kinds:
             with scratch.folder() as folder:
                 with explained("write", folder / name):

@@ -8,7 +8,7 @@ from jobs.cluster import actors
 from jobs.masks.attempts import Attempts, node_alive, node_here, refusal_message
 from jobs.masks.batch import mask_errors, new_token
 from jobs.masks.config import MaskConfig
-from jobs.masks.exports import export_video
+from jobs.masks.exports import BATCH_FORMATS, export_video
 from jobs.masks.folder import table_of
 from jobs.masks.score import score_video
 from jobs.run.signals import Stop
@@ -97,7 +97,7 @@ def finish_all(
         What `finish_video` returns for each video, by its id.
     """
     done: dict[str, dict[str, Any]] = {}
-    kinds = [kind for kind in config.export if kind not in ("coco", "youtube-vos")]
+    kinds = [kind for kind in config.export if kind not in BATCH_FORMATS]
     if not on_workers(config, len(records)):
         for record in records:
             if stop.requested.is_set():
