@@ -30,7 +30,7 @@ $(READY): requirements.lock
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2 --epochs 60
+	$(BIN)/python -m jobs.train --config digits.yaml --out runs/demo/digits --workers 2
 	$(BIN)/python -m jobs.tune --config digits_sweep.yaml --out runs/demo/sweep --trials 4
 	$(BIN)/python -m jobs.click --image flower --points 310 220 --out runs/demo/click.png
 	$(BIN)/python -m docs.demo --out runs/demo/clips
