@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in known:
         near = difflib.get_close_matches(argv[0], known, n=1)
         hint = f"; perhaps you meant {near[0]}" if near else ""
-        sys.stderr.write(f"patchray: {argv[0]} is no command{hint}; commands: {', '.join(known)}\n")
+        sys.stderr.write(
+            f"patchray: {argv[0]} is not a command{hint}; commands: {', '.join(known)}\n"
+        )
         return 2
     return int(importlib.import_module(f"jobs.{argv[0]}").main(argv[1:]))
 

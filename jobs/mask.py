@@ -98,7 +98,7 @@ def folder_lock(out: Location) -> Iterator[None]:
                 held.enter_context(FileLock(out.local_path / ".lock", timeout=0))
             except Timeout:
                 raise ConfigError(
-                    f"--out {out}: another jobs.mask is at work there; wait for it, or stop it"
+                    f"--out {out}: another jobs.mask is running there; wait for it, or stop it"
                 ) from None
             except OSError:  # a file system without locks
                 pass
@@ -145,7 +145,7 @@ def fault_list(faults: Sequence[str], unreadable: bool) -> str:
     """Return a message with all faults; `unreadable`: whether some are of whole manifests."""
     remedy = "Correct them, or leave out their videos with --skip-invalid."
     if unreadable:
-        remedy = "Correct them; --skip-invalid leaves out videos, not manifests that do not read."
+        remedy = "Correct them; --skip-invalid leaves out videos, not unreadable manifests."
     title = f"{len(faults):,} faults in the manifests; nothing was started:"
     return "\n".join([title, *faults, remedy])
 

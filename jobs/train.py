@@ -78,7 +78,7 @@ def check(config: TrainConfig) -> None:
         # The workers share this machine's cache, so they need not decode again.
         steps_per_epoch(len(load(config).train), config.batch_size)
     if config.model.drop_rate or config.model.attn_drop_rate:
-        print("dropout is above 0: another number of workers gives other numbers")
+        print("dropout is above 0: results depend on the number of workers")
 
 
 def check_weights(config: TrainConfig, classes: Sequence[str] | None) -> None:

@@ -296,7 +296,7 @@ def print_result(sweep: Sweep, summary: dict[str, Any]) -> None:
         print(f"  best     trial {best['trial']}, {best['metric']} {best['value']:.4f}: {sample}")
         print(f"  train it python -m jobs.train --config {out / 'best.yaml'} --out runs/best")
     for line in summary["retrained"] or ():
-        print(f"  again    {sample_text(line['params'])}: {_accuracy_text(line)}")
+        print(f"  repeated {sample_text(line['params'])}: {_accuracy_text(line)}")
     print(f"  report   {out / 'report.html'}")
 
 

@@ -120,7 +120,7 @@ def write_report(config: EvaluateConfig, target: Location, measured: dict[str, A
         target.write_json(about)
         picture.write_bytes(confusions_png(measured["confusion"], classes, title=config.weights))
     except StorageError as error:
-        sys.stderr.write(f"jobs.train --evaluate: measured, but {error}\n")
+        sys.stderr.write(f"jobs.train --evaluate: the weights were measured, but {error}\n")
         return 1
     print(f"  figures     {target}\n  confusions  {picture}")
     return 0
@@ -148,7 +148,7 @@ def check_classes(head: Sequence[str] | None, found: Sequence[str], count: int) 
     """
     if head is None:
         if len(found) != count:
-            raise ConfigError(f"the weights have {count} classes, the data {len(found)}")
+            raise ConfigError(f"the weights have {count} classes, but the data have {len(found)}")
         return
     faults = {
         "not among the weights' classes": [name for name in found if name not in head],
@@ -184,7 +184,7 @@ def choose_split(split: str, contained: Collection[str]) -> tuple[str, str]:
     for name in ("test", "val"):
         if name in contained:
             return name, ""
-    return "all", "the data contain no other set; --split val takes what a training holds out"
+    return "all", "the data contain no other set; --split val uses what a training holds out"
 
 
 @torch.inference_mode()

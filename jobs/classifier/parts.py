@@ -83,7 +83,7 @@ def find(texts: Sequence[str]) -> list[File]:
         if not place.exists() and not files:
             faults.append(f"{text}: no such file or folder")
         elif not use:
-            faults.append(f"{text}: {len(files)} files, none of them an image or Parquet")
+            faults.append(f"{text}: {len(files)} files, none of which is an image or Parquet")
         elif len(use) < len(files):
             print(f"{text}: {len(files) - len(use):,} files that are not images are left out")
         found |= {file.uri: file for file in use}

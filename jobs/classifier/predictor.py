@@ -48,7 +48,7 @@ class PredictConfig(JobConfig):
 
 
 class PredictError(JobError):
-    """The workers failed for good; the message says why."""
+    """The workers failed and are not restarted; the message says why."""
 
 
 def fingerprint(weights: Weights, about: About, form: str) -> str:

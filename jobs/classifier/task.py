@@ -77,7 +77,8 @@ class TrainConfig(TrainingConfig, VitConfig):
         VitConfig.__post_init__(self)
         if self.unit * self.workers > self.batch_size:
             raise ConfigError(
-                f"--workers is {self.workers}; --batch-size {self.batch_size} has fewer pairs"
+                f"--workers is {self.workers}; expected at most {self.batch_size // 2}, the number"
+                f" of pairs in a batch of --batch-size {self.batch_size}"
             )
 
 

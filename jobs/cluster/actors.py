@@ -36,7 +36,7 @@ class Activity(ExecutionCallback):
 
     @classmethod
     def reset(cls) -> None:
-        """Forget the dataset before."""
+        """Forget what was recorded of the earlier dataset."""
         cls.last_busy, cls._aborted = time.monotonic(), False
 
     @classmethod

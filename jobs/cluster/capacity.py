@@ -170,7 +170,7 @@ def refusal_message(demand: Demand, nodes: Nodes) -> str:
     no_gpus = replace(demand, gpus=0.0)
     if demand.gpus and demand.cpus and fit(no_gpus, nodes).ever >= demand.workers:
         flags.append(f"{demand.gpus_flag} 0")
-    cure = f"use {', or '.join(flags)}" if flags else "give workers less, or add larger nodes"
+    cure = f"use {', or '.join(flags)}" if flags else "lower what workers need, or add larger nodes"
     return f"{_describe_demand(demand)}; {_describe_nodes(demand, nodes)}: {cure}"
 
 

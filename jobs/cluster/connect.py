@@ -157,7 +157,7 @@ def _join(address: str | None) -> str:
     except Exception as error:
         raise ClusterError(
             f"could not join the Ray cluster at {name}: {error}\n"
-            "If it is running, its authentication may be another one: set RAY_AUTH_MODE=token (with"
+            "If it is running, it may use another authentication: set RAY_AUTH_MODE=token (with"
             " RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH) or RAY_AUTH_MODE=disabled, as for `ray start`."
             " With RAY_ADDRESS=local the job starts a Ray of its own."
         ) from error
@@ -288,8 +288,8 @@ def choose_device(
         demand, found = Demand(workers, cpus, 1.0 if gpus is None else gpus), nodes.current_nodes()
         known = found if found.types is not None else replace(found, types=())
         device = "cuda" if demand.gpus and fit(demand, known).ever >= workers else "cpu"
-        why = "every worker gets its GPU" if device == "cuda" else "not a GPU for every worker"
-        say(f"device: {device}, {why}; --device chooses")
+        why = "every worker gets a GPU" if device == "cuda" else "there are too few GPUs"
+        say(f"device: {device}, as {why}; set --device to change this")
     if gpus is None:
         gpus = 1.0 if device == "cuda" else 0.0
     return device == "cuda", gpus

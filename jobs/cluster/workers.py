@@ -40,7 +40,7 @@ class Resources:
 
 
 class LaunchError(JobError):
-    """The workers failed for good; the message says why."""
+    """The workers failed and are not restarted; the message says why."""
 
 
 def keep_memory() -> None:

@@ -147,7 +147,7 @@ class _ManifestReader:
             self.add_fault(manifest, video, "uri", video.uri, f"a file: {error}")
             return
         if video.video_id in self.videos:
-            expected = f"not that of {self.videos[video.video_id][0]}"
+            expected = f"an id that {self.videos[video.video_id][0]} does not contain"
             self.add_fault(manifest, video, "video_id", video.video_id, expected)
         self.videos.setdefault(video.video_id, (manifest, replace(video, uri=uri)))
 
@@ -190,7 +190,7 @@ def absolute_uri(uri: str, root: str | None, manifest: Location) -> str:
 
 
 def state_of(uri: str) -> list[tuple[str, int, int]] | str:
-    """Return what tells whether a video has changed.
+    """Return the state of a video's files, which differs if the video has changed.
 
     Returns:
         Path, bytes and modification time in ns of the video's file, or of each frame of a folder;

@@ -70,7 +70,7 @@ def score_video(out: Location, video_id: str, truth: Location) -> dict[str, Any]
             scores.add(_truth(files[frame], size), rows)
     if wanted:
         raise ImageError(
-            f"{video_id}: the true masks have a frame {min(wanted)}, but the video has not"
+            f"{video_id}: the true masks have frame {min(wanted)}, but the video does not"
         )
     return {
         "frames": scores.frames,
@@ -121,7 +121,7 @@ def print_scores(found: Mapping[str, Any]) -> None:
     for both, j, f, name in sorted(rows)[:SHOWN]:
         print(f"{both:6.3f} {j:6.3f} {f:6.3f}  {name}")
     if len(rows) > SHOWN:
-        print(f"  ... and {len(rows) - SHOWN:,} better ones: score.json has all")
+        print(f"  ... and {len(rows) - SHOWN:,} with higher scores; score.json lists all")
     if rows:
         mean_of = f"mean of {found['objects']:,} objects of {found['videos_scored']:,} videos"
         print(f"{found['j_and_f']:6.3f} {found['j']:6.3f} {found['f']:6.3f}  {mean_of}")

@@ -62,7 +62,7 @@ class History:
     undone: list[Change] = field(default_factory=list)
 
     def add(self, kind: str, change: Change) -> None:
-        """Take up a change that was made; `kind` is edit, undo or redo."""
+        """Add a change that was made; `kind` is edit, undo or redo."""
         if kind == "undo":
             self.undone.append(self.done.pop().reverse() if self.done else change)
         elif kind == "redo":

@@ -39,7 +39,7 @@ class MaskRun:
             self.weights, precision = str(given["weights"]), given["precision"]
         except (KeyError, TypeError) as error:
             raise ConfigError(
-                f"{out}/config.yaml: expected that of a jobs.mask run: {error}"
+                f"{out}/config.yaml: expected the settings of a jobs.mask run: {error}"
             ) from error
         self._settings = settings_of(locate(self.weights), precision, track)
         self._markers = read_markers(out)

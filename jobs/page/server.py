@@ -123,7 +123,10 @@ class Server:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse requests that do not come from the page."""
         if not self._is_own_name(request.host):
-            return web.Response(status=403, text=f"this server is not {request.host}\n")
+            return web.Response(
+                status=403,
+                text=f"{request.host} is not this server: open the address that was printed\n",
+            )
         origin = request.headers.get("Origin")
         if origin is not None and origin.partition("://")[2] != request.host:
             return web.Response(status=403, text=f"requests from {origin} are not allowed\n")

@@ -162,7 +162,7 @@ def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") 
         if name not in known and name not in earlier:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"; perhaps you meant {prefix}{near[0]}" if near else ""
-            raise ConfigError(f"{path}: {prefix}{name} is no setting{hint}")
+            raise ConfigError(f"{path}: {prefix}{name} is not a setting{hint}")
         flag = _flag(f"{prefix}{name}")
         group = (known.get(name) or earlier[name]).type
         if is_dataclass(group) and not isinstance(value, dict):

@@ -95,7 +95,7 @@ class FinetuneConfig(TrainingConfig):
             whole = OFFICIAL_SIDE
             raise ConfigError(
                 f"--compose.size is {side}; {self.init_weights} takes squares of {whole} pixels:"
-                f" --compose.size {whole} --pairs.longest {whole}"
+                f" use --compose.size {whole} --pairs.longest {whole}"
             )
         if 0 < self.pairs.longest < side:
             raise ConfigError(

@@ -89,7 +89,7 @@ def score(config: ScoreConfig) -> int:
         try:
             target.write_json(facts)
         except StorageError as error:
-            sys.stderr.write(f"jobs.finetune --evaluate: measured, but {error}\n")
+            sys.stderr.write(f"jobs.finetune --evaluate: the weights were measured, but {error}\n")
             return 1
     return 0
 

@@ -239,7 +239,7 @@ class Location:
             paths = [info.path for info in found]
         except UnicodeDecodeError as error:
             raise StorageError(
-                f"below {self} is a name that is not UTF-8: {error.object!r}; rename it"
+                f"a name below {self} is not UTF-8: {error.object!r}; rename it"
             ) from error
         entries = [
             Entry(

@@ -295,5 +295,5 @@ def _finite(value: float) -> float:
 
 
 def _value(arrival: dict[str, Any]) -> float:
-    """Return the value of an arrival at a rung; -inf if the trial diverged."""
+    """Return the value with which a trial reached a rung; -inf if the trial diverged."""
     return -math.inf if arrival["value"] is None else float(arrival["value"])

@@ -99,7 +99,7 @@ class _Failures(_NotSaved, tune.Callback):
         error = None
         with contextlib.suppress(Exception):
             error = trial.get_pickled_error() or trial.get_error()
-        why = "lost; Ray gives no reason" if error is None else reason(error)
+        why = "its processes were lost; Ray gives no reason" if error is None else reason(error)
         self._sweep.end(trial.config["work"].number, "failed", why)
 
 

@@ -111,7 +111,7 @@ def _missing_gpu() -> str | None:
         return None
     return (
         f"node {ray.util.get_node_ip_address()} gave a worker a GPU but torch {torch.__version__}"
-        " sees none: its driver does not fit; use another driver or image, or --device cpu"
+        " sees none: its driver does not match; use another driver or image, or --device cpu"
     )
 
 
@@ -125,8 +125,8 @@ def _other_folder(out: Location, start: str) -> str | None:
     else:
         return None
     return (
-        f"--out {out} is another folder on node {ray.util.get_node_ip_address()} than where the job"
-        " was started; a folder that all nodes share is needed, or s3://"
+        f"--out {out} on node {ray.util.get_node_ip_address()} is not the folder of the node where"
+        " the job was started; use a folder that all nodes share, or s3://"
     )
 
 
@@ -256,7 +256,9 @@ class _RepeatedFailures:
                 self._count = self._count + 1 if fault == self._last else 1
                 self._last = fault
         if self._count >= FAILED_ALIKE:
-            raise LaunchError(f"the workers failed alike {self._count} times: {self._last}")
+            raise LaunchError(
+                f"the workers failed {self._count} times in the same way: {self._last}"
+            )
 
 
 def _cause(error: BaseException) -> str:
@@ -264,4 +266,4 @@ def _cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None) or {0: error}
     rank, first = next(iter(failures.items()))
     lines = str(first).strip().splitlines() or [repr(first)]
-    return f"rank {rank} failed for good: {lines[-1]}\n\n" + "\n".join(lines)
+    return f"rank {rank} failed and is not restarted: {lines[-1]}\n\n" + "\n".join(lines)

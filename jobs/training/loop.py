@@ -187,7 +187,7 @@ class _Loop:
         if self.hooks.preempted() and not self.saved_for_preemption:
             self.saved_for_preemption = True
             if self.ranks.rank == 0:
-                self.hooks.say("a node is about to be taken away: saving")
+                self.hooks.say("a node is about to be removed: saving")
             self._save(("last",))
 
     def _check_finite(self) -> None:
@@ -202,7 +202,8 @@ class _Loop:
             raise NonFiniteError(
                 f"the loss is not finite at step {bad} (epoch {self.state.epoch + 1}, batch"
                 f" {bad % self.task.steps_per_epoch + 1} of {self.task.steps_per_epoch});"
-                " start in another --out, with a lower learning rate or norm to clip at"
+                " start in another --out, with a lower learning rate, or a lower limit of the"
+                " gradient's norm"
             )
 
     def _close_window(self) -> float:

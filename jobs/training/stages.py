@@ -35,7 +35,7 @@ def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) ->
 
     Raises:
         ClusterError: the cluster has no room for the workers; nothing was started.
-        LaunchError: the workers failed for good.
+        LaunchError: the workers failed and are not restarted.
     """
     with connect.connect():
         cuda, gpus = connect.choose_device(

@@ -21,7 +21,7 @@ def export_of(place: Location, error: type[Exception]) -> Location:
     if (place / "export" / FILE).exists():
         return place / "export"
     if (place / "checkpoints").list() and not (place / FILE).exists():
-        raise error(f"{place} is a run without an export/: finish it first, by its own command")
+        raise error(f"{place} is a run without an export/: run its command again to finish it")
     return place
 
 

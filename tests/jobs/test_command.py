@@ -40,5 +40,5 @@ def test_a_job_gets_the_other_words_and_keeps_its_name(capsys):
 
 def test_a_word_that_is_no_command_is_refused(capsys):
     assert main(["trian"]) == 2
-    assert "patchray: trian is no command; perhaps you meant train; " in capsys.readouterr().err
+    assert "patchray: trian is not a command; perhaps you meant train; " in capsys.readouterr().err
     assert main(["__main__"]) == 2

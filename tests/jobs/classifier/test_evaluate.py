@@ -103,7 +103,7 @@ def test_flags_win_over_what_the_weights_say(trained, tmp_path):
 def test_classes_in_another_order():
     with pytest.raises(ConfigError, match="the weights' order is a, b; the data's order is b, a"):
         check_classes(["a", "b"], ["b", "a"], 2)
-    with pytest.raises(ConfigError, match="the weights have 3 classes, the data 2"):
+    with pytest.raises(ConfigError, match="the weights have 3 classes, but the data have 2"):
         check_classes(None, ["a", "b"], 3)
     check_classes(None, ["a", "b"], 2)
 

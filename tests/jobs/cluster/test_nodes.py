@@ -23,7 +23,7 @@ def test_workers_that_fail_in_the_same_way_before_a_step_end_the_job():
     faults = launch._RepeatedFailures()
     for messages in ([lost], [died], [lost], [step], [lost], [lost], [{"say": "loading"}]):
         faults.count(messages)
-    with pytest.raises(LaunchError, match="failed alike 3 times: no memory"):
+    with pytest.raises(LaunchError, match="failed 3 times in the same way: no memory"):
         faults.count([lost])
 
 
@@ -33,7 +33,7 @@ def test_a_folder_that_a_node_does_not_share_is_found(tmp_path, monkeypatch):
     out = Location.parse(tmp_path)
     assert "--out" in launch._other_folder(out, "abc")  # nothing is there
     (out / launch.MARK).write_bytes(b"abd")
-    assert "another folder on node 10.0.0.7" in launch._other_folder(out, "abc")
+    assert "on node 10.0.0.7 is not the folder" in launch._other_folder(out, "abc")
     (out / launch.MARK).write_bytes(b"abc")
     assert launch._other_folder(out, "abc") is None
     monkeypatch.setattr(launch, "SHARED_SECONDS", 60.0)

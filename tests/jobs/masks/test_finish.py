@@ -91,7 +91,7 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
     assert score.score_video(out, "c", Location.parse(tmp_path / "nowhere")) is None
     (one / "00099.png").write_bytes(mask_png(shown(4)[1] == 2))
     (one / "00100.png").write_bytes(mask_png(shown(4)[1] == 2))
-    with pytest.raises(ImageError, match="the true masks have a frame 99, but the video has not"):
+    with pytest.raises(ImageError, match="the true masks have frame 99, but the video does not"):
         score.score_video(out, "c", place)
     (one / "last.png").write_bytes(b"")
     done = finish_video(out, record, [], str(tmp_path))

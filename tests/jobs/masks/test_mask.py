@@ -266,7 +266,7 @@ def test_a_manifest_that_does_not_read_is_never_skipped(clips, tmp_path, capsys)
     assert mask.main(flags) == 2
     said = capsys.readouterr().err
     assert f"{tmp_path}/half.parquet: half.parquet is unreadable" in said
-    assert "--skip-invalid leaves out videos, not manifests" in said
+    assert "--skip-invalid leaves out videos, not unreadable manifests" in said
 
 
 def test_a_second_start_on_the_same_folder_is_refused(clips, tmp_path, capsys):
@@ -274,7 +274,7 @@ def test_a_second_start_on_the_same_folder_is_refused(clips, tmp_path, capsys):
     flags = ["--manifest", str(clips / "clicks.csv"), "--out", str(out), "--skip-invalid"]
     with mask.folder_lock(out):
         assert mask.main(flags) == 2
-    assert "another jobs.mask is at work there" in capsys.readouterr().err
+    assert "another jobs.mask is running there" in capsys.readouterr().err
     with mask.folder_lock(out):
         pass
 

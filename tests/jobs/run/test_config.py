@@ -97,7 +97,7 @@ def test_bad_settings_name_both_values_and_the_flag(capsys, tmp_path):
 def test_bad_yaml_names_the_file(capsys, tmp_path):
     path = tmp_path / "bad.yaml"
     for text, words in {
-        "model: {dept: 3}": "model.dept is no setting; perhaps you meant model.depth",
+        "model: {dept: 3}": "model.dept is not a setting; perhaps you meant model.depth",
         "model: [1": "is not YAML",
         "- 1": "settings are expected",
         "model: {depth: few}": "settings come from",
