@@ -74,7 +74,7 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("the image does not decode: no format that Pillow knows") from None
+        raise ImageError("the image does not decode: Pillow does not know its format") from None
     except Exception as error:  # Pillow's formats raise all kinds
         if (
             isinstance(error, OSError) and error.errno is not None
@@ -133,7 +133,9 @@ def read_labels(
             f" {_LARGEST_LABEL}"
         )
     if labels.shape != size:
-        raise ImageError(f"{what} has {shown(labels.shape)} pixels, its image {shown(size)}")
+        raise ImageError(
+            f"{what} has {shown(labels.shape)} pixels, but its image has {shown(size)}"
+        )
     return labels, mode == "P"
 
 

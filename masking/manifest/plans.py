@@ -80,7 +80,7 @@ def _prompts(
         elif has_mask:  # negative points correct the mask that is there
             found[frame] = replace(prompt, role="correct")
         else:
-            value = f"no positive point on frame {frame}, and no mask to correct"
+            value = f"only negative on frame {frame}, without a mask to correct"
             column = f"label of object {object_id}"
             faults.append(Fault(rows[0].number, column, value, "a positive point or a box"))
     return found
@@ -103,7 +103,7 @@ def frame_of(
     known = [time for time, _ in stamped]
     wanted = cast(float, row.time_s)
     if not known:
-        expected = "frame: this video has no timestamps"
+        expected = "a frame instead, as this video has no timestamps"
         faults.append(Fault(row.number, "time_s", f"{wanted:g}", expected))
         return None
     last = known[-1] + (known[-1] - known[-2] if len(known) > 1 else 0)
@@ -131,7 +131,7 @@ def _prompt(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> 
             corner = in_pixels(row, row.corner, size)
             box = np.array([*place, *corner], np.float32)
             if not (box[0] < box[2] and box[1] < box[3]):
-                faults.append(Fault(row.number, "x2, y2", "not below and right", "a box of pixels"))
+                faults.append(Fault(row.number, "x2, y2", "not below and right of x, y", "a box"))
         x, y = np.array(place, np.float32)  # as they are stored: 159.999999 becomes 160
         if not (0 <= x < size[1] and 0 <= y < size[0]):
             faults.append(_outside_frame(row, "x, y", place, size))

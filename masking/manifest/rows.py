@@ -230,7 +230,7 @@ class _Reader:
         if label is None:
             self._fault("label", repr(self.record["label"]), "1 or positive, 0 or negative")
         elif boxed and not label:
-            self._fault("label", repr(self.record["label"]), "1: a box holds its object")
+            self._fault("label", repr(self.record["label"]), "1 for a box")
         return label or 0
 
 

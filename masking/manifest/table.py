@@ -64,7 +64,7 @@ def parse_table(name: str, content: bytes) -> pd.DataFrame:
         raise
     except Exception as error:  # pandas' readers raise all kinds
         raise ManifestError([Fault(0, name, f"unreadable: {error}", "a table")]) from error
-    raise ManifestError([Fault(0, name, "of no known kind", ".csv, .jsonl, .ndjson or .parquet")])
+    raise ManifestError([Fault(0, name, "of an unknown kind", ".csv, .jsonl, .ndjson or .parquet")])
 
 
 def _surplus(content: bytes) -> list[Fault]:
@@ -115,7 +115,7 @@ def read_manifest(
     records = [cast(Mapping[str, Any], record) for record in table.to_dict("records")]
     if missing or not any(map(filled, records)):
         what = f"without {' and '.join(missing)}" if missing else "empty"
-        expected = "a row for each click, at least uri, object_id"
+        expected = "a row for each click, with at least uri and object_id"
         return [], {}, [Fault(0, "the table", what, expected)]
     loose: list[Fault] = []
     by_video: dict[str, dict[int, Mapping[str, Any]]] = {}

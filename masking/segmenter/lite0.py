@@ -106,7 +106,7 @@ def fold(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if kernel.shape != shape or gain.shape != shape[:1]:
             raise ValueError(
                 f"not the weights of EfficientNet-Lite0: layer {number + 1} has shape"
-                f" {tuple(kernel.shape)}, {tuple(shape)} was expected"
+                f" {tuple(kernel.shape)}; expected {tuple(shape)}"
             )
         scale = gain / torch.sqrt(variance + 1e-3)  # TensorFlow's epsilon
         folded[f"{name}.weight"] = kernel * scale[:, None, None, None]

@@ -170,7 +170,7 @@ class Mini(nn.Module):
                 part.to(torch.bfloat16)
 
     def training_side(self, side: int) -> str:
-        """Say what square images must measure in training; "" if `side` pixels will do."""
+        """Return the side that training images must have, in words; "" if `side` is allowed."""
         return "a multiple of 32" if side % 32 else ""
 
     def scale(self, frame_size: tuple[int, int]) -> float:

@@ -64,7 +64,7 @@ class Official(nn.Module):
         return [first, *(list(block.parameters()) for block in encoder.blocks)]
 
     def training_side(self, side: int) -> str:
-        """Say what square images must measure in training; "" if `side` pixels will do."""
+        """Return the side that training images must have, in words; "" if `side` is allowed."""
         return "" if side == self.side else str(self.side)
 
     def scale(self, frame_size: tuple[int, int]) -> float:

@@ -47,14 +47,14 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 return {name: opened.get_tensor(name) for name in names}, opened.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise SegmenterWeightsError(
-                f"{file} is no whole safetensors file: {error}; fetch or export it again"
+                f"{file} is not a complete safetensors file: {error}; fetch or export it again"
             ) from error
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive or pickle raises almost anything
         raise SegmenterWeightsError(
-            f"{file} is no whole checkpoint: {_first_line(error)}; expected the state dict of a SAM"
-            " as torch.save writes it. If it was downloaded, delete it and fetch it again"
+            f"{file} is not a complete checkpoint: {_first_line(error)}; expected the state dict"
+            " of a SAM as torch.save writes it. If it was downloaded, delete it and fetch it again"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise SegmenterWeightsError(

@@ -92,7 +92,7 @@ def plain(value: Any) -> Any:
 
 
 def restored(value: Any) -> Any:
-    """Undo `plain`.
+    """Turn the result of `plain` back into the value that it was made of.
 
     Raises:
         ValueError: a class that is not part of a state, or fields that it does not have.
@@ -111,7 +111,7 @@ def restored(value: Any) -> Any:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Return a value with its tensors on a device."""
+    """Return a copy of a value whose tensors are on a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if is_dataclass(value) and not isinstance(value, type):

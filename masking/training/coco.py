@@ -45,7 +45,7 @@ class _CocoImage:
 
     def load(self, longest: int) -> Pair:
         if not self.path.is_file():
-            raise ImageError(f"there is no {self.path}")
+            raise ImageError(f"the image {self.path} does not exist")
         image, size = read_image(self.path, longest)
         if size != self.size:
             raise ImageError(

@@ -191,7 +191,7 @@ def _background(rng: Generator, pair: Pair, config: ComposeConfig) -> _Scene:
         least = 1 if attempt == _ATTEMPTS else max(1, config.smallest * config.size**2)
         if scene.whole[0] >= least:
             return scene
-    raise ImageError(f"{pair.name}: nothing is left of an object at {config.size} pixels")
+    raise ImageError(f"{pair.name}: an object has no pixels left at a size of {config.size} pixels")
 
 
 def joined(rng: Generator, masks: Bools, regions: bool) -> Bools | None:

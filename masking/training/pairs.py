@@ -219,7 +219,7 @@ class _RowGroups:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
-_VANISHED = "nothing is left of its objects at this size; pairs.longest says how large images are"
+_VANISHED = "its objects have no pixels left at this size; pairs.longest sets the size of images"
 
 
 @dataclass(frozen=True)
@@ -334,6 +334,6 @@ def _survey_davis(path: Path, result: Survey) -> None:
         if there:
             result.entries.append(_DavisFrame(str(file), there[0], file))
         else:
-            result.faults.append(f"{file}: no image {images[0]} goes with it")
+            result.faults.append(f"{file}: its image {images[0]} does not exist")
     if not files:
         result.faults.append(f"{annotations}: no .png files")

@@ -21,7 +21,7 @@ _UNTAGGED = 2
 def rotation_of(raw: VideoFrame, report: Report) -> int:
     """Return a frame's rotation in degrees counter-clockwise; 0 if it is no multiple of 90."""
     if raw.rotation % 90 or abs(raw.rotation) > 360:
-        report.note(f"a rotation of {raw.rotation} degrees is ignored: it is no multiple of 90")
+        report.note(f"a rotation of {raw.rotation} degrees is ignored: it is not a multiple of 90")
         return 0
     return int(raw.rotation)
 

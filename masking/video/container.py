@@ -74,7 +74,7 @@ def decoded_frames(
             # After an error of the demuxer there may be only errors: take what the decoder still
             # holds, then stop.
             report.cut_off = True
-            report.note(f"the container breaks off: {error.strerror}")
+            report.note(f"the container cannot be read to its end: {error.strerror}")
             yield from _flushed(stream, report)
             return
         try:
@@ -96,6 +96,6 @@ def _flushed(stream: av.VideoStream, report: Report) -> Iterator[VideoFrame]:
 def _check_machine(error: FFmpegError | OSError, path: Path | str) -> None:
     """Raise an error that is not the file's fault as OSError or MemoryError."""
     if error.errno == errno.ENOMEM:
-        raise MemoryError(f"{path}: no memory is left") from error
+        raise MemoryError(f"{path}: the machine is out of memory") from error
     if error.errno in _NOT_THE_FILE:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error

@@ -51,7 +51,7 @@ class VideoFile:
                     yield self._frame(raw, index, first)
         if missing := missing_bytes(self.path):
             self.report.cut_off = True
-            self.report.note(f"the file ends {missing:,} bytes before it says")
+            self.report.note(f"the file is {missing:,} bytes shorter than its header says")
         if not self.report.frames:
             raise VideoError(
                 "no_frames",

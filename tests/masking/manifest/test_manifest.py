@@ -132,7 +132,7 @@ def test_names_that_collide_or_lead_out():
         ("m.jsonl", b"[1, 2]", "line 1: '.1, 2.' is not a JSON object"),
         ("m.parquet", b"PAR1", "m.parquet is unreadable"),
         ("m.csv", b"", "m.csv is unreadable"),
-        ("m.xlsx", b"", "m.xlsx is of no known kind"),
+        ("m.xlsx", b"", "m.xlsx is of an unknown kind"),
     ],
 )
 def test_a_table_that_does_not_read(name, content, message):

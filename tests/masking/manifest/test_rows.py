@@ -84,7 +84,7 @@ def test_coordinates_of_other_sizes():
         ({"prompt_type": "box", "x2": 10, "y2": 40}, "row 1: x2, y2 is (10, 40); expected below"),
         ({"prompt_type": "box"}, "row 1: x2 is empty; expected a number from 0"),
         ({"x2": 50}, "row 1: y2 is empty; expected a number from 0"),
-        ({"x2": 50, "y2": 60, "label": 0}, "row 1: label is 0; expected 1: a box holds its object"),
+        ({"x2": 50, "y2": 60, "label": 0}, "row 1: label is 0; expected 1 for a box"),
         ({"x2": 50, "y2": 60, "label": "maybe"}, "row 1: label is 'maybe'; expected 1 or positive"),
         ({"x2": 202, "y2": 60}, "row 1: x2, y2 is (202, 60); expected a place in the frame of 200"),
         ({"label": 0}, "row 1: label of object 1 is only negative points; expected at least a"),
@@ -120,14 +120,14 @@ def test_an_empty_table_and_a_negative_first():
     assert faults() == ["the table is empty; expected a row for each click"]
     only = faults(point(label=0), point(frame=2))
     assert only == [
-        "row 1: label of object 1 is no positive point on frame 0, and no mask to correct; expected"
+        "row 1: label of object 1 is only negative on frame 0, without a mask to correct; expected"
         " a positive point or a box"
     ]
 
 
 def test_times_need_time_stamps():
     row = {"object_id": 1, "time_s": 1, "x": 1, "y": 1}
-    assert faults(row, times=[None] * 4)[0].endswith("this video has no timestamps")
+    assert faults(row, times=[None] * 4)[0].endswith("as this video has no timestamps")
 
 
 def test_frames_beyond_the_known_ones_are_not_checked():

@@ -50,7 +50,7 @@ def test_files_that_are_no_checkpoints(sam, tmp_path):
         for name, content in (("cut", data[: len(data) // 2]), ("text", b"hello"), ("empty", b"")):
             file = tmp_path / f"{name}.{suffix}"
             file.write_bytes(content)
-            with pytest.raises(SegmenterWeightsError, match=rf"{name}\.{suffix} is no whole"):
+            with pytest.raises(SegmenterWeightsError, match=rf"{name}\.{suffix} is not a complete"):
                 load(file, CPU)
 
 
@@ -67,7 +67,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
             return (open, (str(tmp_path / "ran"), "w"))
 
     torch.save({"a": Evil()}, tmp_path / "x.pth")
-    with pytest.raises(SegmenterWeightsError, match=r"x\.pth is no whole checkpoint"):
+    with pytest.raises(SegmenterWeightsError, match=r"x\.pth is not a complete checkpoint"):
         load(tmp_path / "x.pth", CPU)
     assert not (tmp_path / "ran").exists()
 

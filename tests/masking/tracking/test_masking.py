@@ -269,7 +269,7 @@ def test_frames_of_another_size_get_masks_of_their_own(tmp_path):
         ([row(0, 30, 40, label=0)], "object 1 is only negative points"),
         (
             [row(0, 30, 40), {"object_id": 1, "frame": 5, "role": "absent"}, row(9, 1, 1, label=0)],
-            "row 3: label of object 1 is no positive point on frame 9, and no mask to correct",
+            "row 3: label of object 1 is only negative on frame 9, without a mask to correct",
         ),
         (row(0, 30, 40), "the table is a dict; expected a list of rows"),
         ([(1, 0, 30, 40)], r"row 1: the row is \(1, 0, 30, 40\); expected values by name"),

@@ -115,7 +115,7 @@ def test_an_image_of_a_coco_file_that_is_not_there_costs_no_other(tmp_path):
     assert len(pairs[0].masks) == 1
     found = faults(pairs)
     assert list(found) == [1]
-    assert str(found[1]) == f"{path}, image b.png: there is no {tmp_path / 'b.png'}"
+    assert str(found[1]) == f"{path}, image b.png: the image {tmp_path / 'b.png'} does not exist"
 
 
 def test_coco_faults(tmp_path):
@@ -220,7 +220,7 @@ def test_davis_2016_has_255_for_its_object(tmp_path):
 def test_davis_faults(tmp_path):
     davis(tmp_path, "", {"a/00000": labels(), "a/00001": labels(), "b/00000": labels(0)})
     (tmp_path / "JPEGImages" / "a" / "00001.jpg").unlink()
-    with pytest.raises(ImageError, match=r"^.*Annotations/a/00001.png: no image .*00001.jpg"):
+    with pytest.raises(ImageError, match=r"^.*Annotations/a/00001.png: its image .*00001.jpg"):
         survey([tmp_path], ALL)
     (tmp_path / "Annotations" / "a" / "00001.png").unlink()
     found = survey([tmp_path], ALL)

@@ -184,7 +184,9 @@ def test_a_file_that_is_cut_short_says_so(tmp_path, name):
         with Video.open(cut) as video:
             assert list(video)
             assert video.report.cut_off is says
-            assert any("bytes before it says" in note for note in video.report.notes) is says
+            assert (
+                any("shorter than its header says" in note for note in video.report.notes) is says
+            )
 
 
 def test_what_follows_the_last_box_of_a_file_is_not_missed(tmp_path):
