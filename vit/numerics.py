@@ -78,10 +78,10 @@ def choose_numerics(
     cuda = inputs.device.type == "cuda"
     if precision != "auto":
         fused = cuda or precision == "float32"
-        return Numerics(precision, fused, channels_last=cuda), "--precision says so"
+        return Numerics(precision, fused, channels_last=cuda), "set by --precision"
     if cuda:
         chosen: Precision = "bfloat16" if multiplies_bfloat16(inputs.device) else "float32"
-        return Numerics(chosen, True, True), f"the GPU multiplies {chosen}"
+        return Numerics(chosen, True, True), f"the GPU computes fast in {chosen}"
     precisions: list[Precision] = ["float32"]
     if multiplies_bfloat16(inputs.device):
         precisions.append("bfloat16")

@@ -134,7 +134,7 @@ def parse(name: str, text: str, kind: Any) -> Dimension:
     if type(low) is float:
         return Interval(name, low, high, log)
     if log:
-        raise SearchError(f"space: {name} {text!r}: whole numbers by logarithm need `in N` too")
+        raise SearchError(f"space: {name} {text!r}: a `log` range of whole numbers needs `in N`")
     return Values(name, _stepped(name, low, high, 1))
 
 
@@ -185,7 +185,7 @@ def _value(name: str, word: str, kind: Any) -> Any:
             if math.isfinite(number) and (each is float or number == int(number)):
                 return each(number)
     wanted = " or ".join(_describe(each) for each in kinds)
-    raise SearchError(f"space: {name} {word!r} is no value of it; {wanted} was expected")
+    raise SearchError(f"space: {name} {word!r} is not a value of it; expected {wanted}")
 
 
 def _describe(kind: Any) -> str:
@@ -220,7 +220,7 @@ def _full_name(given: str, known: Mapping[str, Field[Any]]) -> str:
     short = {name.rpartition(".")[2]: name for name in known}
     near = difflib.get_close_matches(given, [*known, *short], n=1)
     hint = f"; perhaps you meant {short.get(near[0], near[0])}" if near else ""
-    raise SearchError(f"space: {given} is no setting{hint}")
+    raise SearchError(f"space: {given} is not a setting{hint}")
 
 
 def size(dimensions: Sequence[Dimension]) -> int | None:

@@ -113,9 +113,10 @@ def read(path: Path) -> Weights:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         pickled = " It may be a pickle, which can run code and is never opened:"
-        hint = pickled if file.suffix in (".pt", ".pth", ".bin", ".tar") else " If it is complete,"
+        other = " If it has another format,"
+        hint = pickled if file.suffix in (".pt", ".pth", ".bin", ".tar") else other
         raise WeightsError(
-            f"{file} is no safetensors file: {error}.{hint} save the model's state dict with"
+            f"{file} is not a safetensors file: {error}.{hint} save the model's state dict with"
             " safetensors.torch.save_file"
         ) from error
     about = file.with_name(ABOUT)

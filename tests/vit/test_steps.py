@@ -111,7 +111,7 @@ def test_a_given_precision_needs_no_probe(precision, monkeypatch):
     monkeypatch.setattr("vit.numerics._probe", None)
     numerics, reason = choose_numerics(None, torch.zeros(4, 3, 8, 8), precision)
     assert (numerics.precision, numerics.fused_attention) == (precision, precision == "float32")
-    assert reason == "--precision says so"
+    assert reason == "set by --precision"
 
 
 def test_the_probe_decides_and_leaves_no_gradient(monkeypatch):

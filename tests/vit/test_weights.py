@@ -123,7 +123,7 @@ def test_pickles_and_damage_are_refused(tmp_path, trained):
     whole = (trained.out / "export/model.safetensors").read_bytes()
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match=r"broken\.safetensors is no safetensors"):
+    with pytest.raises(WeightsError, match=r"broken\.safetensors is not a safetensors"):
         read(broken)
     with pytest.raises(WeightsError, match=r"neither model\.safetensors"):
         read(tmp_path)

@@ -108,10 +108,10 @@ def _batch_labels(content: dict[str, Any], key: str, where: str) -> Ints:
     """Check a batch and return its labels, (N,) int64."""
     pixels, labels = content.get("data"), content.get(key)
     if not isinstance(pixels, np.ndarray) or (pixels.dtype, *pixels.shape[1:]) != (np.uint8, 3072):
-        raise DataError(f"{where}: data is no array of uint8 in the shape (N, 3072)")
+        raise DataError(f"{where}: data is not an array of uint8 of shape (N, 3072)")
     if not isinstance(labels, list) or not all(isinstance(label, int) for label in labels):
         keys = ", ".join(map(str, content))
-        raise DataError(f"{where}: {key} is no list of ints; the file has the keys {keys}")
+        raise DataError(f"{where}: {key} is not a list of integers; the file has the keys {keys}")
     if len(labels) != len(pixels):
         raise DataError(f"{where}: {len(labels)} {key} for {len(pixels)} rows of data")
     return np.array(labels, dtype=np.int64)

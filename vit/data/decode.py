@@ -73,7 +73,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.format == "PPM" and picture.mode == "I":  # 16 bits in a mode of 32
         picture = picture.convert("I;16")
     if picture.mode in ("I", "F"):
-        raise DataError(f"pixels have 32 bits (mode {picture.mode}); 8 or 16 were expected")
+        raise DataError(f"pixels have 32 bits (mode {picture.mode}); expected 8 or 16")
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -65,7 +65,7 @@ def image_column(schema: pa.Schema) -> str:
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise DataError(f"column {name} is {kind}; bytes of image files were expected")
+        raise DataError(f"column {name} is {kind}; expected bytes of image files")
     return name
 
 
@@ -104,7 +104,7 @@ def _read_shard(path: Path, named: bool) -> _Shard:
         labels = labels.cast(pa.string())
     if not (pa.types.is_integer(labels.type) or (named and pa.types.is_string(labels.type))):
         expected = "integers or names" if named else "integers"
-        raise DataError(f"{path}: column {name} is {labels.type}; {expected} were expected")
+        raise DataError(f"{path}: column {name} is {labels.type}; expected {expected}")
     rows = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     fail([f"{path}, row {row}" for row in rows], "rows without a label")
     return _Shard(path, labels, _class_label(schema, name))

@@ -156,7 +156,7 @@ def _left_out(config: DatasetConfig, bad: Sequence[Bad], more: str = "") -> list
             [line for line, _ in bad],
             "images cannot be used",
             count,
-            f"dataset.max_bad_images is {config.max_bad_images}; at {count} they would be left out",
+            f"dataset.max_bad_images is {config.max_bad_images}; set it to {count} to omit them",
         )
     rest = [f"... and {len(bad) - LISTED:,} more{more}"] if len(bad) > LISTED else []
     return [*(f"left out: {line}" for line, _ in bad[:LISTED]), *rest]
@@ -172,7 +172,7 @@ def _train_val(
     if not len(val):
         raise DataError(
             f"dataset.val_fraction is {config.val_fraction}; of {len(labels)} training images that "
-            "is not one: raise it, or add a validation set"
+            "is less than one: raise it, or add a validation set"
         )
     lost = set(np.unique(labels)) - set(np.unique(labels[train]))
     fail(

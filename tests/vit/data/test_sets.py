@@ -591,12 +591,15 @@ ROWS = np.zeros((2, 3072), np.uint8)
     [
         (None, r"files of cifar-10-batches-py missing \(1\):\n  data_batch_3"),
         ([1], "data_batch_3 holds list"),
-        ({"labels": [1, 2]}, r"data_batch_3: data is no array of uint8 in the shape \(N, 3072\)"),
-        ({"data": ROWS[0], "labels": [1]}, "data_batch_3: data is no array"),
-        ({"data": np.array(0, np.uint8), "labels": [1]}, "data_batch_3: data is no array"),
-        ({"data": ROWS * 1.0, "labels": [1, 1]}, "data_batch_3: data is no array"),
-        ({"data": ROWS, "fine_labels": [1, 1]}, "labels is no list of ints.*data, fine_labels"),
-        ({"data": ROWS, "labels": [1, 1.5]}, "data_batch_3: labels is no list of ints"),
+        ({"labels": [1, 2]}, r"data_batch_3: data is not an array of uint8 of shape \(N, 3072\)"),
+        ({"data": ROWS[0], "labels": [1]}, "data_batch_3: data is not an array"),
+        ({"data": np.array(0, np.uint8), "labels": [1]}, "data_batch_3: data is not an array"),
+        ({"data": ROWS * 1.0, "labels": [1, 1]}, "data_batch_3: data is not an array"),
+        (
+            {"data": ROWS, "fine_labels": [1, 1]},
+            "labels is not a list of integers.*data, fine_labels",
+        ),
+        ({"data": ROWS, "labels": [1, 1.5]}, "data_batch_3: labels is not a list of integers"),
         ({"data": ROWS, "labels": [1]}, "data_batch_3: 1 labels for 2 rows"),
         (
             {"data": ROWS, "labels": [10, -1]},
@@ -631,12 +634,12 @@ def test_damaged_and_mistaken_archives(tmp_path):
             ("image", "label"),
             r"without a label \(1\):\n  .*parquet, row 1",
         ),
-        (png(2), ["cat", "dog"], ("image", "label"), "label is string; integers were expected"),
+        (png(2), ["cat", "dog"], ("image", "label"), "label is string; expected integers"),
         (png(2), [0, 1], ("picture", "label"), "no column image or img; .* are picture, label"),
         (png(2), [0, 1], ("image", "key"), "no column label or fine_label; .* are image, key"),
-        ([1, 2], [0, 1], ("image", "label"), "image is int64; bytes of image files were expected"),
+        ([1, 2], [0, 1], ("image", "label"), "image is int64; expected bytes of image files"),
         ([], [], ("image", "label"), r"without a single image \(1\):\n  train: .*train.parquet"),
-        (png(2), [0, 1], ("image", "label"), r"val_fraction is 0.1; of 2 .* is not one"),
+        (png(2), [0, 1], ("image", "label"), r"val_fraction is 0.1; of 2 .* is less than one"),
     ],
 )
 def test_bad_parquet(tmp_path, images, labels, columns, message):
@@ -674,7 +677,7 @@ def test_images_of_parquet_that_do_not_decode(tmp_path, kind):
     *lines, remedy = str(caught.value).splitlines()
     assert lines[0] == "images cannot be used (4):"
     assert [line.split("row ")[1].split(":")[0] for line in lines[1:]] == ["3", "4", "7", "290"]
-    assert remedy == "dataset.max_bad_images is 0; at 4 they would be left out"
+    assert remedy == "dataset.max_bad_images is 0; set it to 4 to omit them"
     assert "not an image of a format" in lines[1]
     assert "truncated" in lines[3] or "does not decode" in lines[3]
     assert lines[4].endswith("no image")
@@ -777,7 +780,7 @@ def test_classes_of_parquet(tmp_path, kind):
         ([1, 2], [1], r"without a training image; .* \(1\):\n  0"),
         ([10**9, 0], [0], r"without a training image; .* \(1\):\n  1"),
         (["a", "b"], ["b", "c"], r"without a training image \(1\):\n.*val.parquet, row 1: c"),
-        ([0.5, 1.0], [1.0], "column label is double; integers or names were expected"),
+        ([0.5, 1.0], [1.0], "column label is double; expected integers or names"),
         ([0, 1], ["a"], r"val.parquet and .*train.parquet differ .* has integers as labels"),
     ],
 )
@@ -799,7 +802,7 @@ def test_a_shard_without_its_end(tmp_path):
     _, damaged, _ = shards(tmp_path)
     os.truncate(damaged, 1000)
     with pytest.raises(
-        DataError, match=rf"(?s)used \(20\):\n  {damaged} cannot be read.*at 20 they would"
+        DataError, match=rf"(?s)used \(20\):\n  {damaged} cannot be read.*set it to 20"
     ):
         data.check(PARQUET, [tmp_path])
     allowed = replace(PARQUET, max_bad_images=20)
