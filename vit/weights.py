@@ -264,7 +264,7 @@ def _implied(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
         "reg_tokens": registers,
     }
     flags = [_flag(name, value) for name, value in has.items() if value != getattr(config, name)]
-    heads = f"no shape shows the number of heads; timm's mostly have {_TIMM_HEAD} channels each"
+    heads = f"shapes do not show the number of heads; most of timm's have {_TIMM_HEAD} channels"
     return [f"try {' '.join(flags)} ({heads}); with the current flags:"] if flags else []
 
 

@@ -163,7 +163,7 @@ def _check(file: Path, sha256: str, url: str) -> None:
         file.unlink()
         raise StorageError(
             f"{url} is not the file that was expected: its SHA-256 is {found}, not"
-            f" {sha256.lower()}. The download is deleted; run again, and if this message stays,"
+            f" {sha256.lower()}. The download is deleted; run again. If this happens again,"
             " correct the checksum"
         )
 

@@ -90,8 +90,8 @@ def announce(weights: str) -> None:
     """Print what `mini` may be used for; called once per job."""
     if weights == "mini":
         print(
-            "mini: for research only (masking/weights/README.md); for other use:"
-            " --weights vit_b, 375 MB, downloaded once (jobs.finetune: --init-weights vit_b)"
+            "the weights mini are for research only (masking/weights/README.md); for other use,"
+            " choose --weights vit_b, 375 MB, downloaded once (jobs.finetune: --init-weights vit_b)"
         )
 
 
@@ -101,6 +101,6 @@ def _mini() -> Path:
     if not file.exists():
         raise SegmenterWeightsError(
             f"weights mini: {file} is missing, although it is part of Patchray; reinstall it,"
-            " or name other weights"
+            " or choose other weights"
         )
     return file

@@ -129,7 +129,7 @@ def _faults(
     h, w = frame_size
     for number, ((x, y), label) in enumerate(zip(points, labels, strict=True)):
         if label not in (0, 1):
-            yield f"point {number} has label {label}; 1 is foreground, 0 background"
+            yield f"point {number} has label {label}; expected 1 for foreground, 0 for background"
         if not (0 <= x < w and 0 <= y < h):
             yield (
                 f"point {number} at ({x:g}, {y:g}) is not in the frame of {w} x {h} pixels;"

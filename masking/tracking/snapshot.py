@@ -64,9 +64,9 @@ class MaskingState:
         try:
             state = restored(torch.load(io.BytesIO(content), weights_only=True))
         except Exception as error:  # torch.load and pickle raise all kinds
-            raise ValueError(f"{path}: not the state of a masked video") from error
+            raise ValueError(f"{path} is not the saved state of a masked video") from error
         if not isinstance(state, cls):
-            raise ValueError(f"{path}: not the state of a masked video")
+            raise ValueError(f"{path} is not the saved state of a masked video")
         return state
 
 

@@ -202,7 +202,7 @@ def test_bad_input_ends_before_anything_starts(trained, tmp_path, capsys):
         *good, "--data", tmp_path / "nowhere", tmp_path / "empty"
     )
     assert "empty: 0 files" in refused(*good, "--data", tmp_path / "empty")
-    assert "1 files, none of them an image" in refused(*good, "--data", tmp_path / "texts")
+    assert "1 files, none of which is an image" in refused(*good, "--data", tmp_path / "texts")
     tables = refused(*good, "--data", tmp_path / "x.parquet", tmp_path / "y.parquet")
     assert "x.parquet: no column image or img; its columns are x" in tables
     assert "y.parquet" in tables

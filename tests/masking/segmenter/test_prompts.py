@@ -36,7 +36,7 @@ def test_ragged_prompts_are_padded():
         ([(NAN, 5)], [1], {}, r"point 0 at \(nan, 5\) is not in"),
         ([(5, 5)], [0], {}, "only background points, no box and no mask"),
         ([], [], {}, "no points, no box and no mask"),
-        ([(5, 5)], [2], {}, "point 0 has label 2; 1 is foreground, 0 background"),
+        ([(5, 5)], [2], {}, "point 0 has label 2; expected 1 for foreground, 0 for background"),
         ([(5, 5)], [1, 1], {}, r"points have shape \(1, 2\), labels \(2,\)"),
         ([5, 5], [1, 1], {}, r"points have shape \(2,\), labels \(2,\)"),
         ([], [], {"boxes": [[5, 5, 5, 9]]}, r"x1 < x2 and y1 < y2"),

@@ -298,7 +298,7 @@ def test_a_state_resumes_only_what_it_was_made_with(path, tmp_path):
             masking.mask_video(path, rows, segmenter(), state=state)
     for content in (b"", b"text", path.read_bytes()):
         (tmp_path / "state").write_bytes(content)
-        with pytest.raises(ValueError, match="state: not the state of a masked video"):
+        with pytest.raises(ValueError, match="state is not the saved state of a masked video"):
             MaskingState.load(tmp_path / "state")
 
 
