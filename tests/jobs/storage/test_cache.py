@@ -172,7 +172,7 @@ def test_progress_in_a_log(capsys, monkeypatch):
 
 def test_a_name_that_is_no_text_is_said(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
-    with pytest.raises(StorageError, match=r"a name below .* is not UTF-8: b'.*caf\\xe9.png'; rename"):
+    with pytest.raises(StorageError, match=r"is not UTF-8: b'.*caf\\xe9.png'; rename"):
         Location.parse(tmp_path).walk()
 
 
