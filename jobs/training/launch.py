@@ -81,7 +81,7 @@ class RayHooks:
         return self._stop.is_set()
 
     def preempted(self) -> bool:
-        """Return whether Ray knows that a node of this run is about to be taken away."""
+        """Return whether Ray knows that a node of this run is about to be removed."""
         return ray.train.get_preemption_info() is not None
 
 

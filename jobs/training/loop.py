@@ -29,7 +29,7 @@ EXCHANGE_SECONDS = 0.25
 
 `ray job stop` leaves 3 s for a stop."""
 PREEMPTION_SECONDS = 5.0
-"""Time between two checks whether a node is about to be taken away."""
+"""Time between two checks whether a node is about to be removed."""
 
 
 class NonFiniteError(RuntimeError):
@@ -183,7 +183,7 @@ class _Loop:
             raise _StopRequestedError
 
     def _save_before_preemption(self) -> None:
-        """Save once when a node is about to be taken away; Ray restarts the ranks elsewhere."""
+        """Save once when a node is about to be removed; Ray restarts the ranks elsewhere."""
         if self.hooks.preempted() and not self.saved_for_preemption:
             self.saved_for_preemption = True
             if self.ranks.rank == 0:

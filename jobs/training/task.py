@@ -147,7 +147,7 @@ class Hooks(Protocol):
         """Return whether the training should stop; called on rank 0."""
 
     def preempted(self) -> bool:
-        """Return whether a node is about to be taken away; called on every rank at once."""
+        """Return whether a node is about to be removed; called on every rank at once."""
 
 
 def check_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
