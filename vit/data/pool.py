@@ -6,11 +6,10 @@ shared memory; requests and replies are numbers in two pipes that all processes 
 next free process takes the next image. When the process that requests them ends, or is killed, the
 pipes are closed and the decoding processes end.
 
-torch's DataLoader decodes as fast only with forked workers, and fork is unsafe in a Ray worker with
-threads and CUDA; with spawned workers it starts after 14 s for 0.4 s and takes 2.3 to 2.6 times the
-memory. The pool decodes 3.5 (32 pixels) and 3.0 (224) times as many images/s as spawned workers and
-1.0 and 2.3 times as many as forked ones (medians of 7 on a busy two-core machine, by
-`python -m benchmarks.training.loader`).
+torch's DataLoader comes near only with forked workers (the pool decodes 1.04 times as many images/s
+at 32 pixels, 1.16 times at 224), and fork is unsafe in a Ray worker with threads and CUDA. With
+spawned workers the pool decodes 1.24 and 1.59 times as many, and the loader takes twice the memory
+and 1.6 to 2.1 s to start (medians of 5 on two cores, by `python -m benchmarks.training.loader`).
 """
 
 import fcntl

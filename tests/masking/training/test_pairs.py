@@ -150,8 +150,14 @@ BAD_ROWS = {
         "column masks has labels from -9 to -6; expected 0 to 65535",
     ),
     "no object": (row(masks=encoded(np.zeros((H, W), np.uint8))), "no object in the masks"),
-    "size": (row(masks=encoded(labels(2, 20, 10))), "masks has 10x20 pixels, but its image"),
-    "ignore": (row(ignore=encoded(labels(2, 20, 10))), "ignore has 10x20 pixels, but its"),
+    "size": (
+        row(masks=encoded(labels(2, 20, 10))),
+        "masks has 10x20 pixels, but its image has 40x30",
+    ),
+    "ignore": (
+        row(ignore=encoded(labels(2, 20, 10))),
+        "ignore has 10x20 pixels, but its image has 40x30",
+    ),
     "small": (row(masks=encoded(np.eye(H, W, dtype=np.uint8))), "none of its 1 objects covers"),
 }
 
