@@ -13,9 +13,10 @@ from contextlib import contextmanager, suppress
 import ray
 
 from jobs.masks.folder import file_name
-from jobs.masks.plan import ATTEMPTS_PER_VIDEO
 from jobs.storage.location import Location
 
+ATTEMPTS_PER_VIDEO = 2
+"""Times that a video may end its worker before it is quarantined."""
 TIME_LIMIT = "time_limit"
 """Code of a failure: the video took longer than `--time-limit`."""
 _EXIT_SECONDS = 30.0  # to write down why a process ends

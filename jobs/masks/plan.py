@@ -18,8 +18,6 @@ from masking.segmenter import weights as checkpoint
 from masking.tracking.state import TrackConfig
 from masking.video.folder import IMAGES, is_frame
 
-ATTEMPTS_PER_VIDEO = 2
-"""Times that a video may end its worker before it is quarantined."""
 _THREADS = 16  # reading the state of files at the same time
 
 
