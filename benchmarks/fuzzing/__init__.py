@@ -1,0 +1,1 @@
+"""Kinds of random input, one reader each; `benchmarks.fuzz` runs them."""
