@@ -1,5 +1,7 @@
 """Masks as COCO's run lengths, their areas and boxes, and their accuracy: DAVIS' J and F.
 
+And the check that a label map has no soft edges.
+
 Masks are (H, W) bool, origin top left. The run lengths are code of our own, not pycocotools: for
 smooth masks that takes 0.98 (1080p) to 1.24 (480 x 270) times as long to encode, and 0.10 to 0.52
 times to decode (`benchmarks.masking.run_lengths`; for very ragged masks up to 2.4 times), and from
@@ -8,16 +10,21 @@ run lengths that end too early pycocotools returns whatever was in memory.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from masking.images.arrays import Bools
+from masking.images.arrays import Bools, Pixels
 from masking.images.decode import ImageError, shown
 
 BOUNDARY = 0.008
 """Largest distance of contours that match, as a share of the image's diagonal (DAVIS)."""
+_FEWEST = 8
+"""Pixels from which on a border says something: an object of few pixels may be all border."""
+_SHOWN = 6
+"""Numbers that a message lists."""
 
 
 def encode_rle(mask: Bools) -> bytes:
@@ -161,3 +168,47 @@ def davis(truth: Sequence[Bools], found: Sequence[Bools]) -> tuple[float, float]
         sum(region_similarity(*pair) for pair in pairs) / len(pairs),
         sum(contour_accuracy(*pair) for pair in pairs) / len(pairs),
     )
+
+
+def refuse_soft_edges(labels: NDArray[Any], what: str) -> None:
+    """Raise ImageError if a label map (H, W) was smoothed, resized or compressed with loss.
+
+    That leaves numbers between those of two objects, or of an object and the background, along
+    their border: each would be an object of its own. A pixel is taken for such a one if a smaller
+    number lies within two pixels of it and a larger one beside it. A map is soft if numbers with
+    hardly any other pixel make up much of its borders or are half of all its numbers, or if nearly
+    the whole border of one number consists of such pixels. None of 2,737 true label maps (DAVIS,
+    COCO, CamVid, BSDS and others) has a single number of the first kind.
+
+    Args:
+        labels: the map in the size in which it was stored; 0 is no object. Pixels that are void
+            must be 0 too.
+        what: name of the label map in messages.
+
+    Raises:
+        ImageError: the edges are soft; the message lists numbers that only edges have.
+    """
+    if labels.dtype == np.bool_ or labels.max() < 2:
+        return
+    numbers: Pixels = labels.astype(np.uint8 if labels.max() < 256 else np.uint16)
+    above: Pixels = cv2.dilate(numbers, np.ones((3, 3), np.uint8))
+    border = above > numbers
+    below: Pixels = cv2.erode(numbers, np.ones((5, 5), np.uint8))
+    between = border & (below < numbers)
+    size = int(labels.max()) + 1
+    pixels, soft = (np.bincount(x, minlength=size) for x in (numbers.ravel(), numbers[between]))
+    pixels[0] = 0
+    only = (pixels > 0) & (soft >= 0.9 * pixels)  # numbers with hardly a pixel elsewhere
+    many = pixels[only].sum() >= 0.05 * np.count_nonzero(border)
+    most = 2 * np.count_nonzero(only) >= np.count_nonzero(pixels)
+    around, hidden = (np.bincount(above[x], minlength=size) for x in (border, between))
+    wrapped = (around >= _FEWEST) & (hidden >= 0.8 * around)
+    if wrapped.any() or (pixels[only].sum() >= _FEWEST and (many or most)):
+        found = np.flatnonzero(only if only.any() else soft)
+        listed = ", ".join(map(str, found[:_SHOWN])) + (" ..." if len(found) > _SHOWN else "")
+        raise ImageError(
+            f"{what} has soft edges: of its {np.count_nonzero(pixels)} numbers, {len(found)} lie"
+            f" between two others along their borders ({listed}), and each would be an object. Make"
+            " it again without smoothing, resized only by nearest neighbour and saved as PNG; a"
+            " mask of one object can be cut at half of its largest value"
+        )

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from masking.images.arrays import Bools
 from masking.images.decode import ImageError, nearest, objects_of, read_image, read_labels
+from masking.images.masks import refuse_soft_edges
 from masking.training.coco import survey_coco
 from masking.training.pair import Entry, NothingToLearnError, Pair, Survey
 
@@ -238,6 +239,7 @@ class _ParquetRow:
         image, size = read_image(record["image"], longest)
         shape = image.shape[:2]
         labels, _ = read_labels(record["masks"], "column masks", size)
+        refuse_soft_edges(labels, "column masks")
         ignore = np.zeros(shape, dtype=np.bool_)
         if record.get("ignore") is not None:
             ignore = nearest(read_labels(record["ignore"], "column ignore", size)[0], shape) > 0
@@ -307,9 +309,11 @@ class _DavisFrame:
     def load(self, longest: int) -> Pair:
         image, size = read_image(self.image, longest)
         labels, palette = read_labels(self.masks, "the annotation", size)
-        labels = nearest(labels, image.shape[:2])
         void = (labels == _VOID) & palette
-        masks = objects_of(np.where(void, 0, labels))
+        labels = np.where(void, 0, labels)
+        refuse_soft_edges(labels, "the annotation")
+        void = nearest(void, image.shape[:2])
+        masks = objects_of(nearest(labels, image.shape[:2]))
         if not len(masks):
             raise NothingToLearnError("no object on this frame")
         return Pair(image, masks, void, self.name, regions=False)

@@ -2,6 +2,7 @@
 
 import math
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco
@@ -15,6 +16,7 @@ from masking.images.masks import (
     davis,
     decode_rle,
     encode_rle,
+    refuse_soft_edges,
     region_similarity,
 )
 
@@ -123,3 +125,39 @@ def test_a_sequence_without_its_ends():
     assert davis([some] * 4, [none, some, none, none]) == (0.5, 0.5)
     with pytest.raises(ValueError, match="2 frames"):
         davis([some] * 2, [some] * 2)
+
+
+SOFTENED = {
+    "smaller": lambda m: cv2.resize(m, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA),
+    "half": lambda m: cv2.resize(m, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_LINEAR),
+    "larger": lambda m: cv2.resize(m, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC),
+    "smoothed": lambda m: cv2.GaussianBlur(m, (0, 0), 1.5),
+    "much smoothed": lambda m: cv2.GaussianBlur(m, (0, 0), 8),
+    "was a JPEG": lambda m: cv2.imdecode(cv2.imencode(".jpg", m)[1], cv2.IMREAD_GRAYSCALE),
+}
+
+
+@pytest.mark.parametrize("soften", SOFTENED.values(), ids=SOFTENED)
+@pytest.mark.parametrize("numbers", [(255,), (200,), (100, 200), (0, 9)])
+def test_label_maps_with_soft_edges_are_refused(soften, numbers):
+    labels = np.zeros((120, 160), np.uint8)
+    for number, seed in zip(numbers, (1, 3), strict=False):
+        labels[30:90, 40:120][blob(seed)] = number
+    if numbers == (0, 9) and soften in (SOFTENED["was a JPEG"], SOFTENED["much smoothed"]):
+        pytest.skip("of so small numbers these leave bands as wide as objects")
+    refuse_soft_edges(labels, "it")  # as it was before
+    with pytest.raises(ImageError, match=r"it has soft edges: of its \d+ numbers, \d+ lie between"):
+        refuse_soft_edges(soften(labels), "it")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, bool])
+def test_label_maps_of_touching_and_thin_objects_are_not_soft(dtype):
+    labels = np.zeros((60, 80), int)
+    labels[blob(0)] = 1
+    labels[10:50, 20:60] = 2
+    labels[20:40, 30:50] = 3  # within another
+    labels[4:6, :] = 4  # two pixels thick
+    labels[6:9, :] = 5  # wholly beside it
+    labels[58, 70] = 6  # a single pixel
+    refuse_soft_edges(labels.astype(dtype), "it")
+    refuse_soft_edges(np.zeros((4, 5), dtype), "it")
