@@ -10,19 +10,31 @@ applied.
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from masking.images.arrays import Bools, Pixels
 
 LISTED = 20
 """Faults that a message lists; further ones are only counted. `ImageError.faults` has all."""
+EXIF_CURE = "In that case, delete the orientation of the images: exiftool -Orientation= FILES"
+"""What to do if masks fit the stored pixels of images that have an EXIF orientation."""
 _LARGEST_LABEL = 65_535
 _COLOURED = ("1", "P", "PA", "LA", "RGBA", "La", "RGBa")  # modes that Pillow shrinks in another way
-_ORIENTATION = 0x0112  # EXIF tag; above 4: width and height are swapped
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What displays an image upright, by its EXIF orientation."""
 
 
 class ImageError(ValueError):
@@ -39,15 +51,24 @@ class ImageError(ValueError):
         return "\n".join([*self.faults[:LISTED], *more])
 
 
-def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, int]]:
+class Decoded(NamedTuple):
+    """An image that was decoded."""
+
+    pixels: Pixels
+    """(H, W, 3) uint8 RGB."""
+    size: tuple[int, int]
+    """Height and width in pixels before it was shrunk, as displayed."""
+    orientation: int
+    """EXIF orientation, which is applied: 1 upright, 2 to 4 turned or mirrored, from 5 on with
+    width and height swapped."""
+
+
+def read_image(source: bytes | Path, longest: int) -> Decoded:
     """Decode an image.
 
     Args:
         source: bytes of an image file, or its path.
         longest: pixels that the longer side is shrunk to if it is longer; 0: any length.
-
-    Returns:
-        (H, W, 3) uint8 RGB; and the height and width in pixels before it was shrunk.
 
     Raises:
         ImageError: the image does not decode, or not completely.
@@ -55,8 +76,10 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
     """
     try:
         with _open(source) as picture:
-            turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) > 4
-            width, height = reversed(picture.size) if turned else picture.size
+            if picture.format == "PNG":
+                picture.load()  # its EXIF may lie behind the pixels
+            orientation = _orientation(picture)
+            width, height = reversed(picture.size) if orientation > 4 else picture.size
             if (
                 picture.format == "PPM" and picture.mode == "I"
             ):  # these have 16 bits, whatever Pillow says
@@ -68,9 +91,9 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
             if longest:
                 bounds = (longest, longest)
                 picture.thumbnail(bounds, Image.Resampling.LANCZOS, reducing_gap=2.0)
-            if "exif" in picture.info:
-                ImageOps.exif_transpose(picture, in_place=True)
-            return _rgb(picture), (height, width)
+            if orientation > 1:
+                picture = picture.transpose(_TURNS[orientation])
+            return Decoded(_rgb(picture), (height, width), orientation)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -81,6 +104,17 @@ def read_image(source: bytes | Path, longest: int) -> tuple[Pixels, tuple[int, i
         ):  # from the system, not from Pillow
             raise
         raise ImageError(f"the image does not decode: {error or type(error).__name__}") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation of an image; 1 if it has none or a damaged one."""
+    if "exif" not in picture.info:
+        return 1
+    try:
+        found = picture.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow's reader raises all kinds; the pixels may be sound nevertheless
+        return 1
+    return int(found) if found in _TURNS else 1
 
 
 def _open(source: bytes | Path) -> Image.Image:
@@ -101,8 +135,24 @@ def _rgb(picture: Image.Image) -> Pixels:
     return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
+def exif_hint(orientation: int, size: tuple[int, int], of_masks: Sequence[int]) -> str:
+    """Return what to do if masks fit an image as stored, but not as EXIF turns it; "" otherwise.
+
+    Args:
+        orientation: of the image, as in `Decoded`.
+        size: (H, W) in pixels of the image as displayed.
+        of_masks: (H, W) in pixels of the masks.
+    """
+    if orientation < 5 or tuple(of_masks) != size[::-1]:
+        return ""
+    return (
+        f". The image's EXIF orientation ({orientation}), which is applied, swaps width and height:"
+        f" the masks seem to be drawn on the stored pixels. {EXIF_CURE}"
+    )
+
+
 def read_labels(
-    source: bytes | Path, what: str, size: tuple[int, int]
+    source: bytes | Path, what: str, size: tuple[int, int], orientation: int = 1
 ) -> tuple[NDArray[Any], bool]:
     """Decode a label map.
 
@@ -110,6 +160,7 @@ def read_labels(
         source: bytes of an image file, or its path.
         what: name of the label map in messages.
         size: (H, W) in pixels that it must have.
+        orientation: EXIF orientation of its image, as in `Decoded`, for messages.
 
     Returns:
         (H, W) integers or bool; and whether they are indices of a palette.
@@ -135,6 +186,7 @@ def read_labels(
     if labels.shape != size:
         raise ImageError(
             f"{what} has {shown(labels.shape)} pixels, but its image has {shown(size)}"
+            + exif_hint(orientation, size, labels.shape)
         )
     return labels, mode == "P"
 

@@ -46,7 +46,7 @@ class _CocoImage:
     def load(self, longest: int) -> Pair:
         if not self.path.is_file():
             raise ImageError(f"the image {self.path} does not exist")
-        image, size = read_image(self.path, longest)
+        image, size, _ = read_image(self.path, longest)
         if size != self.size:
             raise ImageError(
                 f"{self.path} has {shown(size)} pixels, the JSON file says {shown(self.size)}"

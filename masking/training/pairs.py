@@ -236,9 +236,9 @@ class _ParquetRow:
 
     def load(self, longest: int) -> Pair:
         [record] = self.groups.read(self.path, self.group).slice(self.row, 1).to_pylist()
-        image, size = read_image(record["image"], longest)
+        image, size, orientation = read_image(record["image"], longest)
         shape = image.shape[:2]
-        labels, _ = read_labels(record["masks"], "column masks", size)
+        labels, _ = read_labels(record["masks"], "column masks", size, orientation)
         refuse_soft_edges(labels, "column masks")
         ignore = np.zeros(shape, dtype=np.bool_)
         if record.get("ignore") is not None:
@@ -307,8 +307,8 @@ class _DavisFrame:
     masks: Path
 
     def load(self, longest: int) -> Pair:
-        image, size = read_image(self.image, longest)
-        labels, palette = read_labels(self.masks, "the annotation", size)
+        image, size, orientation = read_image(self.image, longest)
+        labels, palette = read_labels(self.masks, "the annotation", size, orientation)
         void = (labels == _VOID) & palette
         labels = np.where(void, 0, labels)
         refuse_soft_edges(labels, "the annotation")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from masking.images.decode import read_image
 from masking.training import pairs as pairs_module
@@ -97,16 +97,58 @@ def test_large_images_shrink_and_small_ones_stay(tmp_path):
     assert found[1].image.shape == (H, W, 3)
 
 
-def test_exif_orientation_is_applied(tmp_path):
+def with_exif(orientation, kind="PNG"):
     picture = Image.fromarray(image())
     exif = picture.getexif()
-    exif[0x0112] = 6
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", exif=exif)
+    exif[0x0112] = orientation
+    return encoded(image(), kind, exif=exif)
+
+
+def test_exif_orientation_is_applied(tmp_path):
     turned = labels(height=W, width=H)
-    rows = [row(image=stream.getvalue(), masks=encoded(turned))]
+    rows = [row(image=with_exif(6), masks=encoded(turned))]
     found = survey([write(tmp_path / "x.parquet", rows)], ALL)
     np.testing.assert_array_equal(found[0].image, np.rot90(image(), -1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "TIFF"])
+@pytest.mark.parametrize("orientation", [*range(1, 9), 77])
+def test_every_exif_orientation_is_applied_as_pillow_does(orientation, kind):
+    content = with_exif(orientation, kind)
+    for longest in (0, 20):
+        with Image.open(io.BytesIO(content)) as picture:
+            expected = ImageOps.exif_transpose(picture)
+        found = read_image(content, longest)
+        assert found.size == expected.size[::-1]
+        if longest:
+            expected.thumbnail((longest, longest))
+            assert found.pixels.shape[:2] == expected.size[::-1]
+        else:
+            np.testing.assert_array_equal(found.pixels, np.array(expected))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WebP", "JPEG"])
+def test_damaged_exif_costs_no_image(kind):
+    content = encoded(image(), kind, exif=b"Exif\0\0II*\0\xff\xff\xff\xffnonsense")
+    assert read_image(content, 0).size == (H, W)
+
+
+def test_png_with_exif_behind_its_pixels():
+    content = with_exif(6)
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    last = content.index(b"IEND") - 4
+    moved = content[:start] + content[end:last] + content[start:end] + content[last:]
+    found = read_image(moved, 0)
+    assert found.size == found.pixels.shape[:2] == (W, H)
+
+
+def test_masks_on_stored_pixels_of_a_turned_image_are_refused_with_the_cause(tmp_path):
+    found = survey([write(tmp_path / "x.parquet", [row(image=with_exif(8))])], ALL)
+    with pytest.raises(
+        ImageError, match=r"has 30x40\. The image's EXIF orientation \(8\).*exiftool"
+    ):
+        found[0]
 
 
 def test_large_images_of_16_bits_are_shrunk(tmp_path):
