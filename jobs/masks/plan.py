@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.storage.errors import explain
 from jobs.storage.location import Location, StorageError
 from jobs.weights.files import fingerprint
 from masking.manifest.faults import Fault, ManifestError
@@ -16,7 +17,8 @@ from masking.manifest.table import VideoPrompts, parse_table, read_manifest
 from masking.outputs import rows as outputs
 from masking.segmenter import weights as checkpoint
 from masking.tracking.state import TrackConfig
-from masking.video.folder import IMAGES, is_frame
+from masking.video.folder import frames_among, list_frames
+from masking.video.frame import VideoError
 
 _THREADS = 16  # reading the state of files at the same time
 
@@ -195,17 +197,21 @@ def state_of(uri: str) -> list[tuple[str, int, int]] | str:
         a message instead if there is nothing to read.
     """
     try:
-        files = Location.parse(uri).walk()
-    except StorageError as error:
+        place = Location.parse(uri)
+        path = place.local_path
+        if path is not None and path.is_dir():
+            found = [(file.name, file.stat()) for file in list_frames(path)[0]]
+            return sorted((name, about.st_size, about.st_mtime_ns) for name, about in found)
+        below = {file.path: file for file in place.walk()}
+        if not below:
+            return "it does not exist"
+        files = {name: file for name, file in below.items() if "/" not in name}
+        names = [""] if "" in files else frames_among(files)[0]
+    except (StorageError, VideoError) as error:
         return str(error)
-    if not files:
-        return "it does not exist"
-    state = [
-        (file.path, file.size, file.mtime_ns)
-        for file in files
-        if not file.path or ("/" not in file.path and is_frame(file.path))
-    ]
-    return state or f"it is a folder without images ({', '.join(IMAGES)})"
+    except OSError as error:
+        return str(explain("read", uri, error))
+    return [(name, files[name].size, files[name].mtime_ns) for name in sorted(names)]
 
 
 def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:

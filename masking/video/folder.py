@@ -1,20 +1,143 @@
-"""A folder of images as a video."""
+"""A folder of images as a video.
+
+The index of a frame is its place in the natural order of the names. So a file that is left out, or
+one too many, would shift every frame after it: a folder with a doubtful file is refused.
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from masking.images.decode import ImageError, read_image
 from masking.video.frame import Frame, Report, Timestamp, VideoError
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of the names of files that are frames of a folder."""
+UNREAD = (
+    ".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".tga", ".pbm",
+    ".pgm", ".ppm", ".pnm", ".exr", ".hdr", ".dpx", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf",
+    ".rw2", ".raf", ".raw", ".psd",
+)  # fmt: skip
+"""Endings of pictures that are not read: among frames, one is a frame that would be left out."""
+_SHOWN = 5  # names in a message
+_SERIES = 3  # numbered names of one form from which a name without a number is no frame
+_BESIDE = re.compile(
+    r"(?i)(?<![a-z])(masks?|labels?|labelids|seg|segmentations?|gt|annotations?|alpha|matte|depth"
+    r"|flow|thumbs?|thumbnails?|previews?|overlays?)(?![a-z])"
+)
+"""Words in the name of a picture that belongs to a frame."""
+_FRAME = re.compile(r"(?i)(?<![a-z])(rgb|colou?r|images?|img|frames?)(?![a-z])")
+_COPY = re.compile(r"[ ._-]*(\(\d+\)|[ ._-][A-Za-z][A-Za-z ]*)$")
+"""The end of a name that is added to another one: " (1)", " copy", "_left"."""
 
 
 def is_frame(name: str) -> bool:
     """Return whether a file of a folder is one of its frames, by its name."""
     return name.lower().endswith(IMAGES) and not name.startswith(".")
+
+
+def frames_among(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the frames among the names of a folder's files, in order, and the other names.
+
+    Hidden files are in neither.
+
+    Raises:
+        VideoError: a picture is of a format that is not read, or is no frame by its name, such as
+            `0000_mask.png` beside `0000.jpg`; there is no frame.
+    """
+    visible = sorted((name for name in names if not name.startswith(".")), key=_natural)
+    frames = [name for name in visible if is_frame(name)]
+    others = [name for name in visible if not is_frame(name)]
+    if not frames:
+        raise VideoError("not_a_video", f"a folder without images ({', '.join(IMAGES)} are read)")
+    if unread := [name for name in others if name.lower().endswith(UNREAD)]:
+        raise VideoError(
+            "not_a_video",
+            f"{_listed(unread)}: a format that is not read, so frames would be missing; convert"
+            f" it to one of {', '.join(IMAGES)}, or move it to another folder if it is no frame",
+        )
+    _check_names(frames)
+    return frames, others
+
+
+def _check_names(frames: Sequence[str]) -> None:
+    """Raise VideoError if a name says that its picture is no frame of the series."""
+    cores: dict[str, str] = {}
+    stems = {PurePath(name).stem: name for name in frames}
+    for name in frames:
+        stem = PurePath(name).stem
+        core = _FRAME.sub("", _BESIDE.sub("", stem)).strip(" ._-")
+        base = _COPY.sub("", stem)
+        other = cores.setdefault(core, name)
+        twin = stems[base] if base != stem and re.search(r"\d", base) and base in stems else None
+        if other != name and (
+            PurePath(other).stem == stem or _BESIDE.search(stem) or _BESIDE.search(other)
+        ):
+            twin = other
+        if twin is not None:
+            raise VideoError(
+                "not_a_video",
+                f"{twin} and {name}: by their names, two pictures of one frame; expected only"
+                " frames in the folder. Move masks, copies and thumbnails to another folder",
+            )
+    forms = Counter(re.sub(r"\d+", "#", PurePath(name).stem) for name in frames)
+    form, count = forms.most_common(1)[0]
+    loose = [name for name in frames if not re.search(r"\d", name)]
+    if "#" in form and count >= _SERIES and count + len(loose) == len(frames) and loose:
+        raise VideoError(
+            "not_a_video",
+            f"{_listed(loose)}: no number in the name, unlike the other {count:,} frames; move it"
+            " to another folder, or give it its number",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def list_frames(path: Path) -> tuple[list[Path], list[str]]:
+    """Return the frames of a local folder, in order, and the names of what else is there.
+
+    The names of folders end in a slash.
+
+    Raises:
+        VideoError: as `frames_among` does; or a frame is a link to nothing, no file, or has a name
+            that is not UTF-8.
+        OSError: the folder cannot be listed.
+    """
+    try:
+        entries = {entry.name: entry for entry in path.iterdir()}
+        names, others = frames_among(name for name, entry in entries.items() if not _plain(entry))
+        files = [entries[name] for name in names]
+        if missing := [file for file in files if not file.is_file()]:
+            what = "a link to nothing" if missing[0].is_symlink() else "no file"
+            raise VideoError(
+                "not_a_video",
+                f"{missing[0].name} is {what}; a gap would shift all frames after it. Restore the"
+                f" file{'s' if len(missing) > 1 else ''} ({len(missing):,} of {len(files):,} are"
+                " missing), or delete the link",
+            )
+        for name in names:
+            _check_utf8(name)
+    except VideoError as error:
+        raise VideoError(error.code, f"{path}: {error}") from None
+    folders = [f"{name}/" for name, entry in entries.items() if _plain(entry)]
+    return files, [*others, *sorted(name for name in folders if not name.startswith("."))]
+
+
+def _plain(entry: Path) -> bool:
+    """Return whether an entry is a folder without the name of a frame."""
+    return entry.is_dir() and not is_frame(entry.name)
+
+
+def _check_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise VideoError("not_a_video", f"{name!a}: a name that is not UTF-8; rename it") from None
 
 
 class ImageFolder:
@@ -25,15 +148,13 @@ class ImageFolder:
     rate: Fraction | None = None
 
     def __init__(self, path: Path) -> None:
-        """List a folder; raises VideoError if it has no images."""
+        """List a folder; raises VideoError if it has no images, or one that is no frame."""
         self.report = Report()
         self.path = path
-        files = [file for file in path.iterdir() if is_frame(file.name) and file.is_file()]
-        self._files = sorted(files, key=lambda file: _natural(file.name))
-        if not files:
-            raise VideoError(
-                "not_a_video", f"{path}: a folder without images ({', '.join(IMAGES)} are read)"
-            )
+        self._files, others = list_frames(path)
+        self.names = tuple(file.name for file in self._files)
+        if others:
+            self.report.note(f"left aside, as they are no images: {_listed(others)}")
 
     def close(self) -> None:
         """Do nothing: no file stays open."""
@@ -66,6 +187,7 @@ class ImageFolder:
             raise VideoError("not_a_video", f"{file}: frame {index}: {error}") from error
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return a sort key that orders numbers by value: frame 9 before frame 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d+)", name)  # every second part is a number
+    return [(int(part), "") if n % 2 else (-1, part) for n, part in enumerate(parts)], name

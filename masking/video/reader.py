@@ -85,6 +85,11 @@ class Video:
         """FFmpeg's name of the codec; "images" for a folder."""
         return self._source.codec
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Names of the files of a folder's frames, in order; None for a video file."""
+        return self._source.names if isinstance(self._source, ImageFolder) else None
+
     def __iter__(self) -> Iterator[Frame]:
         """Yield the frames from the first to the last."""
         return self.forward()

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from jobs import mask
 from jobs.masks import batch, exports, video
@@ -298,3 +299,18 @@ def test_a_uri_that_is_no_location_is_a_fault_of_its_row(clips, settings, tmp_pa
     (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nhttps://x/a.mp4,1,0,3,4\n")
     found = mask_plan.plan_batch([str(tmp_path / "m.csv")], None, settings)
     assert "m.csv: row 1: uri is 'https://x/a.mp4'; expected a file" in found.faults[0]
+
+
+def test_a_folder_with_a_gap_is_a_fault_of_its_row(tmp_path):
+    for name in ("0.png", "1.png", "2.png"):
+        Image.new("RGB", (8, 6)).save(tmp_path / name)
+    state = mask_plan.state_of(str(tmp_path))
+    assert [name for name, _, _ in state] == ["0.png", "1.png", "2.png"]
+    (tmp_path / "3.png").symlink_to("gone.png")
+    (tmp_path / "m.csv").write_text(f"uri,object_id,frame,x,y\n{tmp_path},1,0,3,4\n")
+    (fault,) = mask_plan.plan_batch([str(tmp_path / "m.csv")], None, "settings").faults
+    assert "3.png is a link to nothing; a gap would shift all frames after it" in fault
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "3.heic").write_bytes(b"a picture")
+    (fault,) = mask_plan.plan_batch([str(tmp_path / "m.csv")], None, "settings").faults
+    assert "3.heic: a format that is not read" in fault
