@@ -22,7 +22,14 @@ LISTED = 20
 """Faults that a message lists; further ones are only counted. `ImageError.faults` has all."""
 EXIF_CURE = "In that case, delete the orientation of the images: exiftool -Orientation= FILES"
 """What to do if masks fit the stored pixels of images that have an EXIF orientation."""
+FORMATS = (
+    *("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF"),
+    *("ICO", "PCX", "SGI", "TGA"),
+)
+"""Pillow's names of the formats that are read. A file's content, not its name, says which it is; of
+Pillow's other formats, EPS starts another program, and some are no images of their own."""
 _LARGEST_LABEL = 65_535
+_LOSSY = ("JPEG", "MPO")  # MPO: of several pictures, as telephones write it
 _COLOURED = ("1", "P", "PA", "LA", "RGBA", "La", "RGBa")  # modes that Pillow shrinks in another way
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
@@ -80,12 +87,7 @@ def read_image(source: bytes | Path, longest: int) -> Decoded:
                 picture.load()  # its EXIF may lie behind the pixels
             orientation = _orientation(picture)
             width, height = reversed(picture.size) if orientation > 4 else picture.size
-            if (
-                picture.format == "PPM" and picture.mode == "I"
-            ):  # these have 16 bits, whatever Pillow says
-                picture = picture.convert("I;16")
-            if picture.mode.startswith("I;16"):
-                picture = _eight_bits(picture)
+            picture = _eight_bits(picture)
             if picture.mode in _COLOURED:  # indices; or alpha, which would darken transparent parts
                 picture = picture.convert("RGB")
             if longest:
@@ -97,7 +99,10 @@ def read_image(source: bytes | Path, longest: int) -> Decoded:
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("the image does not decode: Pillow does not know its format") from None
+        formats = ", ".join(FORMATS)
+        raise ImageError(
+            f"the image does not decode: it is of none of the formats that are read ({formats})"
+        ) from None
     except Exception as error:  # Pillow's formats raise all kinds
         if (
             isinstance(error, OSError) and error.errno is not None
@@ -118,11 +123,16 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _open(source: bytes | Path) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return Image.open(file, formats=FORMATS)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Keep the upper 8 of 16 bits of grey: Pillow clips to white, and shrinks only 8 bits."""
+    if picture.format == "PPM" and picture.mode == "I":  # 16 bits, whatever Pillow says
+        picture = picture.convert("I;16")
+    if not picture.mode.startswith("I;16"):
+        return picture
     turned = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     turned.info = picture.info
     return turned
@@ -170,7 +180,7 @@ def read_labels(
     """
     try:
         with _open(source) as picture:
-            labels, mode, lossy = np.asarray(picture), picture.mode, picture.format == "JPEG"
+            labels, mode, lossy = np.asarray(picture), picture.mode, picture.format in _LOSSY
     except Exception as error:  # Pillow's formats raise all kinds
         reason = error or type(error).__name__
         raise ImageError(f"{what} does not decode: {reason}") from error
