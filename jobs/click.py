@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_image
 
 from jobs.run.config import ConfigError
 from jobs.run.device import choose_device
-from jobs.run.main import run_job
+from jobs.run.main import run_job, working
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
@@ -86,9 +86,10 @@ def click(config: ClickConfig) -> None:
     found = segmenter.decode(embeddings, prompts, "best" if len(labels) == 1 else "single")
     mask = found.masks[0].cpu().numpy()
     drawn = draw_masks(image, mask, [config.points], [labels])
-    Location.parse(config.out).write_bytes(png_bytes(Image.fromarray(drawn)))
-    if config.mask is not None:
-        Location.parse(config.mask).write_bytes(mask_png(mask[0]))
+    with working():
+        Location.parse(config.out).write_bytes(png_bytes(Image.fromarray(drawn)))
+        if config.mask is not None:
+            Location.parse(config.mask).write_bytes(mask_png(mask[0]))
     print(
         f"{mask.mean():.1%} of the image, predicted IoU {found.scores[0, 0]:.2f}: "
         + ", ".join(paths)

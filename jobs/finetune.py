@@ -29,6 +29,7 @@ from jobs.segmenter.data import check_pairs, load
 from jobs.segmenter.export import FIGURES, export
 from jobs.segmenter.network import is_name, starting_network
 from jobs.segmenter.task import SegmentTask
+from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.training.checkpoints import CheckpointError
 from jobs.training.loop import run
@@ -73,22 +74,23 @@ def finetune(config: FinetuneConfig) -> int:
     config = absolute(config, "out", "data", "val", *start)
     out = Location.parse(config.out)
     check_same(out, config)
-    check_writable(out)
     if done := finished(out, config.patience):
         print_result(out, done)
         return 0
     if not has_checkpoint(out):  # a checkpoint needs no start weights, and its data were checked
         check(config)
     announce(config.init_weights)
-    describe(out, config)
-    # 2. Training.
-    with Stop() as stop:
-        result = on_workers(work, config, out, stop)
-    # 3. Weights, curves and summary.
-    try:
-        return conclude(config, out, result, stop)
-    except (CheckpointError, StorageError) as error:
-        raise JobError(f"the training is finished, but {error}") from error
+    with exclusive(out, "jobs.finetune"):
+        check_writable(out)
+        describe(out, config)
+        # 2. Training.
+        with Stop() as stop:
+            result = on_workers(work, config, out, stop)
+        # 3. Weights, curves and summary.
+        try:
+            return conclude(config, out, result, stop)
+        except (CheckpointError, StorageError) as error:
+            raise JobError(f"the training is finished, but {error}") from error
 
 
 def is_remote(config: FinetuneConfig) -> bool:

@@ -47,6 +47,7 @@ from jobs.run.progress import LOG_SECONDS, clock
 from jobs.run.signals import Stop
 from jobs.run.submitted import absolute, refuse_relative
 from jobs.storage.errors import explained
+from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.classifier import load_weights
 from vit.data.decode import DataError
@@ -65,9 +66,15 @@ def run(config: PredictConfig) -> int:
     parts = plan(find(config.data), wanted)
     if not parts:
         raise ConfigError("--data: the Parquet files have no rows")
-    check_writable(out)
-    check_same(out, config, began="predictions")
-    describe(out, config)
+    with exclusive(out, "jobs.predict"):
+        check_writable(out)
+        check_same(out, config, began="predictions")
+        describe(out, config)
+        return predict(config, out, parts, wanted)
+
+
+def predict(config: PredictConfig, out: Location, parts: Sequence[Part], wanted: str) -> int:
+    """Predict the parts that `out` lacks, and write the summary; returns the exit code."""
     there = {entry.name for entry in (out / "predictions").list()}
     todo = [part for part in parts if f"{part.name}.{config.format}" not in there]
     total = sum(map(len, parts))

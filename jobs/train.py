@@ -28,6 +28,7 @@ from jobs.run.plots import curves_png
 from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.run.submitted import absolute, check_present, refuse_relative
+from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.training.checkpoints import CheckpointError
 from jobs.training.loop import run
@@ -118,16 +119,17 @@ def train(config: TrainConfig) -> int:
         return 0
     needed = replace(config, init_weights=None) if has_checkpoint(out) else config
     check(needed)
-    check_writable(out)
-    describe(out, config)
-    # 2. Training, and the test set at its end.
-    with Stop() as stop:
-        result = on_workers(work, needed, out, stop)
-    # 3. Weights, curves and summary.
-    try:
-        return conclude(config, out, result, stop)
-    except (CheckpointError, StorageError) as error:
-        raise JobError(f"the training is finished, but {error}") from error
+    with exclusive(out, "jobs.train"):
+        check_writable(out)
+        describe(out, config)
+        # 2. Training, and the test set at its end.
+        with Stop() as stop:
+            result = on_workers(work, needed, out, stop)
+        # 3. Weights, curves and summary.
+        try:
+            return conclude(config, out, result, stop)
+        except (CheckpointError, StorageError) as error:
+            raise JobError(f"the training is finished, but {error}") from error
 
 
 def conclude(config: TrainConfig, out: Location, result: TrainingResult, stop: Stop) -> int:

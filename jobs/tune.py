@@ -13,6 +13,7 @@ At the end --out contains trials.csv, report.html and best.yaml:
     python -m jobs.train --config runs/sweep/best.yaml --out runs/best --workers 2
 """
 
+import json
 import math
 import sys
 import time
@@ -28,10 +29,11 @@ from jobs.cluster.link import Link
 from jobs.cluster.workers import LaunchError, LostNodes, Resources
 from jobs.run.config import ConfigError, as_settings
 from jobs.run.folder import check_same, describe
-from jobs.run.main import run_job
+from jobs.run.main import run_job, working
 from jobs.run.progress import clock
 from jobs.run.signals import Stop, background
 from jobs.run.submitted import absolute, check_present, refuse_relative
+from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.sweep.config import BUDGETS, TuneConfig
 from jobs.sweep.plan import SweepPlan
@@ -70,10 +72,15 @@ def tune(config: TuneConfig) -> int:
             f"{len(searcher.listed)} of {whole} samples can be trained; one that cannot:"
             f" {searcher.last_rejection}"
         )
-    check_writable(out)
-    describe(out, config)
-    check_data(plan, out)
-    sweep = Sweep(plan, out, searcher.next)
+    with exclusive(out, "jobs.tune"):
+        check_writable(out)
+        describe(out, config)
+        check_data(plan, out)
+        return run_sweep(Sweep(plan, out, searcher.next), dimensions)
+
+
+def run_sweep(sweep: Sweep, dimensions: Sequence[Dimension]) -> int:
+    """Run the trials of a sweep and write its results; returns the exit code."""
     # 2. The trials, then the best ones again.
     with Stop() as stop:
         if not sweep.is_over:
@@ -81,7 +88,8 @@ def tune(config: TuneConfig) -> int:
         if stop.requested.is_set():
             print("stopped; the same command resumes")
             return stop.exit_code or 1
-        again = retrain(sweep, stop)
+        with working():
+            again = retrain(sweep, stop)
         if stop.requested.is_set():
             return stop.exit_code or 1
     # 3. The results.
@@ -128,8 +136,15 @@ def check_data(plan: SweepPlan, out: Location) -> None:
     if not place.exists():
         place.write_json(now)
         return
-    then = place.read_json()
-    if differing := [name for name in now if then[name] != now[name]]:
+    try:
+        then = dict(json.loads(place.read_bytes()))
+        differing = [name for name in now if then[name] != now[name]]
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{place} is damaged: expected {', '.join(now)} of the data; restore it, or start in"
+            " another --out"
+        ) from error
+    if differing:
         raise ConfigError(
             f"the data changed since {out} was started: {', '.join(differing)} (then"
             f" {then['train']:,} train and {then['val']:,} val images); restore the earlier data,"

@@ -32,7 +32,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from jobs.cluster import nodes
 from jobs.cluster.capacity import Demand, amounts, fit, refusal_message, waiting_message
-from jobs.run.main import InputError
+from jobs.run.main import InputError, working
 from jobs.run.signals import Stop
 from jobs.run.submitted import submitted
 
@@ -77,6 +77,7 @@ def connect(say: Callable[[str], None] = _print) -> Iterator[None]:
 
     Raises:
         ClusterError: Ray did not start, or the cluster does not answer or refuses the connection.
+        JobError: the block raised StorageError; other errors of the block are raised as they are.
     """
     if ray.is_initialized():
         yield
@@ -88,7 +89,8 @@ def connect(say: Callable[[str], None] = _print) -> Iterator[None]:
     address = _address()
     try:
         say(_start() if address == "local" else _join(address))
-        yield
+        with working():
+            yield
     finally:
         ray.shutdown()
 

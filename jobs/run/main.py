@@ -1,11 +1,13 @@
 """The main function of every job: settings from flags, the job, its exit code.
 
-0 done; 1 failed; 2 bad input, nothing was started. After SIGINT or SIGTERM a job returns 130 or 143
+0 done; 1 failed; 2 bad input, nothing was started. After a signal a job returns 128 and its number
 by itself, from `jobs.run.signals.Stop`.
 """
 
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from jobs.run.config import ConfigError, parse
@@ -20,6 +22,15 @@ class InputError(Exception):
 
 class JobError(RuntimeError):
     """Base of errors after a job has started; it then exits with 1."""
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """Turn StorageError of its block into JobError: work has begun, so the job exits with 1."""
+    try:
+        yield
+    except StorageError as error:
+        raise JobError(str(error)) from error
 
 
 def run_job(
@@ -60,3 +71,6 @@ def exit_code(
     except JobError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         return 1
+    except KeyboardInterrupt:  # before there was anything to stop, or for the second time
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return 128 + signal.SIGINT

@@ -4,6 +4,7 @@
 these files and nothing else: the rungs and the searcher are functions of them.
 """
 
+import json
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,8 @@ FORMAT = 1
 
 CLOCK_SECONDS = 15.0
 """Time between two saves of the wall time, which a kill may lose."""
+
+_REMEDY = "the record of a trial; restore the file, or start again in another --out"
 
 FATES = ("finished", "stopped", "diverged", "failed")
 """How a trial may end; a trial that is not over, because of a limit or a signal, has none."""
@@ -86,29 +89,68 @@ def trial_folder(folder: Location, trial: Trial) -> Location:
     return folder / "trials" / trial.folder_name
 
 
-def write_trial(folder: Location, trial: Trial) -> None:
-    """Write the trial.json of a trial in the run folder of its sweep."""
+def write_trial(folder: Location, trial: Trial, reopen: bool = False) -> None:
+    """Write the trial.json of a trial in the run folder of its sweep.
+
+    Args:
+        folder: the run folder.
+        trial: what to write.
+        reopen: whether the trial may be over on record; other records of trials that are over never
+            change.
+
+    Raises:
+        StorageError: the record cannot be written, or says that the trial is over.
+    """
     path = trial_folder(folder, trial) / "trial.json"
+    if not reopen and (fate := _fate(path)):
+        raise StorageError(
+            f"{path} is not written: trial {trial.number} is over there ({fate}), but not in this"
+            " sweep; end what else writes to this folder, and start the sweep again"
+        )
     path.write_json({"format": FORMAT, **asdict(trial)})
+
+
+def _fate(path: Location) -> str:
+    """Return the fate of the trial on record; empty if there is none, or the file is damaged."""
+    try:
+        return read_trial(path).fate if path.exists() else ""
+    except ConfigError:
+        return ""
+
+
+def read_trial(path: Location) -> Trial:
+    """Read a trial.json.
+
+    Raises:
+        ConfigError: it was written in another format, or is damaged.
+    """
+    try:
+        about = dict(json.loads(path.read_bytes()))
+        version = about.pop("format")
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path} is damaged: expected {_REMEDY}") from error
+    if version != FORMAT:
+        raise ConfigError(
+            f"{path} has format {version}; expected {FORMAT}: resume with the version of Patchray"
+            " that wrote it"
+        )
+    try:
+        return Trial(**about)
+    except TypeError as error:
+        raise ConfigError(f"{path} is damaged: expected {_REMEDY}") from error
 
 
 def read_trials(folder: Location) -> list[Trial]:
     """Read all trials in the run folder of a sweep, in the order of their numbers.
 
     Raises:
-        ConfigError: a trial was written in another format, or one is missing.
+        ConfigError: a trial was written in another format or is damaged, or one is missing.
     """
     found = []
     for entry in (folder / "trials").list():
         path = folder / "trials" / entry.name / "trial.json"
         if path.exists():
-            about = path.read_json()
-            if (version := about.pop("format")) != FORMAT:
-                raise ConfigError(
-                    f"{path} has format {version}; expected {FORMAT}: resume with the version of"
-                    " Patchray that wrote it"
-                )
-            found.append(Trial(**about))
+            found.append(read_trial(path))
     found.sort(key=lambda trial: trial.number)
     missing = set(range(len(found))) - {trial.number for trial in found}
     if missing:
@@ -125,9 +167,17 @@ class WallClock:
     def __init__(self, folder: Location) -> None:
         """Continue to count from what `folder`, the run folder, has on record."""
         self._path = folder / "clock.json"
-        self._before = float(self._path.read_json()["wall_s"]) if self._path.exists() else 0.0
+        self._before = self._read() if self._path.exists() else 0.0
         self._saved = self._before
         self._started = time.monotonic()
+
+    def _read(self) -> float:
+        """Return the wall time on record; from a damaged file 0, as only a limit depends on it."""
+        try:
+            return float(json.loads(self._path.read_bytes())["wall_s"])
+        except (TypeError, ValueError, LookupError):
+            print(f"{self._path} is damaged: the wall time of earlier starts is not counted")
+            return 0.0
 
     @property
     def seconds(self) -> float:

@@ -179,7 +179,7 @@ class Sweep:
             self.halt(f"{FAILED_ALIKE} trials in a row failed for the same reason: {trial.reason}")
             for failed in self._same_failures:
                 failed.fate, failed.reason, failed.facts = "", "", {}
-                self._write(failed)
+                write_trial(self.folder, failed, reopen=True)
 
     def release(self, number: int) -> None:
         """Take note that a trial no longer runs; if it has no fate, a later start continues it."""

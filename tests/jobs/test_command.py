@@ -8,6 +8,11 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import commands, main
+from jobs.storage.lease import exclusive
+from jobs.storage.location import Location
+from tests import sweeps, tasks
+from tests.squares import write_squares
+from tests.trained import write_images
 
 NAMES = ["click", "finetune", "mask", "predict", "prompt", "train", "tune"]
 
@@ -42,3 +47,26 @@ def test_a_word_that_is_no_command_is_refused(capsys):
     assert main(["trian"]) == 2
     assert "patchray: trian is not a command; perhaps you meant train; " in capsys.readouterr().err
     assert main(["__main__"]) == 2
+
+
+@pytest.mark.parametrize("job", ["train", "tune", "finetune", "predict"])
+def test_a_second_job_on_the_same_folder_is_refused(job, request, tmp_path, capsys):
+    """`jobs.mask`: tests/jobs/masks/test_mask.py."""
+    out = tmp_path / "run"
+    flags = {
+        "train": tasks.SMALL,
+        "tune": sweeps.SMALL,
+        "finetune": ["--init-weights", "scratch", "--data", tmp_path / "a.parquet"],
+        "predict": [],
+    }[job]
+    if job == "finetune":
+        write_squares(tmp_path / "a.parquet")
+    if job == "predict":
+        trained = request.getfixturevalue("trained")
+        write_images(tmp_path / "images", request.getfixturevalue("digits")[:1])
+        flags = ["--data", tmp_path / "images", "--weights", trained.out]
+    with exclusive(Location.parse(out), "jobs.tune"):
+        before = sorted(out.iterdir())
+        assert main([job, *map(str, flags), "--out", str(out)]) == 2
+        assert sorted(out.iterdir()) == before
+    assert f"--out {out} is in use by jobs.tune (process " in capsys.readouterr().err

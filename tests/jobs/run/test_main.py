@@ -5,7 +5,7 @@ import pytest
 from jobs.cluster.connect import ClusterError
 from jobs.cluster.workers import LaunchError
 from jobs.run.config import ConfigError
-from jobs.run.main import run_job
+from jobs.run.main import run_job, working
 from jobs.storage.location import StorageError
 
 
@@ -43,3 +43,20 @@ def test_an_error_that_nobody_expects_keeps_its_traceback():
 
     with pytest.raises(ZeroDivisionError):
         run_job(job, NumberConfig, [], "", "")
+
+
+def test_storage_that_fails_late_is_no_bad_input(capsys):
+    def job(config: NumberConfig) -> int:
+        with working():
+            raise StorageError("cannot write out.png: No space left on device")
+
+    assert run_job(job, NumberConfig, [], "jobs.some", "") == 1
+    assert capsys.readouterr().err == "jobs.some: cannot write out.png: No space left on device\n"
+
+
+def test_ctrl_c_before_there_is_anything_to_stop(capsys):
+    def job(config: NumberConfig) -> int:
+        raise KeyboardInterrupt
+
+    assert run_job(job, NumberConfig, [], "jobs.some", "") == 130
+    assert capsys.readouterr().err == "jobs.some: interrupted\n"

@@ -8,6 +8,7 @@ import yaml
 
 from jobs import tune
 from jobs.run.config import ConfigError, as_settings
+from jobs.storage.location import StorageError
 from jobs.sweep.state import Sweep
 from jobs.sweep.tables import summarize, summarize_retrained
 from tests.sweeps import SUMMARY, config_of, row_of, run, sweep_of
@@ -311,3 +312,39 @@ def test_a_trial_trains_as_the_job_would(tmp_path):
     assert settings["model"]["depth"] == trial.sample["model.depth"]
     assert settings["epochs"] == trial.epochs
     assert settings["seed"] == 0
+
+
+def test_what_is_over_never_changes(tmp_path):
+    """A second sweep that read the record before a trial was over cannot undo it."""
+    flags = ("--scheduler", "none", "--trials", "2", "--epochs", "4")
+    run(written(tmp_path, *flags), slots=1, reports=3)
+    late, first = (written(tmp_path, *flags) for _ in range(2))
+    run(first, slots=1)
+    before = record(first)
+    assert [trial["fate"] for trial in before] == ["finished"] * 2
+    with pytest.raises(StorageError, match=r"0000/trial\.json is not written: trial 0 is over"):
+        run(late, slots=1)
+    assert record(first) == before
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"format": 1}', '{"format": 1, "x": 0}'])
+def test_a_damaged_record_is_named(text, tmp_path):
+    run(written(tmp_path, "--trials", "1", "--scheduler", "none"), reports=2)
+    (tmp_path / "trials/0000/trial.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"0000/trial\.json is damaged: expected the record of"):
+        written(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"wall_s": null}'])
+def test_a_damaged_clock_costs_only_its_time(text, tmp_path, capsys):
+    (tmp_path / "clock.json").write_text(text)
+    assert written(tmp_path).clock.seconds < 5
+    assert "clock.json is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "7"])
+def test_a_damaged_summary_of_the_data_is_named(text, tmp_path):
+    (tmp_path / "data.json").write_text(text)
+    sweep = sweep_of(tmp_path)
+    with pytest.raises(ConfigError, match=r"data\.json is damaged: expected train, val, test"):
+        tune.check_data(sweep.plan, sweep.folder)
