@@ -14,7 +14,7 @@ from jobs.run.config import ConfigError
 from jobs.segmenter.config import FinetuneConfig
 from jobs.storage.cache import localize
 from jobs.storage.location import Location
-from masking.training.pairs import ImageError, NothingToLearnError, Pairs, faults, survey
+from masking.training.pairs import ImageError, NothingToLearnError, Pairs, inspect, survey
 from vit import rng
 
 FEWEST_HELD = 8
@@ -87,8 +87,11 @@ def check_pairs(config: FinetuneConfig, sets: Sets) -> None:
         )
     threads, errors = os.cpu_count() or 1, list[ImageError]()
     for what, part in (("to train on", sets.train), ("held back", sets.val)):
-        found = faults(part, threads)
+        inspection = inspect(part, threads)
+        found = inspection.faults
         errors += found.values()
+        for note in inspection.notes:
+            print(f"images {what}: {note}")
         if len(found) == len(part):
             raise ImageError(
                 f"--data, --val: none of the {len(part):,} images {what} can be used;"
@@ -116,7 +119,10 @@ def with_objects(pairs: Pairs) -> Pairs:
     Raises:
         ImageError: an image cannot be used, or none shows an object; names every fault.
     """
-    found = faults(pairs, os.cpu_count() or 1)
+    inspection = inspect(pairs, os.cpu_count() or 1)
+    found = inspection.faults
+    for note in (*pairs.notes, *inspection.notes):
+        print(note)
     bad = [str(e) for e in found.values() if not isinstance(e, NothingToLearnError)]
     if bad:
         raise ImageError(*bad)

@@ -72,12 +72,18 @@ def decode_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> Bo
         (H, W) bool.
 
     Raises:
-        ImageError: the runs do not add up to the size.
+        ImageError: the runs are no lengths, or do not add up to the size.
     """
+    pixels = size[0] * size[1]
     if isinstance(counts, str):
-        counts = counts.encode()
+        counts = counts.encode(errors="replace")
     runs = _unpack(counts) if isinstance(counts, bytes) else np.array(counts, np.int64)
-    if runs.min(initial=0) < 0 or runs.sum() != size[0] * size[1]:
+    if runs.min(initial=0) < 0 or runs.max(initial=0) > pixels:  # their sum might overflow
+        raise ImageError(
+            f"an RLE has runs of {runs.min():,} to {runs.max():,} pixels; expected {shown(size)} in"
+            " all"
+        )
+    if runs.sum() != pixels:
         raise ImageError(f"an RLE has {runs.sum():,} pixels; expected {shown(size)}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
 

@@ -1,10 +1,15 @@
 """An image with the masks that a segmenter learns from."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from masking.images.arrays import Bools, Pixels
-from masking.images.decode import ImageError
+from masking.images.decode import ImageError, shown
+
+MOST = 4 << 30
+"""Largest number of bytes that the masks of one image may take."""
 
 
 class NothingToLearnError(ImageError):
@@ -25,6 +30,21 @@ class Pair:
     """File and row, for messages."""
     regions: bool
     """Whether the masks are parts of the picture (sky, road), not objects."""
+    turned: bool = False
+    """Whether the image has an EXIF orientation that turned or mirrored it."""
+
+
+def check_room(objects: int, shape: Sequence[int]) -> None:
+    """Raise ImageError if the masks of so many objects, each of shape (H, W), take too much memory.
+
+    A label map of few kilobytes may have 65,535 objects.
+    """
+    if objects * math.prod(shape) > MOST:
+        raise ImageError(
+            f"{objects:,} objects of {shown(shape)} pixels take"
+            f" {objects * math.prod(shape) / (1 << 30):,.0f} GB; at most {MOST >> 30} GB are taken"
+            " for one image: shrink it, or mark fewer objects"
+        )
 
 
 class Entry(Protocol):

@@ -24,18 +24,36 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from masking.images.arrays import Bools
-from masking.images.decode import ImageError, nearest, objects_of, read_image, read_labels
+from masking.images.decode import (
+    EXIF_CURE,
+    ImageError,
+    nearest,
+    objects_of,
+    read_image,
+    read_labels,
+)
 from masking.images.masks import refuse_soft_edges
 from masking.training.coco import survey_coco
-from masking.training.pair import Entry, NothingToLearnError, Pair, Survey
+from masking.training.pair import Entry, NothingToLearnError, Pair, Survey, check_room
 
-__all__ = ["ImageError", "NothingToLearnError", "Pair", "Pairs", "PairsConfig", "faults", "survey"]
+__all__ = [
+    "ImageError",
+    "Inspection",
+    "NothingToLearnError",
+    "Pair",
+    "Pairs",
+    "PairsConfig",
+    "inspect",
+    "survey",
+]
 
 KEPT = 2 << 30
 """Bytes of decompressed Parquet row groups that a process keeps in memory."""
@@ -115,19 +133,36 @@ class Pairs:
         return replace(self, entries=tuple(self.entries[row] for row in rows))
 
 
-def faults(pairs: Pairs, threads: int = 1) -> dict[int, ImageError]:
-    """Decode all pairs; return why some cannot be used, by index."""
+@dataclass(frozen=True)
+class Inspection:
+    """What decoding all pairs showed."""
 
-    def fault(row: int) -> ImageError | None:
+    faults: dict[int, ImageError]
+    """Why some cannot be used, by index."""
+    notes: tuple[str, ...]
+    """Lines for a person about the others."""
+
+
+def inspect(pairs: Pairs, threads: int = 1) -> Inspection:
+    """Decode all pairs."""
+
+    def look(row: int) -> ImageError | bool:
         try:
-            pairs[row]
+            return pairs[row].turned
         except ImageError as error:
             return error
-        return None
 
     with ThreadPoolExecutor(threads) as pool:
-        errors = pool.map(fault, range(len(pairs)))
-        return {row: error for row, error in enumerate(errors) if error is not None}
+        found = list(pool.map(look, range(len(pairs))))
+    turned, notes = found.count(True), list[str]()
+    if turned:
+        notes.append(
+            f"{turned:,} images were turned as their EXIF orientation says, which is how they are"
+            " displayed: their masks must fit that. Tools that ignore EXIF draw masks on the stored"
+            f" pixels. {EXIF_CURE}"
+        )
+    faults = {row: each for row, each in enumerate(found) if isinstance(each, ImageError)}
+    return Inspection(faults, tuple(notes))
 
 
 def _of_wanted_size(masks: Bools, config: PairsConfig) -> Bools:
@@ -164,6 +199,7 @@ def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
         result.faults.append(f"no path of image-mask pairs; expected {_EXPECTED}")
     elif not result.entries and not result.faults:
         result.faults.append(f"{', '.join(map(str, paths))}: no image shows an object")
+        result.faults += result.notes  # they say why
     if result.faults:
         raise ImageError(*result.faults)
     return Pairs(tuple(result.entries), config, tuple(result.notes))
@@ -220,7 +256,16 @@ class _RowGroups:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
-_VANISHED = "its objects have no pixels left at this size; pairs.longest sets the size of images"
+_VANISHED = (
+    "its objects have no pixels left at this size: they are smaller than a pixel, or outside the"
+    " image; pairs.longest sets the size of images"
+)
+
+
+def _masks_of(labels: NDArray[Any]) -> Bools:
+    """Return a mask (H, W) for each number above 0; raises ImageError if they are too many."""
+    check_room(int(np.count_nonzero(np.bincount(labels.ravel())[1:])), labels.shape)
+    return objects_of(labels)
 
 
 @dataclass(frozen=True)
@@ -243,10 +288,11 @@ class _ParquetRow:
         ignore = np.zeros(shape, dtype=np.bool_)
         if record.get("ignore") is not None:
             ignore = nearest(read_labels(record["ignore"], "column ignore", size)[0], shape) > 0
-        masks = objects_of(nearest(labels, shape))
+        masks = _masks_of(nearest(labels, shape))
         if labels.any() and not len(masks):
             raise NothingToLearnError(_VANISHED)
-        return Pair(image, masks, ignore, self.name, record.get("kind") == "regions")
+        regions = record.get("kind") == "regions"
+        return Pair(image, masks, ignore, self.name, regions, turned=orientation > 1)
 
 
 def _survey_parquet(path: Path, result: Survey, groups: _RowGroups) -> None:
@@ -313,10 +359,10 @@ class _DavisFrame:
         labels = np.where(void, 0, labels)
         refuse_soft_edges(labels, "the annotation")
         void = nearest(void, image.shape[:2])
-        masks = objects_of(nearest(labels, image.shape[:2]))
+        masks = _masks_of(nearest(labels, image.shape[:2]))
         if not len(masks):
             raise NothingToLearnError("no object on this frame")
-        return Pair(image, masks, void, self.name, regions=False)
+        return Pair(image, masks, void, self.name, regions=False, turned=orientation > 1)
 
 
 def _visible(files: Iterable[Path]) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from masking.training.pair import NothingToLearnError
-from masking.training.pairs import ImageError, faults, survey
+from masking.training.pairs import ImageError, inspect, survey
 from tests.masking.training.pictures import ALL, H, W, image, labels
 
 
@@ -59,7 +59,9 @@ def test_coco(tmp_path, packed):
     )
     found = survey([path], ALL)
     assert [entry.name for entry in found.entries] == [f"{path}, image b.png"]
-    assert found.notes == (f"{path}: 1 of 2 images show no object: left out",)
+    crowds, empty = found.notes
+    assert crowds.startswith(f"{path}: 1 of 4 segmentations are crowds")
+    assert empty == f"{path}: 1 of 2 images show no object: left out"
     pair = found[0]
     np.testing.assert_array_equal(pair.image, image(seed=1))
     masks = [filled(6, 4, 26, 20), filled(6, 10, 20, 30), filled(20, 30, 30, 40)]
@@ -113,7 +115,7 @@ def test_an_image_of_a_coco_file_that_is_not_there_costs_no_other(tmp_path):
     (tmp_path / "b.png").unlink()
     pairs = survey([path], ALL)
     assert len(pairs[0].masks) == 1
-    found = faults(pairs)
+    found = inspect(pairs).faults
     assert list(found) == [1]
     assert str(found[1]) == f"{path}, image b.png: the image {tmp_path / 'b.png'} does not exist"
 
@@ -168,7 +170,7 @@ def test_coco_that_is_odd_in_kind(tmp_path, wrong):
         {"image_id": "a", "segmentation": rectangle(4, 6, 20, 26)},
         {"image_id": 99, "segmentation": rectangle(4, 6, 20, 26)},
     ]
-    with pytest.raises(ImageError, match="annotations of image a, which is not listed") as error:
+    with pytest.raises(ImageError, match="annotations of image 'a', which is not listed") as error:
         survey([coco(tmp_path, given)], ALL)
     assert "annotation 0" in error.value.faults[2]
 
@@ -224,7 +226,7 @@ def test_davis_faults(tmp_path):
         survey([tmp_path], ALL)
     (tmp_path / "Annotations" / "a" / "00001.png").unlink()
     found = survey([tmp_path], ALL)
-    [fault] = faults(found).values()
+    [fault] = inspect(found).faults.values()
     assert str(fault) == f"{tmp_path}/Annotations/b/00000.png: no object on this frame"
     assert isinstance(fault, NothingToLearnError)  # it has left, which is no fault of the data's
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from masking.images.decode import read_image
 from masking.training import pairs as pairs_module
 from masking.training.pair import NothingToLearnError
-from masking.training.pairs import ImageError, PairsConfig, faults, survey
+from masking.training.pairs import ImageError, PairsConfig, inspect, survey
 from tests.masking.training.pictures import ALL, H, W, encoded, image, labels
 
 
@@ -224,7 +224,7 @@ def test_every_bad_row_is_named(tmp_path):
     rows = [row(), *(bad for bad, _ in BAD_ROWS.values()), row()]
     path = write(tmp_path / "x.parquet", rows, ignore=pa.binary())
     found = survey([path], PairsConfig(0, 0.1, 1))
-    bad = faults(found)
+    bad = inspect(found).faults
     assert list(bad) == list(range(1, len(rows) - 1))
     for number, (_, message) in enumerate(BAD_ROWS.values(), start=1):
         assert str(bad[number]).startswith(f"{path}, row {number}: ")
