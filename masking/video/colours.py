@@ -3,7 +3,6 @@
 from itertools import pairwise
 from typing import Any, cast
 
-import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
@@ -11,19 +10,12 @@ from av.video.reformatter import Colorspace, VideoReformatter
 
 from masking.images.arrays import Pixels
 from masking.video.frame import Report
+from masking.video.orientation import Orientation, orientation_of
 
 HD_LINES = 720
 """Lines of pixels from which untagged video is BT.709, below BT.601, as in video players."""
 _HDR = {16: "PQ", 18: "HLG"}  # colour transfers of ITU-T H.273
 _UNTAGGED = 2
-
-
-def rotation_of(raw: VideoFrame, report: Report) -> int:
-    """Return a frame's rotation in degrees counter-clockwise; 0 if it is no multiple of 90."""
-    if raw.rotation % 90 or abs(raw.rotation) > 360:
-        report.note(f"a rotation of {raw.rotation} degrees is ignored: it is not a multiple of 90")
-        return 0
-    return int(raw.rotation)
 
 
 class Converter:
@@ -33,6 +25,8 @@ class Converter:
         """Take the report that notes go to."""
         self.report = report
         self._reformatter = VideoReformatter()
+        self.orientations: dict[int, Orientation] = {}
+        """Orientations by PyAV's angle, which does not tell mirrored ones apart."""
         self._mappers: dict[tuple[Any, ...], Graph | None] = {}
 
     def __call__(self, raw: VideoFrame) -> Pixels:
@@ -41,8 +35,9 @@ class Converter:
         image = self._mapped(raw, transfer) if transfer else None
         if image is None:
             image = self._plain(raw)
-        turns = 0 if raw.rotation % 90 or abs(raw.rotation) > 360 else raw.rotation // 90
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+        if raw.rotation not in self.orientations:  # the matrix is read where the angle changes
+            self.orientations[raw.rotation] = orientation_of(raw, self.report)
+        return self.orientations[raw.rotation].apply(image)
 
     def _plain(self, raw: VideoFrame) -> Pixels:
         matrix = None

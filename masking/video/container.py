@@ -5,9 +5,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import av
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.format import Flags
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
@@ -15,37 +18,69 @@ from masking.video.frame import Report, VideoError
 
 MAX_PIXELS = 1 << 27
 """Frames of more pixels are refused by the decoder: 16,384 x 8,192."""
+FORMATS = (
+    "mov", "matroska", "mpegts", "mpeg", "avi", "asf", "flv", "ogg", "mxf", "ivf", "gif", "apng",
+    "yuv4mpegpipe", "h264", "hevc", "vvc", "av1", "obu", "mpegvideo", "m4v", "jpeg_pipe",
+    "webp_pipe",
+)  # fmt: skip
+"""FFmpeg's names of the formats that are read. All hold their own pictures: a playlist or a pattern
+of names would make a job read other files of the machine."""
+OPENING_S = 30
+"""Seconds that opening a file, or reading one packet, may take."""
 _NOT_THE_FILE = {
-    errno.EIO, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
-    errno.ENOMEM, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV,
+    errno.ESTALE, errno.EACCES, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE,
+    errno.ENOTCONN, errno.EHOSTDOWN, errno.ENODEV,
 }  # fmt: skip
 """Errors of a disk, the network or this machine, which damage to the file does not cause."""
+_PICTURES = ("mjpeg", "png", "bmp", "webp", "gif")
+"""Codecs of a preview beside the film of a file."""
+_CHUNK = 1 << 22
 
 
-def open_container(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """Open a file; return the container and its first video stream that is not a cover picture.
+def open_input(path: Path) -> InputContainer:
+    """Open a file of sound and pictures.
 
     Raises:
-        VideoError: the file is missing, is no video, or has no decoder.
+        VideoError: it is missing, or cannot be opened.
+        OSError, MemoryError: the machine failed, not the file.
     """
     # Messages of FFmpeg that matter are raised as exceptions, too.
     logging.getLogger("libav").setLevel(logging.CRITICAL)
+    only = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
     try:
-        container = av.open(str(path.absolute()), metadata_errors="replace")
-    except FFmpegError as error:
+        return av.open(
+            str(path.absolute()),
+            container_options=only,
+            metadata_errors="replace",
+            timeout=OPENING_S,
+        )
+    except (FFmpegError, OSError) as error:
         _check_machine(error, path)
         if error.errno == errno.ENOENT:
             raise VideoError("not_found", f"{path}: no such file (any more)") from error
+        reason = str(error.strerror)
+        if error.errno == errno.EINVAL:
+            reason = "not one of the containers that are read; playlists are not"
+        if isinstance(error, av.error.ExitError):
+            reason = f"it takes more than {OPENING_S} s"
         raise VideoError(
-            "not_a_video", f"{path}: not a video that can be opened: {error.strerror}"
+            "not_a_video", f"{path}: not a video that can be opened: {reason}"
         ) from error
-    videos = container.streams.video
-    films = [s for s in videos if not s.disposition & Disposition.attached_pic]
-    if not videos:
+
+
+def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:
+    """Open a file; return the container and the video stream that a player shows.
+
+    Raises:
+        VideoError: the file is missing, is no video, or has no decoder.
+        OSError, MemoryError: the machine failed, not the file.
+    """
+    container = open_input(path)
+    if not container.streams.video:
         kinds = ", ".join(sorted({s.type for s in container.streams})) or "none"
         container.close()
         raise VideoError("no_video_stream", f"{path}: no video stream (streams: {kinds})")
-    stream = (films or list(videos))[0]
+    stream = max(container.streams.video, key=_rank)  # the first of equal ones
     context = stream.codec_context
     if context is None:
         container.close()
@@ -55,8 +90,40 @@ def open_container(path: Path) -> tuple[av.container.InputContainer, av.VideoStr
     return container, stream
 
 
+def _rank(stream: av.VideoStream) -> tuple[bool, bool, bool, bool, int]:
+    """Return what makes a player show a stream: a film rather than a cover, one that decodes, the
+    one that is marked as the default, the largest."""
+    context, flags = stream.codec_context, stream.disposition
+    is_cover = bool(flags & (Disposition.attached_pic | Disposition.timed_thumbnails))
+    if context is None:
+        return not is_cover, True, False, False, 0
+    is_film = context.name not in _PICTURES or stream.frames != 1
+    area = context.width * context.height
+    return not is_cover, is_film, True, bool(flags & Disposition.default), area
+
+
+def note_streams(container: InputContainer, stream: av.VideoStream, report: Report) -> None:
+    """Note which of several video streams is read, covers not counted."""
+    films = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if len(films) > 1:
+        report.note(
+            f"stream {stream.index} ({_size(stream)}) is read, of {len(films)} video streams; the"
+            " others: " + ", ".join(f"{s.index} ({_size(s)})" for s in films if s is not stream)
+        )
+
+
+def _size(stream: av.VideoStream) -> str:
+    context = stream.codec_context
+    return "no decoder" if context is None else f"{context.width} x {context.height}"
+
+
+def jumps(container: InputContainer) -> bool:
+    """Return whether timestamps may jump, as in transport streams and on DVDs."""
+    return bool(container.format.flags & cast(int, Flags.ts_discont.value))
+
+
 def decoded_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, report: Report
+    container: InputContainer, stream: av.VideoStream, report: Report
 ) -> Iterator[VideoFrame]:
     """Yield all frames that decode; packets that do not are counted and skipped.
 
@@ -93,9 +160,30 @@ def _flushed(stream: av.VideoStream, report: Report) -> Iterator[VideoFrame]:
         report.note(f"the decoder fails: {error.strerror}")
 
 
+def seek(container: InputContainer, stream: av.VideoStream, stamp: int) -> bool:
+    """Move to a timestamp; return whether the container can.
+
+    Raises:
+        OSError, MemoryError: the machine failed, not the file.
+    """
+    try:
+        container.seek(stamp, stream=stream)
+    except (FFmpegError, OSError) as error:
+        _check_machine(error, container.name)
+        return False
+    return True
+
+
 def _check_machine(error: FFmpegError | OSError, path: Path | str) -> None:
-    """Raise an error that is not the file's fault as OSError or MemoryError."""
+    """Raise an error that is not the file's fault as OSError or MemoryError.
+
+    FFmpeg's readers return EIO for damage, too: then all bytes of the file can be read.
+    """
     if error.errno == errno.ENOMEM:
         raise MemoryError(f"{path}: the machine is out of memory") from error
     if error.errno in _NOT_THE_FILE:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    if error.errno == errno.EIO:
+        with Path(path).open("rb") as stream:
+            while stream.read(_CHUNK):
+                pass

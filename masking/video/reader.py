@@ -77,8 +77,23 @@ class Video:
 
     @property
     def rotation(self) -> int:
-        """Degrees counter-clockwise by which stored frames are rotated for display."""
+        """Degrees counter-clockwise by which stored frames are rotated for display; those of a
+        mirrored video are mirrored left to right after that."""
         return self._source.rotation
+
+    @property
+    def pixel_aspect(self) -> Fraction | None:
+        """Width of a pixel by its height, as displayed; None: unknown, or images."""
+        return self._source.pixel_aspect if isinstance(self._source, VideoFile) else None
+
+    @property
+    def origins(self) -> Sequence[Fraction]:
+        """Seconds of the file's own clock at which the time is 0, known from the first frame on.
+
+        Each recording of joined ones, from its first frame on, has its own; images have none.
+        """
+        clock = self._source.clock if isinstance(self._source, VideoFile) else None
+        return () if clock is None else clock.origins
 
     @property
     def codec(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from masking.video import container as container_module
 from masking.video import file as video_module
 from masking.video.frame import VideoError
 from masking.video.reader import Video
@@ -200,39 +201,71 @@ def test_what_follows_the_last_box_of_a_file_is_not_missed(tmp_path):
     assert missing_bytes(odd) == 0
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOMEM])
-def test_trouble_of_the_disk_is_not_taken_for_damage(tmp_path, monkeypatch, code):
-    path = clip(tmp_path / "a.mp4")
-    demux = av.container.InputContainer.demux
-
-    def failing(container, stream):
-        yield from islice(demux(container, stream), 20)
-        raise av.error.FFmpegError(code, os.strerror(code))
+def fail_after_20_packets(monkeypatch, code):
+    """Make every container raise an error of FFmpeg in its middle."""
+    source = video_module.open_container
 
     class Failing:
         def __init__(self, container):
-            self.container, self.name = container, container.name
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
 
         def demux(self, stream):
-            return failing(self.container, stream)
+            yield from islice(self._container.demux(stream), 20)
+            raise av.error.FFmpegError(code, os.strerror(code))
 
         def __enter__(self):
             return self
 
         def __exit__(self, *error):
-            self.container.close()
+            self._container.close()
 
-    with Video.open(path) as video:
-        source = video_module.open_container
+    def opened(path):
+        container, stream = source(path)
+        return Failing(container), stream
 
-        def opened(path):
-            container, stream = source(path)
-            return Failing(container), stream
+    monkeypatch.setattr(video_module, "open_container", opened)
 
-        monkeypatch.setattr(video_module, "open_container", opened)
-        with pytest.raises(MemoryError if code == errno.ENOMEM else OSError) as error:
-            list(video)
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_trouble_of_the_disk_is_not_taken_for_damage(tmp_path, monkeypatch, code):
+    path = clip(tmp_path / "a.mp4")
+
+    class Unreadable(type(path)):
+        def open(self, *mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+
+    fail_after_20_packets(monkeypatch, code)
+    monkeypatch.setattr(container_module, "Path", Unreadable)
+    with (
+        Video.open(path) as video,
+        pytest.raises(MemoryError if code == errno.ENOMEM else OSError) as error,
+    ):
+        list(video)
     assert str(path) in str(error.value)
+
+
+def test_an_input_error_in_a_file_that_can_be_read_is_damage(tmp_path, monkeypatch):
+    path = clip(tmp_path / "a.mp4")
+    fail_after_20_packets(monkeypatch, errno.EIO)
+    with Video.open(path) as video:
+        assert 15 < len(list(video)) < 25
+        assert video.report.cut_off
+
+
+def test_a_header_that_is_cut_anywhere_is_the_fault_of_the_file(tmp_path):
+    """FFmpeg's reader of Matroska gives an input error at many of these places."""
+    whole = clip(tmp_path / "whole.mkv", frames=4).read_bytes()
+    cut, codes = tmp_path / "cut.mkv", set()
+    for length in range(1, 700, 3):
+        cut.write_bytes(whole[:length])
+        try:
+            list(Video.open(cut))
+        except VideoError as error:
+            codes.add(error.code)
+    assert codes <= {"not_a_video", "no_video_stream", "no_frames", "no_decoder"}
 
 
 @pytest.mark.parametrize(("name", "code"), [("absent.mp4", "not_found"), ("folder", "not_a_video")])

@@ -9,6 +9,7 @@ from av.video.reformatter import Colorspace
 
 from masking.video.reader import Video
 from masking.video.writer import Film
+from tests.masking.video.clips import beep_of, write_video
 
 
 def test_a_film_of_images_begins_at_once_and_has_one_size(tmp_path):
@@ -42,21 +43,54 @@ def test_film_keeps_colours_in_the_matrix_that_players_take(tmp_path, kind, line
 
 
 @pytest.mark.parametrize("kind", ["overlay", "cutout"])
-def test_film_takes_sound_that_its_container_cannot_hold(tmp_path, kind):
-    source = tmp_path / "source.avi"
-    with av.open(str(source), "w") as container:
-        audio = container.add_stream("pcm_mulaw", rate=8000)
-        audio.layout = "mono"
-        part = av.AudioFrame.from_ndarray(np.zeros((1, 4000), np.int16), "s16", "mono")
-        part.sample_rate, part.pts = 8000, 0
-        container.mux(audio.encode(part))
-        container.mux(audio.encode(None))
+@pytest.mark.parametrize(
+    ("ending", "codec", "rate", "layout", "wanted"),
+    [
+        ("avi", "pcm_mulaw", 8000, "mono", 8000),
+        ("mov", "pcm_u8", 22_254, "mono", 24_000),
+        ("avi", "pcm_u8", 4_000, "stereo", 7_350),
+        ("mkv", "pcm_f32le", 192_000, "stereo", 96_000),
+        ("mkv", "pcm_f64le", 48_000, "6.1", 48_000),
+        ("mkv", "pcm_f32le", 48_000, "hexadecagonal", 48_000),
+        ("mkv", "pcm_f32le", 500_000, "3.1", 96_000),
+    ],
+)
+def test_film_takes_sound_that_its_container_cannot_hold(
+    tmp_path, kind, ending, codec, rate, layout, wanted
+):
+    source = write_video(tmp_path / f"a.{ending}", 25, (32, 32), codec, rate, layout, beep_s=0.5)
     channels = 4 if kind == "cutout" else 3
-    with Film(tmp_path / "film", kind, (32, 32), source) as film:
-        for number in range(10):
-            film.write(np.zeros((32, 32, channels), np.uint8), number / 25)
+    with Video.open(source) as video:
+        times = [frame.time_s for frame in video]
+        with Film(tmp_path / "film", kind, (32, 32), video) as film:
+            for time in times:
+                film.write(np.zeros((32, 32, channels), np.uint8), time)
+    assert film.notes == []
     with av.open(str(tmp_path / "film")) as container:
-        assert container.streams.audio[0].codec_context.name == "aac"
+        heard = container.streams.audio[0].codec_context
+        assert (heard.name, heard.sample_rate) == ("aac", wanted)
+    assert beep_of(tmp_path / "film") == pytest.approx(beep_of(source), abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["overlay", "cutout"])
+def test_film_keeps_the_pixel_aspect_as_displayed(tmp_path, kind):
+    wide = write_video(tmp_path / "wide.mp4", 2, aspect=Fraction(4, 3))
+    with av.open(str(wide)) as source, av.open(str(tmp_path / "turned.mp4"), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        copy.set_display_rotation(90)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copy
+                target.mux(packet)
+    for name, wanted in (("wide.mp4", Fraction(4, 3)), ("turned.mp4", Fraction(3, 4))):
+        with Video.open(tmp_path / name) as video:
+            image = next(iter(video)).image
+            if kind == "cutout":
+                image = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
+            with Film(tmp_path / "film", kind, image.shape[:2], video) as film:
+                film.write(image, 0)
+        with av.open(str(tmp_path / "film")) as container:
+            assert container.streams.video[0].sample_aspect_ratio == wanted
 
 
 @pytest.mark.parametrize("kind", ["overlay", "cutout"])
@@ -82,9 +116,11 @@ def test_film_keeps_times_and_sound(tmp_path, kind):
         container.mux(video.encode(None))
     target = tmp_path / ("film.mov" if kind == "cutout" else "film.mp4")
     channels = 4 if kind == "cutout" else 3
-    with Film(target, kind, (33, 47), source) as film:
-        for number, time in enumerate(times):
-            film.write(np.full((33, 47, channels), 50 * number, np.uint8), time)
+    with Video.open(source) as video:
+        next(iter(video))
+        with Film(target, kind, (33, 47), video) as film:
+            for number, time in enumerate(times):
+                film.write(np.full((33, 47, channels), 50 * number, np.uint8), time)
     with Video.open(target) as video:
         frames = list(video)
     assert [frame.time_s for frame in frames] == pytest.approx(times, abs=1e-4)
