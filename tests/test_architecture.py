@@ -22,6 +22,7 @@ FLOORS = {
         ["masking"],
         ["masking/outputs"],
         ["masking/tracking"],
+        ["masking/manifest/formats"],
         ["masking/training", "masking/manifest"],
         ["masking/segmenter", "masking/video"],
         ["masking/images"],

@@ -12,8 +12,9 @@ from jobs.storage.errors import explain
 from jobs.storage.location import Location, StorageError
 from jobs.weights.files import fingerprint
 from masking.manifest.faults import Fault, ManifestError
+from masking.manifest.formats.read import parse_table
 from masking.manifest.rows import Row, prompts
-from masking.manifest.table import VideoPrompts, parse_table, read_manifest
+from masking.manifest.table import VideoPrompts, read_manifest
 from masking.outputs import rows as outputs
 from masking.segmenter import weights as checkpoint
 from masking.tracking.state import TrackConfig

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 LISTED = 20
 """Faults that a message lists; further ones are only counted. `ManifestError.faults` has all."""
+_SHOWN = 300  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,13 @@ class Fault:
     """The value, as text."""
     expected: str
     """What was expected instead."""
+    place: str = ""
+    """Where it is, in a file that has no rows as a spreadsheet shows them: the line."""
 
     def __str__(self) -> str:
-        where = f"row {self.row}: " if self.row else ""
-        return f"{where}{self.column} is {self.value}; expected {self.expected}"
+        place = self.place or (f"row {self.row}" if self.row else "")
+        value = self.value if len(self.value) <= _SHOWN else f"{self.value[:_SHOWN]}..."
+        return f"{place and f'{place}: '}{self.column} is {value}; expected {self.expected}"
 
 
 class ManifestError(ValueError):
@@ -37,3 +41,14 @@ class ManifestError(ValueError):
         lines = [str(fault) for fault in self.faults[:LISTED]]
         rest = len(self.faults) - LISTED
         return "\n".join([*lines, f"... and {rest:,} more"] if rest > 0 else lines)
+
+
+def text_fault(number: int, column: str, text: str) -> Fault | None:
+    """Return the fault of a text that files and tables do not take; None: there is none."""
+    if "\0" in text:
+        return Fault(number, column, ascii(text), "text without the character NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Fault(number, column, ascii(text), "text that UTF-8 can encode")
+    return None

@@ -1,5 +1,6 @@
 """Prompts fitted to their video: frames by timestamps, places in pixels, an object's plan."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -8,9 +9,17 @@ import numpy as np
 
 from masking.manifest.faults import Fault, ManifestError
 from masking.manifest.prompt import FramePrompt, PromptRole
-from masking.manifest.rows import Row, fault_outside, prompts, rows_by_object, span
+from masking.manifest.rows import (
+    Row,
+    contradictions,
+    fault_outside,
+    prompts,
+    rows_by_object,
+    span,
+)
 
 _SLACK = 1.0  # pixels by which a box may exceed the frame: detectors round
+_ROUNDED = 0.0005 + 1e-6  # seconds: most programs write times to the millisecond
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,9 @@ def resolve(
         complete: whether `times` has all frames of the video.
 
     Raises:
-        ManifestError: prompts outside the frame, beyond the last frame, or at a time in a video
-            without timestamps; a frame on which an object has neither a mask nor a positive point.
+        ManifestError: prompts outside the frame, beyond the last frame, at a time in a video
+            without timestamps, or at a frame and a time that are not the same; a frame on which an
+            object has neither a mask nor a positive point; points that contradict each other.
     """
     faults: list[Fault] = []
     plans = []
@@ -91,13 +101,17 @@ def frame_of(
 ) -> int | None:
     """Return the frame that a row refers to; None if there is none, after a fault was added.
 
-    Arguments are those of `resolve`; `faults` is the list that a fault is added to.
+    A time selects the frame that is shown then, or the next one if that begins within half a
+    millisecond: times are often rounded. Arguments are those of `resolve`; `faults` is the list
+    that a fault is added to.
     """
     if row.frame is not None:
         if complete and row.frame >= len(times):
             expected = f"0 to {len(times) - 1}, the last frame"
             faults.append(Fault(row.number, "frame", str(row.frame), expected))
             return None
+        if fault := _time_fault(row, row.frame, times, complete):
+            faults.append(fault)
         return row.frame
     stamped = [(time, frame) for frame, time in enumerate(times) if time is not None]
     known = [time for time, _ in stamped]
@@ -111,7 +125,32 @@ def frame_of(
         expected = f"0 to {last:g}, the end of the video"
         faults.append(Fault(row.number, "time_s", f"{wanted:g}", expected))
         return None
-    return stamped[max(0, int(np.searchsorted(known, wanted + 1e-6, side="right")) - 1)][1]
+    shown = max(0, int(np.searchsorted(known, wanted + 1e-6, side="right")) - 1)
+    if shown + 1 < len(known):
+        gap, rest = known[shown + 1] - known[shown], known[shown + 1] - wanted
+        shown += rest <= min(_ROUNDED, gap / 2)
+    return stamped[shown][1]
+
+
+def _time_fault(
+    row: Row, frame: int, times: Sequence[float | None], complete: bool
+) -> Fault | None:
+    """Return the fault of a row with a frame and a time of another one; None: there is none.
+
+    The time may be earlier than the frame by half the time between frames, as rounding makes it.
+    """
+    own = times[frame] if frame < len(times) else None
+    if row.time_s is None or own is None:
+        return None
+    before = times[frame - 1] if frame else None
+    after = times[frame + 1] if frame + 1 < len(times) else None
+    if after is None and complete and before is not None:  # the last frame
+        after = 2 * own - before + _ROUNDED
+    first = own if before is None else (own + before) / 2
+    if first - _ROUNDED <= row.time_s and (after is None or row.time_s < after):
+        return None
+    value = f"{row.time_s:g}, not the time of frame {frame}"
+    return Fault(row.number, "time_s", value, f"{own:g}; or leave frame or time_s empty")
 
 
 def _prompt(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> FramePrompt:
@@ -132,13 +171,15 @@ def _prompt(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> 
             box = np.array([*place, *corner], np.float32)
             if not (box[0] < box[2] and box[1] < box[3]):
                 faults.append(Fault(row.number, "x2, y2", "not below and right of x, y", "a box"))
-        x, y = np.array(place, np.float32)  # as they are stored: 159.999999 becomes 160
+        with np.errstate(over="ignore"):
+            x, y = np.array(place, np.float32)  # as they are stored: 159.999999 becomes 160
         if not (0 <= x < size[1] and 0 <= y < size[0]):
             faults.append(_outside_frame(row, "x, y", place, size))
         if row.corner is not None and (
             corner[0] > size[1] + _SLACK or corner[1] > size[0] + _SLACK
         ):
             faults.append(_outside_frame(row, "x2, y2", corner, size))
+    faults += contradictions((row, _pixel(row, size)) for row in rows if row.xy and not row.corner)
     roles = {row.role for row in rows}
     if len(roles) > 1:
         expected = "one role for each object and frame"
@@ -149,6 +190,11 @@ def _prompt(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> 
         box,
         cast(PromptRole, rows[0].role),
     )
+
+
+def _pixel(row: Row, size: tuple[int, int]) -> tuple[int, int]:
+    x, y = in_pixels(row, cast(tuple[float, float], row.xy), size)
+    return math.floor(x), math.floor(y)
 
 
 def _outside_frame(

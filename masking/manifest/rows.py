@@ -10,53 +10,25 @@ on the video, its size, its timestamps, its length, is checked in `masking.manif
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import pandas as pd
 
-from masking.manifest.faults import Fault, ManifestError
-from masking.manifest.prompt import PromptRole
+from masking.manifest.columns import COLUMNS as COLUMNS
+from masking.manifest.columns import ROLES as ROLES
+from masking.manifest.columns import Role, column_faults
+from masking.manifest.faults import Fault, ManifestError, text_fault
 
 Coords = Literal["pixel", "normalized"]
 
-COLUMNS = {
-    "uri": "a video file or a folder of frames, local or s3://; relative to the manifest's folder",
-    "video_id": "name of the video in results; empty: the uri without scheme and ending",
-    "object_id": "number of the object, from 1",
-    "object_name": "name of the object, for people",
-    "frame": "index of the frame, from 0, in presentation order; a row has this or time_s",
-    "time_s": "seconds since the first frame; it selects the frame that is shown at that time",
-    "x": "pixels from the left to the point, or to the left edge of a box",
-    "y": "pixels from the top to the point, or to the top edge of a box",
-    "label": "1 or positive: on the object; 0 or negative: not on it",
-    "prompt_type": "point or box; empty: a box if x2 or y2 is given, else a point",
-    "x2": "pixels from the left to the right edge of a box",
-    "y2": "pixels from the top to the bottom edge of a box",
-    "role": "init (also if empty), correct, accept, end or absent; the last three need no x and y",
-    "until": "with role accept: last frame that is accepted; empty: only the row's own frame",
-    "start_frame": "first frame on which the object is tracked; empty: the video's first",
-    "end_frame": "last frame on which it is tracked; empty: the video's last",
-    "coords": "pixel (also if empty), or normalized for shares of the frame's width and height",
-    "ref_width": "width of the frame that x and x2 refer to, if it differs from the video's",
-    "ref_height": "height of the frame that y and y2 refer to, if it differs from the video's",
-}
-"""Columns of a manifest, and what each holds; others are passed on."""
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
-Role = PromptRole | Literal["accept"]
-ROLES: dict[Role, str] = {
-    "init": "the object is here; its mask starts from these prompts only",
-    "correct": "the prompts correct the tracked mask; prompts that are all negative always do",
-    "accept": "the masks from this frame up to the frame `until` are right; no mask changes",
-    "end": "the object is not tracked from this frame on",
-    "absent": "the object is not visible from this frame on, until its next prompt",
-}
-"""Roles of a row, and what each means."""
 _ROLES: tuple[Role, ...] = tuple(ROLES)
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
 LARGEST_ID = 65_535
 """Largest id of an object: label maps have 16 bits."""
+_LARGEST = 2**63 - 1  # of a number: tables hold whole ones in 64 bits
 
 
 @dataclass(frozen=True)
@@ -130,8 +102,15 @@ def parse_rows(
     """
     if isinstance(table, str | Mapping):
         return [], [Fault(0, "the table", f"a {type(table).__name__}", "a list of rows")]
-    records = table.to_dict("records") if isinstance(table, pd.DataFrame) else [*table]
-    rows, faults = [], []
+    if isinstance(table, pd.DataFrame):
+        names = [str(name) for name in table.columns]
+        once = table.loc[:, ~table.columns.duplicated()]
+        records: list[Any] = once.to_dict("records")
+    else:
+        records = [*table]
+        used = dict.fromkeys(k for row in records if isinstance(row, Mapping) for k in row)
+        names = [str(name) for name in used]
+    faults, rows = column_faults(names), list[Row]()
     for number, record in zip(numbers or range(1, len(records) + 1), records, strict=True):
         if not isinstance(record, Mapping):
             faults.append(Fault(number, "the row", repr(record), "values by name of column"))
@@ -176,6 +155,8 @@ class _Reader:
             self._fault("x, y", f"({xy[0]:g}, {xy[1]:g})", "0 to 1 with normalized coords")
         span = self._whole("start_frame", 0), self._whole("end_frame", 0)
         name = str(self.record["object_name"]) if self._given("object_name") else ""
+        if fault := text_fault(self.number, "object_name", name):
+            self.faults.append(fault)
         return Row(
             self.number, object_id or 0, name, frame, time_s, role, xy, corner,
             self._label(boxed), normalized, reference, span,
@@ -195,20 +176,24 @@ class _Reader:
             return None
         value = self.record[column]
         try:
-            number = float(value)
-        except (TypeError, ValueError):
+            number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not (math.isfinite(number) and number >= least) or isinstance(value, bool):
-            self._fault(column, repr(value), f"a number from {least:g}")
+        if not least <= number <= _LARGEST:
+            more = f" to {_LARGEST:g}" if number > _LARGEST else ""
+            more += ", with a point as the decimal sign" if "," in str(value) else ""
+            self._fault(column, repr(value), f"a number from {least:g}{more}")
             return None
         return number
 
     def _whole(self, column: str, least: int, needed: bool = False) -> int | None:
         number = self._number(column, least, needed)
-        if number is not None and number != int(number):
+        if number is None:
+            return None
+        if number != int(number):
             self._fault(column, number, f"a whole number from {least}")
             return None
-        return None if number is None else int(number)
+        return int(number)
 
     def _pair(self, first: str, second: str, least: float = 0) -> tuple[float, float] | None:
         x, y = (self._number(column, least, needed=True) for column in (first, second))
@@ -247,9 +232,15 @@ def object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
     for object_id, mine in rows_by_object(rows).items():
         first, where = mine[0].number, f"of object {object_id}"
         placed = [row for row in mine if row.xy and row.role not in _WORDS]
-        if not any(row.corner or row.label for row in placed):
+        located = [row for row in placed if row.corner or row.label]
+        if not located:
             kind = "only negative points" if placed else "no points"
             yield Fault(first, f"label {where}", kind, "at least a positive point or a box")
+        elif all(row.role == "correct" for row in located):
+            expected = "init for the prompts that place the object; no row does yet"
+            yield Fault(located[0].number, f"role {where}", "correct", expected)
+        points = ((row, row.xy) for row in placed if row.xy and not row.corner)
+        yield from contradictions((row, _pixel(row, xy)) for row, xy in points)
         for place, name in ((0, "start_frame"), (1, "end_frame")):
             values = {value for row in mine if (value := row.span[place]) is not None}
             if len(values) > 1:
@@ -262,6 +253,30 @@ def object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
         for row in mine:
             if row.frame is not None and (fault := fault_outside(row, row.frame, start, end)):
                 yield fault
+
+
+def contradictions(points: Iterable[tuple[Row, Hashable]]) -> Iterator[Fault]:
+    """Yield the faults of points of an object that are positive and negative in one place.
+
+    Args:
+        points: rows of one object, each with the frame and the pixel that it is on.
+    """
+    seen: dict[Hashable, Row] = {}
+    for row, place in points:
+        other = seen.setdefault(place, row)
+        if other.label != row.label:
+            kind, opposite = ("positive", "negative") if row.label else ("negative", "positive")
+            value = f"{kind} on a pixel of the frame that row {other.number} calls {opposite}"
+            expected = "one of the two; delete the other"
+            yield Fault(row.number, f"label of object {row.object_id}", value, expected)
+
+
+def _pixel(row: Row, place: tuple[float, float]) -> Hashable:
+    """Return the frame and the pixel of a point as far as they are known without the video."""
+    exact = row.normalized or row.reference is not None
+    where = place if exact else (math.floor(place[0]), math.floor(place[1]))
+    when = ("frame", row.frame) if row.frame is not None else ("time_s", row.time_s)
+    return when, row.normalized, row.reference, where
 
 
 def fault_outside(row: Row, frame: int, start: int, end: int | None) -> Fault | None:

@@ -3,12 +3,13 @@
 import io
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from masking.manifest.faults import ManifestError
-from masking.manifest.table import default_id, parse_table, read_manifest
+from masking.manifest.formats.read import parse_table
+from masking.manifest.records import Table
+from masking.manifest.table import default_id, read_manifest
 
 ROWS = [
     {"uri": "a.mp4", "object_id": 1, "frame": 0, "x": 20, "y": 30.5, "label": 1, "camera": "north"},
@@ -75,14 +76,12 @@ def test_a_video_without_prompts_is_a_fault():
 
 def test_a_trailing_comma_shifts_nothing():
     content = b"uri,object_id,frame,x,y\na.mp4,1,0,20,30,\n"
-    with pytest.warns(pd.errors.ParserWarning):
-        table = parse_table("m.csv", content)
-    (video,), _, _ = read_manifest(table)
+    (video,), _, _ = read_manifest(parse_table("m.csv", content))
     assert (video.uri, video.rows[0].xy) == ("a.mp4", (20, 30))
 
 
 def test_an_id_that_no_disk_takes_as_a_name():
-    _, _, loose = read_manifest(pd.DataFrame([ROWS[0] | {"uri": "clips/" + "長" * 83 + ".mp4"}]))
+    _, _, loose = read_manifest(Table.of([ROWS[0] | {"uri": "clips/" + "長" * 83 + ".mp4"}]))
     assert "expected names of up to 247 bytes; a column video_id can give" in str(loose[0])
 
 
@@ -100,7 +99,7 @@ def test_a_video_is_called_after_its_uri(uri, name):
 def test_faults_of_a_video_do_not_touch_the_others():
     rows = [*ROWS, {"uri": "d.mp4", "object_id": 1, "frame": 0, "x": -4, "y": 2}]
     rows += [{"uri": "d.mp4", "object_id": 0, "frame": 0, "x": 4, "y": 2}]
-    sound, faulty, loose = read_manifest(pd.DataFrame(rows))
+    sound, faulty, loose = read_manifest(Table.of(rows))
     assert [video.video_id for video in sound] == ["a", "bucket/b/c"]
     assert [str(fault) for fault in faulty["d"]] == [
         "row 4: x is -4; expected a number from 0",
@@ -117,10 +116,11 @@ def test_names_that_collide_or_lead_out():
         {"uri": "b.mp4", "object_id": 1, "frame": 0, "x": 1, "y": 1, "video_id": "../b"},
         {"uri": "", "object_id": 1, "frame": 0, "x": 1, "y": 1},
     ]
-    sound, faulty, loose = read_manifest(pd.DataFrame(rows))
+    sound, faulty, loose = read_manifest(Table.of(rows))
     assert sound == []
     assert [str(fault) for fault in faulty["a"]] == [
-        "row 2: uri is 'a.mov'; expected one uri for video_id a"
+        "row 2: uri is 'a.mov'; expected a.mp4, as in the first row of video_id a; give another"
+        " video another video_id in a column of that name"
     ]
     assert [fault.row for fault in loose] == [4, 5]
 
@@ -128,10 +128,14 @@ def test_names_that_collide_or_lead_out():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.jsonl", b'{"uri": "a"}\n{broken', "m.jsonl is unreadable: line 2"),
-        ("m.jsonl", b"[1, 2]", "line 1: '.1, 2.' is not a JSON object"),
+        (
+            "m.jsonl",
+            b'{"uri": "a"}\n{broken',
+            "line 2: the line is not JSON: Expecting property name",
+        ),
+        ("m.jsonl", b"[1, 2]", "line 1: the line is '.1, 2.', not an object; expected a"),
         ("m.parquet", b"PAR1", "m.parquet is unreadable"),
-        ("m.csv", b"", "m.csv is unreadable"),
+        ("m.csv", b"", "the table is empty; expected a row for each click, with"),
         ("m.xlsx", b"", "m.xlsx is of an unknown kind"),
     ],
 )
@@ -141,14 +145,17 @@ def test_a_table_that_does_not_read(name, content, message):
 
 
 def test_a_column_of_lists_travels_along():
-    table = pd.DataFrame([ROWS[0]]).assign(tags=[np.array(["a", "b"])])
-    sound, _, _ = read_manifest(table)
-    assert sound[0].extra["tags"] == "['a' 'b']"
+    file = io.BytesIO()
+    pd.DataFrame([ROWS[0]]).assign(tags=[["a", "b"]]).to_parquet(file)
+    sound, _, _ = read_manifest(parse_table("m.parquet", file.getvalue()))
+    assert sound[0].extra["tags"] == "['a', 'b']"
 
 
 def test_a_table_without_its_columns():
-    _, _, loose = read_manifest(pd.DataFrame({"x": [1]}))
-    assert str(loose[0]).startswith("the table is without uri and object_id; expected a row for")
+    _, _, loose = read_manifest(Table.of([{"x": 1}]))
+    assert str(loose[0]).startswith(
+        "the table is without uri and object_id; its columns are 'x'; expected a row for"
+    )
 
 
 def test_a_row_with_a_comma_too_many_is_named():
@@ -171,4 +178,34 @@ def test_rows_count_as_a_spreadsheet_counts_them():
 def test_text_that_utf8_cannot_hold_is_a_fault_of_its_row():
     line = json.dumps(dict(ROWS[0], uri="\ud800.mp4"))
     _, _, (fault,) = read_manifest(parse_table("m.jsonl", line.encode()))
-    assert str(fault) == "row 1: uri is '\\ud800.mp4'; expected text that UTF-8 can encode"
+    assert str(fault) == "line 1: uri is '\\ud800.mp4'; expected text that UTF-8 can encode"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"uri": "a\0b.mp4"},
+            "row 1: uri is 'a\\x00b.mp4'; expected text without the character NUL",
+        ),
+        ({"video_id": "a\0b"}, "row 1: video_id is 'a\\x00b'; expected text without the character"),
+        (
+            {"uri": "a/" * 2500 + "b.mp4"},
+            "row 1: uri is of 5,005 bytes; expected a path of up to 4,0",
+        ),
+        ({"video_id": "/".join(["name"] * 200)}, "row 1: video_id is of 999 bytes; expected up to"),
+        ({"uri": 7}, "row 1: uri is 7; expected a text, the path of a video"),
+        ({"uri": ["a.mp4"]}, "row 1: uri is ['a.mp4']; expected a text"),
+        ({"video_id": {"a": 1}}, "row 1: video_id is {'a': 1}; expected a text"),
+    ],
+)
+def test_names_that_no_video_has(changes, message):
+    sound, faulty, (fault,) = read_manifest(Table.of([ROWS[0] | changes, ROWS[2]]))
+    assert str(fault).startswith(message)
+    assert [video.video_id for video in sound] == ["bucket/b/c"]
+    assert faulty == {}
+
+
+def test_text_of_ones_own_that_no_table_takes():
+    _, faulty, _ = read_manifest(Table.of([ROWS[0] | {"camera": "\ud800"}]))
+    assert str(faulty["a"][0]) == "row 1: camera is '\\ud800'; expected text that UTF-8 can encode"

@@ -52,7 +52,8 @@ def test_boxes_spans_and_words():
 
 
 @pytest.mark.parametrize(
-    ("time_s", "frame"), [(0, 0), (0.039, 0), (0.04, 1), (0.29, 1), (0.3, 2), (0.35, 3)]
+    ("time_s", "frame"),
+    [(0, 0), (0.039, 0), (0.0396, 1), (0.04, 1), (0.29, 1), (0.2994, 1), (0.3, 2), (0.35, 3)],
 )
 def test_a_time_means_the_frame_that_is_shown_then(time_s, frame):
     (plan,) = plans({"object_id": 1, "time_s": time_s, "x": 1, "y": 1})
@@ -133,3 +134,111 @@ def test_times_need_time_stamps():
 def test_frames_beyond_the_known_ones_are_not_checked():
     (plan,) = plans(point(frame=2), times=TIMES[:3], complete=False)
     assert list(plan.prompts) == [2]
+
+
+@pytest.mark.parametrize("rate", [23.976, 24, 25, 29.97, 30, 48, 50, 59.94, 60, 120, 240, 480])
+def test_times_rounded_to_milliseconds_mean_their_own_frame(rate):
+    times = [frame / rate for frame in range(500)]
+    rows = [{"object_id": 1, "time_s": round(time, 3), "x": 1, "y": 1} for time in times]
+    (plan,) = plans(*rows, times=times)
+    assert list(plan.prompts) == [*range(500)]
+
+
+@pytest.mark.parametrize("rate", [1000, 2000, 10_000])
+def test_exact_times_of_very_many_frames_a_second_mean_their_own_frame(rate):
+    times = [frame / rate for frame in range(500)]
+    (plan,) = plans(
+        *({"object_id": 1, "time_s": time, "x": 1, "y": 1} for time in times), times=times
+    )
+    assert list(plan.prompts) == [*range(500)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "time_s"),
+    [(0, 0), (0, 0.03), (1, 0.04), (1, 0.0396), (1, 0.03), (1, 0.29), (2, 0.3), (3, 0.36)],
+)
+def test_a_frame_and_its_time_agree(frame, time_s):
+    (plan,) = plans(point(frame=frame, time_s=time_s))
+    assert list(plan.prompts) == [frame]
+
+
+@pytest.mark.parametrize(("frame", "time_s"), [(0, 0.04), (1, 0), (1, 0.3), (2, 0.1), (3, 5)])
+def test_a_frame_and_the_time_of_another_are_a_fault(frame, time_s):
+    (message,) = faults(point(frame=frame, time_s=time_s))
+    assert message == (
+        f"row 1: time_s is {time_s:g}, not the time of frame {frame}; expected {TIMES[frame]:g};"
+        " or leave frame or time_s empty"
+    )
+    assert list(plans(point(frame=frame, time_s=time_s), times=[None] * 4)[0].prompts) == [frame]
+
+
+def test_clicks_that_contradict_each_other_are_refused_with_both_rows():
+    rows = [point(), point(x=90), point(x=20.9, y=30.2, label=0), point(x=20.9, frame=1, label=0)]
+    assert faults(*rows) == [
+        "row 3: label of object 1 is negative on a pixel of the frame that row 1 calls positive;"
+        " expected one of the two; delete the other"
+    ]
+    assert faults(point(frame=None, time_s=0.3), point(frame=None, time_s=0.3, label=0))
+    plans(point(), point(x=21, label=0), point(object_id=2), point(object_id=2, x=5, label=0))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"coords": "normalized", "x": 0.1, "y": 0.3}, {"x": 10, "y": 15, "ref_width": 100,
+        "ref_height": 50}, {"frame": None, "time_s": 0},
+    ],
+)  # fmt: skip
+def test_clicks_that_only_the_video_shows_to_contradict_each_other(other):
+    (message,) = faults(point(), point(label=0, **other))
+    assert message.startswith("row 2: label of object 1 is negative on a pixel of the frame that")
+
+
+def test_a_correction_of_what_was_never_placed():
+    never = [point(object_id=3, role="correct"), point(object_id=3, role="correct", label=0, x=9)]
+    assert faults(point(), *never) == [
+        "row 2: role of object 3 is correct; expected init for the prompts that place the object; no row"
+        " does yet"
+    ]
+    assert len(plans(point(frame=2), point(role="correct", x=40))[0].prompts) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"x": 10**400}, "row 1: x is 1000"),
+        (
+            {"frame": 10**30},
+            "row 1: frame is 1000000000000000000000000000000; expected a number from",
+        ),
+        (
+            {"frame": 2**63},
+            "row 1: frame is 9223372036854775808; expected a number from 0 to 9.22337",
+        ),
+        ({"x": float("inf")}, "row 1: x is inf; expected a number from 0 to 9.22337e+18"),
+        ({"x": "1_0"}, "row 1: x is '1_0'; expected a number from 0"),
+        (
+            {"x": "40,5"},
+            "row 1: x is '40,5'; expected a number from 0, with a point as the decimal",
+        ),
+        ({"x": [1]}, "row 1: x is [1]; expected a number from 0"),
+        ({"object_id": True}, "row 1: object_id is True; expected a number from 1"),
+        (
+            {"object_name": "a\0b"},
+            "row 1: object_name is 'a\\x00b'; expected text without the char",
+        ),
+        (
+            {"object_name": "\ud800"},
+            "row 1: object_name is '\\ud800'; expected text that UTF-8 can",
+        ),
+        ({"x": 1e30}, "row 1: x is 1e+30; expected a number from 0 to 9.22337e+18"),
+        ({"x": 1e18}, "row 1: x, y is (1e+18, 30); expected a place in the frame of 200 x 100"),
+    ],
+)
+def test_values_that_no_video_has(row, message):
+    assert faults(point(**row))[0].startswith(message)
+
+
+def test_a_long_value_is_shown_in_part():
+    (message,) = faults(point(x="a" * 100_000))
+    assert len(message) < 400
