@@ -6,8 +6,9 @@ The frames are evenly spaced from the first to the last. 256 colours keep the fi
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -51,12 +52,12 @@ class StripConfig:
                 raise ConfigError(f"--{flag} is {value}; at least 1 is needed")
 
 
-def draw_row(run: Location, video_id: str, uri: str, config: StripConfig) -> Pixels:
-    """Return (h, W, 3) uint8 RGB: frames of a video side by side, with their masks."""
-    by_frame = dict(frames_of(table_of(run, video_id)))
+def draw_row(run: Location, marker: Mapping[str, Any], config: StripConfig) -> Pixels:
+    """Return (h, W, 3) uint8 RGB: frames of a marker's video side by side, with their masks."""
+    by_frame = dict(frames_of(table_of(run, marker)))
     wanted = set(np.linspace(0, len(by_frame) - 1, config.frames).round().astype(int).tolist())
     pictures = []
-    with Video.open(localize(Location.parse(uri))) as video:
+    with Video.open(localize(Location.parse(marker["uri"]))) as video:
         for frame in video:
             if frame.index in wanted:
                 masks = np.stack([mask_of(row) for row in by_frame[frame.index]])
@@ -79,7 +80,7 @@ def show(config: StripConfig) -> None:
     if missing or not names:
         what = f"no masks of {', '.join(missing)}" if missing else "no masked video"
         raise ConfigError(f"--run {run}: {what}")
-    rows = [draw_row(run, name, done[name]["uri"], config) for name in names]
+    rows = [draw_row(run, done[name], config) for name in names]
     width = max(row.shape[1] for row in rows)
     padded = [
         np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)

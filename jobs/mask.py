@@ -20,11 +20,9 @@ with its code, and does not stop the others. Masks without such a marker are no 
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from jobs.cluster import connect
 from jobs.masks import score
@@ -32,18 +30,20 @@ from jobs.masks.batch import mask_all, mask_errors
 from jobs.masks.config import MaskConfig
 from jobs.masks.exports import delete_exports, export_all
 from jobs.masks.finish import finish_all, on_workers
-from jobs.masks.folder import masked_videos, read_markers
+from jobs.masks.folder import read_markers
 from jobs.masks.ledger import ledger_bytes, review_csv
 from jobs.masks.plan import BatchPlan, VideoWork, plan_batch, settings_of
-from jobs.masks.video import RETRIED
+from jobs.masks.results import read_results
 from jobs.run.config import ConfigError
 from jobs.run.folder import check_same, describe
 from jobs.run.machine import hardware, versions
-from jobs.run.main import run_job
+from jobs.run.main import run_job, working
 from jobs.run.signals import Stop
 from jobs.run.submitted import absolute, refuse_relative
+from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import NAMES, announce, locate
+from masking.manifest.faults import LISTED
 from masking.outputs.formats import DAVIS_IDS
 from masking.segmenter.sam import SegmenterWeightsError
 
@@ -66,43 +66,22 @@ def run(config: MaskConfig) -> int:
         raise ConfigError("\n".join(faults))
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
-    markers, masked = read_markers(out), masked_videos(out)
-    todo = [w for w in plan.work if not is_done(markers.get(w.video_id), w, config, masked)]
-    print(plan_line(plan, len(plan.work) - len(todo)))
-    if config.check:
-        for fault in plan.faults:  # there are some with --skip-invalid
-            print(fault)
-        return 0
-    check_writable(out)
-    check_same(out, config, began="commits")
-    with folder_lock(out):
-        describe(out, config)
-        announce(config.weights)
-        delete_exports(out, [work.video_id for work in todo if work.video_id in masked])
-        return mask_videos(config, out, plan, todo, wanted)
-
-
-@contextmanager
-def folder_lock(out: Location) -> Iterator[None]:
-    """Keep other jobs out of a local folder: each would delete what the other has not published.
-
-    Object storage has no such locks.
-
-    Raises:
-        ConfigError: another job has the lock.
-    """
-    with ExitStack() as held:
-        if out.local_path is not None:
-            out.local_path.mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(FileLock(out.local_path / ".lock", timeout=0))
-            except Timeout:
-                raise ConfigError(
-                    f"--out {out}: another jobs.mask is running there; wait for it, or stop it"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
-        yield
+    with nullcontext() if config.check else exclusive(out, "jobs.mask"):
+        results = read_results(out, plan.work, read=bool(config.export or config.score))
+        todo = [work for work in plan.work if not results.is_done(work, config.retry_failed)]
+        print_first(results.messages())
+        print(plan_line(plan, len(plan.work) - len(todo)))
+        if config.check:
+            for fault in plan.faults:  # there are some with --skip-invalid
+                print(fault)
+            return 0
+        check_writable(out)
+        check_same(out, config, began="commits")
+        with working():
+            describe(out, config)
+            announce(config.weights)
+            delete_exports(out, [w.video_id for w in todo if results.has_exports(w.video_id)])
+            return mask_videos(config, out, plan, todo, wanted)
 
 
 def mask_videos(
@@ -130,6 +109,14 @@ def stopped(stop: Stop) -> int:
     """Say that the job was stopped; returns the exit code."""
     print("stopped; the same command resumes")
     return stop.exit_code
+
+
+def print_first(lines: Sequence[str]) -> None:
+    """Print lines, the first of them if there are many."""
+    for line in lines[:LISTED]:
+        print(line)
+    if len(lines) > LISTED:
+        print(f"... and {len(lines) - LISTED:,} more")
 
 
 def plan_line(plan: BatchPlan, done: int) -> str:
@@ -169,17 +156,6 @@ def object_names(plan: BatchPlan, records: Records) -> dict[str, dict[int, str]]
         for work in plan.work
         if work.video_id in wanted
     }
-
-
-def is_done(
-    marker: Mapping[str, Any] | None, work: VideoWork, config: MaskConfig, masked: Collection[str]
-) -> bool:
-    """Return whether a video needs no work; `masked`: ids of the videos with a file of masks."""
-    if marker is None or marker["key"] != work.key:
-        return False
-    if marker["status"] != "failed":
-        return work.video_id in masked  # the file may have been deleted by hand
-    return not config.retry_failed and marker["code"] not in RETRIED
 
 
 def conclude(
@@ -223,7 +199,10 @@ def conclude(
 
 
 def all_records(plan: BatchPlan, markers: Mapping[str, Any]) -> tuple[Records, Records]:
-    """Return the records of the plan's videos with masks, and of those that failed."""
+    """Return the records of the plan's videos with masks, and of those that failed.
+
+    A video without a marker has failed: no video may be missing from the ledger.
+    """
     # The manifest is newer than the marker: a video may have moved, columns may have changed.
     found = [
         {**markers[work.video_id], "uri": work.uri, "extra": dict(work.extra)}
@@ -236,6 +215,12 @@ def all_records(plan: BatchPlan, markers: Mapping[str, Any]) -> tuple[Records, R
         {"video_id": video_id, "status": "failed", "code": "manifest", "error": "; ".join(faults)}
         for video_id, faults in plan.invalid.items()
     ]
+    failed += [
+        {"video_id": work.video_id, "uri": work.uri, "status": "failed", "code": "storage",
+         "error": "its marker in commits/ is gone or damaged; the same command masks it again"}
+        for work in plan.work
+        if work.video_id not in markers
+    ]  # fmt: skip
     return masked, failed
 
 
@@ -273,7 +258,7 @@ def finish(
         print(f"  score   {out / 'score.json'}")
         score.print_scores(found)
     if config.export:
-        export_all(out, object_names(plan, records), config.export)
+        export_all(out, records, object_names(plan, records), config.export)
         print(f"  export  {out / 'export'}")
     return sum(bool(each["errors"]) for each in done.values())
 

@@ -1,10 +1,11 @@
 """Masks the videos of a job on Ray workers, and publishes each video as soon as it is masked."""
 
+import errno
 import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -22,6 +23,13 @@ from masking.segmenter.sam import resolve
 
 PUBLISH_WAITS = (1.0, 5.0, 30.0)
 """Seconds to wait before each retry when storage refuses a video's masks."""
+REFUSED_IN_A_ROW = 3
+"""Videos in a row whose masks storage refuses after which the job ends."""
+_LASTING = {
+    errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.EACCES,
+    errno.EPERM,
+}  # fmt: skip
+"""Answers of a local disk that are the same the next time."""
 _REMEDY = "published videos stay, and the same command resumes"
 
 
@@ -31,7 +39,7 @@ class MaskError(JobError):
 
 def mask_all(
     config: MaskConfig, out: Location, todo: Sequence[VideoWork], wanted: str, stop: Stop
-) -> list[dict[str, Any]]:
+) -> list[Mapping[str, Any]]:
     """Mask videos on workers, publish each as soon as it is masked, and return their records.
 
     Args:
@@ -59,11 +67,10 @@ def mask_all(
     )  # fmt: skip
     rows = {work.video_id: {"work": work.to_json()} for work in todo}
     progress = BatchProgress(len(todo))
-    parts = out / ".parts" / token
+    publisher = Publisher(out, out / ".parts" / token)
 
     def take(row: dict[str, Any]) -> str:
-        record = json.loads(row["record"])
-        publish(record, out, parts)
+        record = publisher.publish(json.loads(row["record"]))
         progress.add(record)
         return str(record["video_id"])
 
@@ -96,11 +103,11 @@ class BatchProgress:
 
     def __init__(self, total: int) -> None:
         """Start the clock; `total` is the number of videos to mask."""
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Mapping[str, Any]] = []
         self._total, self._frames, self._failed = total, 0, 0
         self._started = self._printed = time.monotonic()
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: Mapping[str, Any]) -> None:
         """Count a video that was published."""
         self.records.append(record)
         self._frames += record["frames"]
@@ -119,6 +126,36 @@ class BatchProgress:
         )
 
 
+class Publisher:
+    """Publishes the masks of videos; a video whose masks cannot be published has failed.
+
+    Storage that refuses several videos in a row refuses all: then the job ends.
+    """
+
+    def __init__(self, out: Location, parts: Location) -> None:
+        """Publish to the folder of a run; workers wrote the masks to `parts`."""
+        self._out, self._parts, self._refused = out, parts, 0
+
+    def publish(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Publish a video, and return the record that its marker then has.
+
+        Raises:
+            StorageError: storage refused `REFUSED_IN_A_ROW` videos, or even a marker.
+        """
+        try:
+            publish(record, self._out, self._parts)
+        except StorageError as error:
+            self._refused += 1
+            if self._refused >= REFUSED_IN_A_ROW:
+                raise
+            failed = {**record, "frames": 0, "status": "failed", "code": "storage"}
+            failed["error"] = f"the masks cannot be published: {error}"
+            publish(failed, self._out, self._parts)
+            return failed
+        self._refused = 0
+        return record
+
+
 def publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
     """Move a video's masks to their final name, then write its marker; retry if storage fails.
 
@@ -126,11 +163,16 @@ def publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
         record: of the video; it becomes the marker.
         out: folder of the run.
         parts: folder of this start of the job, where the worker wrote the masks.
+
+    Raises:
+        StorageError: storage refuses.
     """
     for wait in PUBLISH_WAITS:
         try:
             _publish(record, out, parts)
-        except StorageError:
+        except StorageError as error:
+            if error.errno in _LASTING:
+                raise
             time.sleep(wait)
         else:
             return
@@ -150,4 +192,5 @@ def _publish(record: Mapping[str, Any], out: Location, parts: Location) -> None:
                 raise
     marker.write_json(record)
     if record["status"] == "failed":
-        masks_place(out, video_id).delete()  # masks of other prompts, if any
+        with suppress(StorageError):  # masks of other prompts, if any; no marker vouches for them
+            masks_place(out, video_id).delete()

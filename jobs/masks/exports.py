@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.masks.folder import Rows, table_of
+from jobs.masks.folder import Rows, id_path, table_of
+from jobs.masks.plan import frame_names
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.errors import explained
@@ -17,26 +18,46 @@ from jobs.storage.location import Location
 from masking.images.arrays import Pixels
 from masking.outputs.formats import davis_png, mask_png, write_coco, write_youtube_vos
 from masking.outputs.overlay import draw_masks
-from masking.outputs.rows import frames_of, label_map, mask_of
+from masking.outputs.rows import frame_stem, frames_of, label_map, mask_of, with_names
+from masking.video.frame import VideoError
 from masking.video.reader import Video
 from masking.video.writer import Film
 
 Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
 KINDS: dict[Kind, str] = {
-    "davis": "`davis/VIDEO_ID/00000.png`: an indexed PNG for each frame; indices are object ids",
-    "png": "`png/VIDEO_ID/OBJECT_ID/00000.png`: a PNG for each frame and object, 255 on the object",
+    "davis": "`davis/VIDEO_ID/FRAME.png`: an indexed PNG for each frame; indices are object ids",
+    "png": "`png/VIDEO_ID/OBJECT_ID/FRAME.png`: a PNG for each frame and object, 255 on the object",
     "coco": "`coco/annotations.json`: run lengths of the masks of all videos",
     "youtube-vos": "`youtube-vos/meta.json`: objects of all videos, and the frames that show each",
     "cutout": "`cutout/VIDEO_ID.mov`: ProRes 4444, transparent outside the objects",
     "overlay": "`overlay/VIDEO_ID.mp4`: the frames with masks drawn on them",
 }
 """Formats, and what each writes below `export/`."""
-_ENDINGS = {"cutout": "mov", "overlay": "mp4"}
+_ENDINGS = {"cutout": ".mov", "overlay": ".mp4"}
 BATCH_FORMATS = {
     "coco": ("annotations.json", write_coco),
     "youtube-vos": ("meta.json", write_youtube_vos),
 }
 """Formats that are one file for all videos: its name, and the function that writes it."""
+
+
+def named_table(out: Location, record: Mapping[str, Any]) -> pa.Table:
+    """Return a video's masks; those of a folder have the names of its frames.
+
+    Raises:
+        StorageError: the masks are not those of the record, or the folder cannot be read.
+        VideoError: the folder has other frames than were masked.
+    """
+    table = table_of(out, record)
+    if record.get("codec") != "images" or "frame_name" in table.column_names:
+        return table
+    names = frame_names(record["uri"])  # masks of an earlier version have none
+    if len(names) != record["frames"]:
+        raise VideoError(
+            "not_a_video",
+            f"{record['uri']} has {len(names):,} frames, but {record['frames']:,} were masked",
+        )
+    return with_names(table, names)
 
 
 def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind: str) -> None:
@@ -49,19 +70,20 @@ def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind
         kind: davis, png, cutout or overlay.
     """
     video_id, place = record["video_id"], out / "export" / kind
+    folder = place / id_path(video_id)
     if kind == "davis":
-        maps = ((frame, davis_png(label_map(rows))) for frame, rows in frames_of(table))
-        _write_pngs(place / video_id, maps)
+        maps = ((frame_stem(rows[0]), davis_png(label_map(rows))) for _, rows in frames_of(table))
+        _write_pngs(folder, maps)
     elif kind == "png":
         objects = pc.unique(table["object_id"]).to_pylist()
         for number in objects:
-            own = table.filter(pc.equal(table["object_id"], number))
-            masks = ((frame, mask_png(mask_of(rows[0]))) for frame, rows in frames_of(own))
-            _write_pngs(place / video_id / str(number), masks)
-        _delete_objects(place / video_id, objects)  # objects of an earlier manifest
+            own = frames_of(table.filter(pc.equal(table["object_id"], number)))
+            masks = ((frame_stem(row), mask_png(mask_of(row))) for _, (row,) in own)
+            _write_pngs(folder / str(number), masks)
+        _delete_objects(folder, objects)  # objects of an earlier manifest
     else:
         draw = _cut_out if kind == "cutout" else _overlay
-        _export_film(record["uri"], table, kind, draw, place / f"{video_id}.{_ENDINGS[kind]}")
+        _export_film(record["uri"], table, kind, draw, place / id_path(video_id, _ENDINGS[kind]))
 
 
 def delete_exports(out: Location, videos: Collection[str]) -> None:
@@ -70,10 +92,10 @@ def delete_exports(out: Location, videos: Collection[str]) -> None:
     if not videos or not export.exists():
         return
     for video_id in videos:
-        _write_pngs(export / "davis" / video_id, ())
-        _delete_objects(export / "png" / video_id, ())
+        _write_pngs(export / "davis" / id_path(video_id), ())
+        _delete_objects(export / "png" / id_path(video_id), ())
         for kind, ending in _ENDINGS.items():
-            (export / kind / f"{video_id}.{ending}").delete()
+            (export / kind / id_path(video_id, ending)).delete()
     for kind, (name, _) in BATCH_FORMATS.items():
         (export / kind / name).delete()
 
@@ -84,25 +106,29 @@ def _delete_objects(folder: Location, but: Collection[int]) -> None:
             _write_pngs(folder / entry.name, ())
 
 
-def _write_pngs(folder: Location, pictures: Iterable[tuple[int, bytes]]) -> None:
-    """Write a PNG for each frame, and delete those of other frames, which are of earlier masks."""
+def _write_pngs(folder: Location, pictures: Iterable[tuple[str, bytes]]) -> None:
+    """Write a PNG for each frame's name, and delete those of other frames, of earlier masks."""
     written = set()
-    for frame, content in pictures:
-        name = f"{frame:05d}.png"
-        (folder / name).write_bytes(content)
-        written.add(name)
+    for stem, content in pictures:
+        (folder / f"{stem}.png").write_bytes(content)
+        written.add(f"{stem}.png")
     for entry in folder.list():
-        stem, _, ending = entry.name.partition(".")
-        if stem.isdecimal() and ending == "png" and entry.name not in written:
+        if not entry.is_folder and entry.name.endswith(".png") and entry.name not in written:
             (folder / entry.name).delete()
 
 
-def export_all(out: Location, names: Mapping[str, Mapping[int, str]], kinds: Sequence[str]) -> None:
+def export_all(
+    out: Location,
+    records: Sequence[Mapping[str, Any]],
+    names: Mapping[str, Mapping[int, str]],
+    kinds: Sequence[str],
+) -> None:
     """Write the formats that are one file for all videos.
 
     Args:
         out: folder of the run.
-        names: names of the objects of each video to export, by video and object id.
+        records: of the videos to export.
+        names: names of the objects of each video, by video and object id.
         kinds: formats; those with files of each video are skipped.
 
     Raises:
@@ -112,7 +138,7 @@ def export_all(out: Location, names: Mapping[str, Mapping[int, str]], kinds: Seq
         if kind in kinds:
             with scratch.folder() as folder:
                 with explained("write", folder / name):
-                    tables = ((video_id, table_of(out, video_id)) for video_id in names)
+                    tables = ((record["video_id"], named_table(out, record)) for record in records)
                     write(folder / name, tables, names)
                 (out / "export" / kind / name).upload(folder / name)
 
@@ -134,7 +160,7 @@ def _write_film(
         frames = iter(video)
         first = next(frames)
         size = first.image.shape[:2]
-        with Film(path, kind, size, video) as film:
+        with Film(path, kind, size, source, video.rate) as film:
             masks = frames_of(table)
             for frame in chain([first], frames):
                 _, rows = next(masks, (0, None))

@@ -8,8 +8,7 @@ from jobs.cluster import actors
 from jobs.masks.attempts import Attempts, node_alive, node_here, refusal_message
 from jobs.masks.batch import mask_errors, new_token
 from jobs.masks.config import MaskConfig
-from jobs.masks.exports import BATCH_FORMATS, export_video
-from jobs.masks.folder import table_of
+from jobs.masks.exports import BATCH_FORMATS, export_video, named_table
 from jobs.masks.score import score_video
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
@@ -33,14 +32,15 @@ def finish_video(
     errors, scores, table = [], None, None
     for kind in kinds:
         try:
-            table = table_of(out, record["video_id"]) if table is None else table
+            table = named_table(out, record) if table is None else table
             export_video(out, record, table, kind)
         except Exception as error:  # it costs neither the other videos nor the other formats
             reason = f"{type(error).__name__}: {error}"
             errors.append(f"not exported: {record['video_id']} as {kind}: {reason}")
     try:
         if truth is not None:
-            scores = score_video(out, record["video_id"], Location.parse(truth))
+            table = named_table(out, record) if table is None else table
+            scores = score_video(table, record["video_id"], Location.parse(truth))
     except Exception as error:
         errors.append(f"not scored: {record['video_id']}: {type(error).__name__}: {error}")
     return {"video_id": record["video_id"], "errors": errors, "scores": scores}

@@ -1,4 +1,7 @@
-"""The tables of a mask run: videos.parquet, the ledger of its videos, and review.csv."""
+"""The tables of a mask run: videos.parquet, the ledger of its videos, and review.csv.
+
+Both are made from the records of videos, which their markers in `commits/` hold as JSON.
+"""
 
 import csv
 import io
@@ -20,6 +23,7 @@ SPAN_COLUMNS = {
     "reason": "state of the object in the span: uncertain or lost",
     "click_frame": "frame on which a click would help most",
     "severity": "sum over the frames of how doubtful each is, 0 to 1; rows are sorted by it",
+    "click_name": "name of the file of click_frame, if the video is a folder of images",
 }
 """Columns of review.csv, and their meaning."""
 LEDGER_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
@@ -48,17 +52,64 @@ LEDGER_COLUMNS: dict[str, tuple[pa.DataType, str]] = {
 """Columns of videos.parquet, with type and meaning."""
 
 
-def ledger_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return the content of videos.parquet; nested values of a record become JSON."""
+_NEEDED = {
+    "video_id": str, "uri": str, "key": str, "status": str, "frames": int, "seconds": float,
+}  # fmt: skip
+_NEEDED_FAILED = {"code": str, "error": str}
+_NEEDED_MASKED = {"masks_sha256": str, "review": list, "objects": dict, "notes": list}
+_SPAN = {
+    "video_id": str, "object_id": int, "first_frame": int, "last_frame": int, "reason": str,
+    "click_frame": int, "severity": float,
+}  # fmt: skip
+
+
+def as_marker(content: bytes) -> dict[str, Any] | None:
+    """Return the record in the content of a marker; None if it is not one that a job wrote whole.
+
+    A file that was cut off, or put there by something else, says nothing about any video.
+    """
+    try:
+        record = json.loads(content)
+        if not isinstance(record, dict) or not _has(record, _NEEDED):
+            return None
+        failed = record["status"] == "failed"
+        if not failed and record["status"] not in ("ok", "partial"):
+            return None
+        if not _has(record, _NEEDED_FAILED if failed else _NEEDED_MASKED):
+            return None
+        spans = [] if failed else record["review"]
+        if not all(isinstance(span, dict) and _has(span, _SPAN) for span in spans):
+            return None
+        _ledger_table([record])
+    except (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException):
+        return None
+    return record
+
+
+def _has(record: Mapping[str, Any], kinds: Mapping[str, type]) -> bool:
+    """Return whether a record has values of these types; a whole number is a float, too."""
+    return all(
+        isinstance(record.get(name), (int, float) if kind is float else kind)
+        for name, kind in kinds.items()
+    )
+
+
+def _ledger_table(records: Iterable[Mapping[str, Any]]) -> pa.Table:
     rows = []
-    for record in sorted(records, key=lambda each: each["video_id"]):
+    for record in records:
         row = {name: record.get(name) for name in LEDGER_COLUMNS}
         for name in ("notes", "objects", "extra"):
             row[name] = None if row[name] is None else json.dumps(row[name])
         rows.append(row)
-    content = io.BytesIO()
     schema = pa.schema([(name, kind) for name, (kind, _) in LEDGER_COLUMNS.items()])
-    pq.write_table(pa.Table.from_pylist(rows, schema), content)
+    return pa.Table.from_pylist(rows, schema)
+
+
+def ledger_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return the content of videos.parquet; nested values of a record become JSON."""
+    content = io.BytesIO()
+    ordered = sorted(records, key=lambda each: each["video_id"])
+    pq.write_table(_ledger_table(ordered), content)
     return content.getvalue()
 
 

@@ -12,9 +12,8 @@ from jobs.storage.errors import explain
 from jobs.storage.location import Location, StorageError
 from jobs.weights.files import fingerprint
 from masking.manifest.faults import Fault, ManifestError
-from masking.manifest.formats.read import parse_table
 from masking.manifest.rows import Row, prompts
-from masking.manifest.table import VideoPrompts, read_manifest
+from masking.manifest.table import VideoPrompts, parse_table, read_manifest
 from masking.outputs import rows as outputs
 from masking.segmenter import weights as checkpoint
 from masking.tracking.state import TrackConfig
@@ -213,6 +212,19 @@ def state_of(uri: str) -> list[tuple[str, int, int]] | str:
     except OSError as error:
         return str(explain("read", uri, error))
     return [(name, files[name].size, files[name].mtime_ns) for name in sorted(names)]
+
+
+def frame_names(uri: str) -> list[str]:
+    """Return the names of the files of a folder's frames, in order.
+
+    Raises:
+        StorageError: the folder cannot be read.
+        VideoError: it is no folder of frames.
+    """
+    place = Location.parse(uri)
+    if place.local_path is not None:
+        return [file.name for file in list_frames(place.local_path)[0]]
+    return frames_among(entry.name for entry in place.list() if not entry.is_folder)[0]
 
 
 def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[Row]) -> str:

@@ -1,10 +1,14 @@
 """Scores the masks of a run against true masks: score.json, and a table in the terminal."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePath
 from statistics import mean
 from typing import Any
 
-from jobs.masks.folder import table_of
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from jobs.storage.location import Location
 from masking.images.decode import ImageError
 from masking.outputs.rows import frames_of
@@ -15,8 +19,8 @@ _ROOTS = ("", "Annotations", "Annotations/480p")
 SHOWN = 20
 """Number of objects in the terminal's table, the worst; score.json has all."""
 
-Files = dict[int, dict[int, Location]]
-"""Files of true masks by frame and object id; object 0 is a file with all objects."""
+Files = dict[str, dict[int, Location]]
+"""Files of true masks by the name of their frame and object id; object 0: a file of all objects."""
 
 
 def find_truth(truth: Location, video_id: str) -> Files:
@@ -28,9 +32,6 @@ def find_truth(truth: Location, video_id: str) -> Files:
 
     Returns:
         The files; empty if there are none.
-
-    Raises:
-        ImageError: the name of a file is not the number of a frame.
     """
     found: Files = {}
     for root in _ROOTS:
@@ -42,19 +43,58 @@ def find_truth(truth: Location, video_id: str) -> Files:
                 continue
             if object_id and not object_id.isdecimal():
                 continue
-            if not stem.isdecimal():
-                raise ImageError(
-                    f"{folder / file.path}: expected the number of a frame as its name, such as"
-                    " 00000.png, in a folder of the video or of an object's number; rename it"
-                )
-            found.setdefault(int(stem), {})[int(object_id or 0)] = folder / file.path
+            found.setdefault(stem, {})[int(object_id or 0)] = folder / file.path
         if found:
             break
     return found
 
 
-def score_video(out: Location, video_id: str, truth: Location) -> dict[str, Any] | None:
+def match_frames(
+    files: Collection[str], names: Sequence[str] | None, count: int, video_id: str
+) -> tuple[dict[int, str], str]:
+    """Find the frame that each true mask is of.
+
+    By name, if all are named like frames of the folder that the video is; else their names are
+    indices.
+
+    Args:
+        files: names of the true masks' files, without the ending.
+        names: names of the folder's frames, without the ending, in order; None: a video file.
+        count: number of frames of the video.
+        video_id: of the video, for messages.
+
+    Returns:
+        The name of the true mask of each frame that has one, by index; and "name" or "index".
+
+    Raises:
+        ImageError: a true mask is of no frame of the video, or two are of one.
+    """
+    index = {name: number for number, name in enumerate(names or ())}
+    if index.keys() >= set(files):
+        return {index[name]: name for name in files}, "name"
+    strange = sorted(name for name in files if not (name.isdecimal() and int(name) < count))
+    if strange:
+        like = f", or like the folder's, such as {names[0]}.png" if names else ""
+        raise ImageError(
+            f"{video_id}: the true mask {strange[0]}.png is of no frame of the video; expected"
+            f" names that are indices, 00000.png to {count - 1:05d}.png{like}, in a folder of the"
+            " video or of an object's number"
+        )
+    found: dict[int, str] = {}
+    for name in sorted(files):
+        frame = int(name)
+        if (other := found.setdefault(frame, name)) != name:
+            raise ImageError(f"{video_id}: {other}.png and {name}.png are both of frame {frame}")
+    return found, "index"
+
+
+def score_video(table: pa.Table, video_id: str, truth: Location) -> dict[str, Any] | None:
     """Return J, F and J&F of a video's objects, or None if there are no true masks of it.
+
+    Args:
+        table: masks of the video, with names of its frames if it is a folder.
+        video_id: of the video.
+        truth: folder of the true masks of all videos.
 
     Raises:
         ImageError: a true mask cannot be read, or does not fit the masks.
@@ -62,17 +102,19 @@ def score_video(out: Location, video_id: str, truth: Location) -> dict[str, Any]
     files = find_truth(truth, video_id)
     if not files:
         return None
-    wanted, scores = set(scored_frames(files)), Scores()
-    for frame, rows in frames_of(table_of(out, video_id)):
+    names = None
+    if "frame_name" in table.column_names:
+        named = zip(table["frame"].to_pylist(), table["frame_name"].to_pylist(), strict=True)
+        names = [PurePath(name).stem for name in dict(named).values()]
+    count = len(pc.unique(table["frame"]))
+    matched, by = match_frames(files.keys(), names, count, video_id)
+    wanted, scores = set(scored_frames(matched)), Scores()
+    for frame, rows in frames_of(table):
         if frame in wanted:
-            wanted.discard(frame)
             size = (rows[0]["height"], rows[0]["width"])
-            scores.add(_truth(files[frame], size), rows)
-    if wanted:
-        raise ImageError(
-            f"{video_id}: the true masks have frame {min(wanted)}, but the video does not"
-        )
+            scores.add(_truth(files[matched[frame]], size), rows)
     return {
+        "matched_by": by,
         "frames": scores.frames,
         "objects": scores.objects(),
         "not_asked_for": sorted(scores.unasked),
@@ -117,6 +159,10 @@ def print_scores(found: Mapping[str, Any]) -> None:
         for name, one in found["videos"].items()
         for number, each in one["objects"].items()
     ]
+    by = Counter(one["matched_by"] for one in found["videos"].values())
+    for kind, what in (("name", "the names of their frames"), ("index", "indices of frames")):
+        if by[kind]:
+            print(f"  the true masks of {by[kind]:,} videos are matched by {what}")
     print("   J&F      J      F  object")
     for both, j, f, name in sorted(rows)[:SHOWN]:
         print(f"{both:6.3f} {j:6.3f} {f:6.3f}  {name}")

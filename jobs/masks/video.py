@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
 from jobs.weights.segmenter import load_segmenter, locate
 from masking.manifest.faults import ManifestError
-from masking.outputs.rows import MaskFile, spans
+from masking.outputs.rows import MaskFile, Span, spans
 from masking.segmenter.sam import Precision, Segmenter
 from masking.tracking.masking import Masking, resolve_prompts
 from masking.tracking.state import TrackConfig
@@ -82,7 +82,7 @@ def mask(
             record["content_sha256"] = hash_of(path)
             plans, size = resolve_prompts(video, work.rows)
             with Masking(video, segmenter, plans, size, config) as run:
-                _write(run, target, record)
+                _write(run, target, record, video.names)
             record |= _stream_facts(video, size)
     except VideoError as error:
         record |= {"code": error.code, "error": str(error)}
@@ -102,8 +102,8 @@ def mask(
     return record
 
 
-def _write(run: Masking, target: Path, record: dict[str, Any]) -> None:
-    file = MaskFile(str(target))
+def _write(run: Masking, target: Path, record: dict[str, Any], names: Sequence[str] | None) -> None:
+    file = MaskFile(str(target), names)
     states: dict[int, Counter[str]] = {number: Counter() for number in run.objects}
     try:
         for frame in run:
@@ -116,6 +116,7 @@ def _write(run: Masking, target: Path, record: dict[str, Any]) -> None:
     report = run.report
     lost = report.corrupt_packets > 0 or report.cut_off
     rows = pq.read_table(target, columns=["frame", "object_id", "state", "quality"]).to_pylist()
+    content = target.read_bytes()
     record |= {
         "status": "partial" if lost else "ok",
         "code": "damaged" if lost else None,
@@ -124,9 +125,15 @@ def _write(run: Masking, target: Path, record: dict[str, Any]) -> None:
         "unsorted": report.unsorted,
         "notes": report.notes,
         "objects": {number: dict(counts) for number, counts in states.items()},
-        "review": [vars(span) for span in spans(record["video_id"], rows)],
-        "masks_sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        "review": [_review(span, names) for span in spans(record["video_id"], rows)],
+        "masks_sha256": hashlib.sha256(content).hexdigest(),
+        "masks_bytes": len(content),
     }
+
+
+def _review(span: Span, names: Sequence[str] | None) -> dict[str, Any]:
+    """Return a span as review.csv has it, where the frames of a folder have names."""
+    return vars(span) | ({} if names is None else {"click_name": names[span.click_frame]})
 
 
 def _stream_facts(video: Video, size: tuple[int, int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.masks.folder import marker_place, read_markers, table_of
+from jobs.masks.folder import read_marker, read_markers, table_of
 from jobs.masks.plan import is_accepted, key_of, settings_of, state_of
 from jobs.run.config import ConfigError, parse_yaml
 from jobs.storage.location import Location
@@ -51,9 +51,9 @@ class MaskRun:
         if video_id is None:
             self._markers = read_markers(self.out)
             return
-        place = marker_place(self.out, video_id)
-        if place.exists():
-            self._markers[video_id] = place.read_json()
+        marker = read_marker(self.out, video_id)
+        if marker is not None:
+            self._markers[video_id] = marker
         else:
             self._markers.pop(video_id, None)
 
@@ -133,7 +133,7 @@ class MaskRun:
         with self._lock:
             name = f"{video_id} {marker['masks_sha256']}"
             if name not in self._tables:
-                self._tables[name] = table_of(self.out, video_id)
+                self._tables[name] = table_of(self.out, marker)
             self._tables.move_to_end(name)
             while len(self._tables) > _KEPT:
                 self._tables.popitem(last=False)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masking.images.arrays import Bools
-from masking.outputs.rows import frames_of
+from masking.outputs.rows import frame_stem, frames_of
 
 DAVIS_IDS = 255
 """The largest object id that an indexed PNG holds."""
@@ -64,8 +64,10 @@ def write_coco(
 ) -> None:
     """Write COCO's JSON of masked videos: an image for each frame, an annotation for each mask.
 
-    Empty masks are left out. The file is written video by video, so that a batch may be larger than
-    memory; a second file beside `path` holds the annotations until the images are written.
+    The `file_name` of an image is the id of the video and the name of the frame's file; the frames
+    of a video file, which have no names, are named by their index. Empty masks are left out. The
+    file is written video by video, so that a batch may be larger than memory; a second file beside
+    `path` holds the annotations until the images are written.
 
     Args:
         path: the local file to write.
@@ -97,7 +99,7 @@ def write_coco(
 def _coco_image(number: int, video_id: str, frame: int, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "id": number,
-        "file_name": f"{video_id}/{frame:05d}.jpg",
+        "file_name": f"{video_id}/{row.get('frame_name') or f'{frame:05d}.jpg'}",
         "height": row["height"],
         "width": row["width"],
         "video_id": video_id,
@@ -145,14 +147,14 @@ def write_youtube_vos(
         file.write('{"videos": {')
         for number, (video_id, table) in enumerate(videos):
             objects: dict[str, dict[str, Any]] = {}
-            for frame, rows in frames_of(table):
+            for _, rows in frames_of(table):
                 for row in rows:
                     name = names.get(video_id, {}).get(row["object_id"], "object")
                     entry = objects.setdefault(
                         str(row["object_id"]), {"category": name, "frames": []}
                     )
                     if row["area"]:
-                        entry["frames"].append(f"{frame:05d}")
+                        entry["frames"].append(frame_stem(row))
             member = f"{json.dumps(video_id)}: {json.dumps({'objects': objects})}"
             file.write(f"{',' if number else ''}\n{member}")
         file.write("}}")

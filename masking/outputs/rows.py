@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,18 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "score": (pa.float32(), "IoU that the segmenter predicts for the mask, 0 to 1"),
     "quality": (pa.float32(), "agreement with what motion and memory expected, 0 to 1"),
     "direction": (pa.string(), "where the mask comes from: prompt, forward, backward or both"),
-}
+    "frame_name": (
+        pa.string(), "name of the frame's file; only videos that are folders of images have this",
+    ),
+}  # fmt: skip
 """Columns of `masks/VIDEO_ID.parquet`, with type and meaning."""
 SCHEMA = pa.schema(
-    [(name, kind) for name, (kind, _) in COLUMNS.items()], metadata={"patchray_masks": str(FORMAT)}
+    [(name, kind) for name, (kind, _) in COLUMNS.items() if name != "frame_name"],
+    metadata={"patchray_masks": str(FORMAT)},
 )
+"""Schema of the masks of a video file."""
+FOLDER_SCHEMA = SCHEMA.append(pa.field("frame_name", COLUMNS["frame_name"][0]))
+"""Schema of the masks of a folder of images."""
 GROUP = 2000
 """Rows of a group of the file, which are held in memory before they are written."""
 
@@ -53,14 +61,21 @@ GROUP = 2000
 class MaskFile:
     """A Parquet file of masks that grows frame by frame; holds no more than a group of rows."""
 
-    def __init__(self, target: io.BufferedIOBase | str) -> None:
-        """Start a file; `target` is a path or an open stream."""
-        self._writer = pq.ParquetWriter(target, SCHEMA, compression="zstd")
+    def __init__(self, target: io.BufferedIOBase | str, names: Sequence[str] | None = None) -> None:
+        """Start a file.
+
+        Args:
+            target: path or open stream.
+            names: names of the files of all frames, if the video is a folder of images.
+        """
+        self._names, self._schema = names, SCHEMA if names is None else FOLDER_SCHEMA
+        self._writer = pq.ParquetWriter(target, self._schema, compression="zstd")
         self._rows: list[dict[str, Any]] = []
 
     def add(self, frame: FrameMasks) -> None:
         """Append the rows of a frame."""
-        self._rows += rows_of(frame)
+        name = {} if self._names is None else {"frame_name": self._names[frame.index]}
+        self._rows += [row | name for row in rows_of(frame)]
         if len(self._rows) >= GROUP:
             self._flush()
 
@@ -71,7 +86,7 @@ class MaskFile:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
             self._rows = []
 
 
@@ -100,6 +115,26 @@ def rows_of(frame: FrameMasks) -> list[dict[str, Any]]:
                 row["owned"] = encode_rle(mask & (labels == object_id))
         rows.append(row)
     return rows
+
+
+def with_names(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Return masks of a folder with the column `frame_name`, which earlier versions did not write.
+
+    Args:
+        table: masks of the folder, a row a frame and object.
+        names: names of the files of all frames.
+    """
+    column = [names[frame] for frame in table["frame"].to_pylist()]
+    return table.append_column(FOLDER_SCHEMA.field("frame_name"), pa.array(column, pa.string()))
+
+
+def frame_stem(row: Mapping[str, Any]) -> str:
+    """Return the name, without an ending, that other tools know the frame of a row by.
+
+    It is the name of the file if the video is a folder, else the index in five digits.
+    """
+    name = row.get("frame_name")
+    return f"{row['frame']:05d}" if name is None else PurePath(name).stem
 
 
 def frames_of(table: pa.Table) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from masking.images.arrays import Bools
 from masking.images.decode import read_labels
-from masking.images.masks import contour_accuracy, region_similarity
+from masking.images.masks import contour_accuracy, refuse_soft_edges, region_similarity
 from masking.outputs.rows import mask_of
 
 _VOID = 255
@@ -50,13 +50,14 @@ def read_truth(content: bytes, name: str, size: tuple[int, int]) -> Truth:
         size: (H, W) in pixels of the masks.
 
     Raises:
-        ImageError: the file does not decode, or has another size.
+        ImageError: the file does not decode, has another size, or has soft edges.
     """
     labels, palette = read_labels(content, name, size)
     numbers = [int(number) for number in np.unique(labels) if number]
     if not palette and numbers in ([_VOID], [1]):
         return Truth({1: labels > 0})
     void = (labels == _VOID) if palette and _VOID in numbers else None
+    refuse_soft_edges(labels if void is None else np.where(void, 0, labels), name)
     objects = {n: labels == n for n in numbers if not (palette and n == _VOID)}
     return Truth(objects, void)
 

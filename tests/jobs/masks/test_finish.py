@@ -13,6 +13,7 @@ from jobs import mask
 from jobs.masks import batch, ledger, score
 from jobs.masks import pairs as masked
 from jobs.masks.finish import finish_video
+from jobs.masks.folder import table_of
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
 from masking.images.decode import ImageError
@@ -61,9 +62,9 @@ def write_truth(folder, video="c"):
 
 
 def test_scores_are_those_of_davis(masked_run, tmp_path):
-    _, out, _ = masked_run
+    _, out, record = masked_run
     write_truth(tmp_path)
-    found = score.score_video(out, "c", Location.parse(tmp_path))
+    found = score.score_video(table_of(out, record), "c", Location.parse(tmp_path))
     frames = list(frames_of(pq.read_table(io.BytesIO((out / "masks/c.parquet").read_bytes()))))
     assert found["frames"] == FRAMES - 2
     assert set(found["objects"]) == {1, 2}  # the true masks have no third object
@@ -85,18 +86,21 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
     for t in (0, 4, 5, 7):
         (one / f"{t:05d}.png").write_bytes(mask_png(shown(t)[1] == 2))
     (one / "._00004.png").write_bytes(b"left by macOS")
-    place = Location.parse(tmp_path)
-    found = score.score_video(out, "c", place)
+    place, table = Location.parse(tmp_path), table_of(out, record)
+    found = score.score_video(table, "c", place)
     assert (found["frames"], set(found["objects"])) == (2, {2})
-    assert score.score_video(out, "c", Location.parse(tmp_path / "nowhere")) is None
+    assert found["matched_by"] == "index"
+    assert score.score_video(table, "c", Location.parse(tmp_path / "nowhere")) is None
     (one / "00099.png").write_bytes(mask_png(shown(4)[1] == 2))
-    (one / "00100.png").write_bytes(mask_png(shown(4)[1] == 2))
-    with pytest.raises(ImageError, match="the true masks have frame 99, but the video does not"):
-        score.score_video(out, "c", place)
-    (one / "last.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"the true mask 00099\.png is of no frame of the video"):
+        score.score_video(table, "c", place)
+    (one / "00099.png").rename(one / "4.png")
+    with pytest.raises(ImageError, match=r"00004\.png and 4\.png are both of frame 4"):
+        score.score_video(table, "c", place)
+    (one / "4.png").rename(one / "last.png")
     done = finish_video(out, record, [], str(tmp_path))
-    assert "not scored: c: ImageError" in done["errors"][0]
-    assert "expected the number of a frame as its name" in done["errors"][0]
+    assert "not scored: c: ImageError: c: the true mask last.png is of no" in done["errors"][0]
+    assert "names that are indices, 00000.png to 00007.png" in done["errors"][0]
 
 
 def test_the_job_writes_scores_and_shows_the_worst_first(

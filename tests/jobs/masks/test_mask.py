@@ -16,10 +16,12 @@ from jobs import mask
 from jobs.masks import batch, exports, video
 from jobs.masks import plan as mask_plan
 from jobs.masks.attempts import Attempts
-from jobs.masks.folder import marker_place, masked_videos, masks_place, read_markers
+from jobs.masks.folder import marker_place, masks_place, read_markers
 from jobs.masks.plan import VideoWork
+from jobs.masks.results import read_results
 from jobs.masks.video import WorkerError
 from jobs.run.signals import Stop
+from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import locate
 from masking.outputs.rows import frames_of, mask_of
@@ -217,13 +219,10 @@ def test_exports_of_masks_that_are_made_again_are_deleted(clips, settings, tmp_p
 def test_a_marker_without_its_masks_is_not_done(clips, settings, tmp_path):
     out = Location.parse(tmp_path / "out")
     found, records = made(clips, settings, out)
-    config = mask.MaskConfig(out=str(out), manifest=("m.csv",))
     masks_place(out, records[0]["video_id"]).delete()
-    done, there = read_markers(out), masked_videos(out)
-    assert [mask.is_done(done[work.video_id], work, config, there) for work in found.work[:2]] == [
-        False,
-        True,
-    ]
+    results = read_results(out, found.work, read=False)
+    assert [results.is_done(work, False) for work in found.work[:2]] == [False, True]
+    assert f"{records[0]['video_id']} is masked again" in results.messages()[0]
 
 
 def test_a_failure_of_storage_costs_one_video_and_not_the_batch(clips, settings, tmp_path):
@@ -257,7 +256,7 @@ def test_publishing_is_tried_again(clips, settings, tmp_path, monkeypatch, after
     monkeypatch.setattr(Location, "move", stumble)
     _, (record,) = made(clips, settings, out, count=1)
     assert read_markers(out)[record["video_id"]] == record
-    assert masked_videos(out) == {record["video_id"]}
+    assert [entry.path for entry in (out / "masks").walk()] == [f"{record['video_id']}.parquet"]
 
 
 def test_a_manifest_that_does_not_read_is_never_skipped(clips, tmp_path, capsys):
@@ -273,11 +272,10 @@ def test_a_manifest_that_does_not_read_is_never_skipped(clips, tmp_path, capsys)
 def test_a_second_start_on_the_same_folder_is_refused(clips, tmp_path, capsys):
     out = Location.parse(tmp_path / "out")
     flags = ["--manifest", str(clips / "clicks.csv"), "--out", str(out), "--skip-invalid"]
-    with mask.folder_lock(out):
+    with exclusive(out, "jobs.mask"):
+        assert mask.main([*flags, "--check"]) == 0  # which writes nothing
         assert mask.main(flags) == 2
-    assert "another jobs.mask is running there" in capsys.readouterr().err
-    with mask.folder_lock(out):
-        pass
+    assert f"--out {out} is in use by jobs.mask (process " in capsys.readouterr().err
 
 
 def test_a_name_that_begins_with_a_tilde_is_not_the_home_folder(clips, tmp_path):
@@ -291,7 +289,8 @@ def test_a_name_that_begins_with_a_tilde_is_not_the_home_folder(clips, tmp_path)
 def test_ids_that_are_too_long_for_a_file_name_have_markers(tmp_path):
     out, long = Location.parse(tmp_path), "長い名前/" * 60 + "clip"
     assert len(marker_place(out, long).name) < 100
-    marker_place(out, long).write_json({"video_id": long})
+    record = {"video_id": long, "uri": "v", "key": "k", "status": "failed", "code": "storage"}
+    marker_place(out, long).write_json(record | {"error": "full", "frames": 0, "seconds": 0})
     assert list(read_markers(out)) == [long]
 
 

@@ -9,7 +9,8 @@ import pytest
 from jobs import mask, prompt
 from jobs.masks import batch
 from jobs.masks import plan as mask_plan
-from jobs.masks.folder import masked_videos, part_place, read_markers
+from jobs.masks.folder import part_place, read_markers
+from jobs.masks.results import read_results
 from jobs.page import videos as prompt_videos
 from jobs.page.review import MaskRun
 from jobs.page.session import Session
@@ -42,8 +43,8 @@ def run_by_hand(config, out, only=None):
     wanted = mask_plan.settings_of(locate("mini"), "float32", config.track)
     plan = mask_plan.plan_batch(config.manifest, None, wanted)
     assert plan.faults == []
-    done, there = read_markers(out), masked_videos(out)
-    todo = [w for w in plan.work if not mask.is_done(done.get(w.video_id), w, config, there)]
+    results = read_results(out, plan.work, read=False)
+    todo = [work for work in plan.work if not results.is_done(work, config.retry_failed)]
     describe(out, config)
     records = []
     for work in todo:
