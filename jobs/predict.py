@@ -90,9 +90,14 @@ def predict(config: PredictConfig, out: Location, parts: Sequence[Part], wanted:
     seconds = time.monotonic() - started
     # 3. The summary.
     try:
-        conclude(config, out, parts, there, sum(map(len, todo)), seconds)
+        errors = conclude(config, out, parts, there, sum(map(len, todo)), seconds)
     except StorageError as error:
         raise PredictError(f"all parts are published, but {error}") from error
+    if errors == total:
+        raise PredictError(
+            f"none of the {total:,} images could be classified; the column `error` of the"
+            " predictions says why"
+        )
     return 0
 
 
@@ -154,8 +159,10 @@ def conclude(
     there: set[str],
     made: int,
     seconds: float,
-) -> None:
+) -> int:
     """Publish and print the summary, and delete the parts of an earlier input.
+
+    Returns the number of images with an error.
 
     Args:
         config: settings of the job.
@@ -191,6 +198,7 @@ def conclude(
         f"done: {n:,} images, {errors:,} of them without a class{pace}\n"
         f"  predictions  {folder}\n  summary      {out / 'summary.json'}"
     )
+    return errors
 
 
 def count_errors(place: Location) -> int:

@@ -28,9 +28,11 @@ from vit import classifier
 from vit.classifier import Classifier
 from vit.config import DatasetConfig, ModelConfig
 from vit.cost import evaluation_batch
+from vit.data import sets
 from vit.data.decode import DataError
 from vit.data.feed import Feed, each, place
 from vit.data.formats import find
+from vit.data.reader import normal, some
 from vit.numerics import Numerics
 from vit.weights import Weights, WeightsError
 
@@ -78,16 +80,18 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> int:
     numerics = _numerics(config, weights)
     model = classifier.load(weights, config.model, config.dataset, numerics, device)
     count = model.model.head.out_features
-    survey = find(config.dataset, local_paths(config)).survey()
-    classes = survey.classes
-    check_classes(weights.about.classes if weights.about else None, classes, count)
+    survey = find(config.dataset, local_paths(config), training=False).survey()
+    head = weights.about.classes if weights.about else None
+    check_classes(head, survey.classes, count)
+    classes = survey.classes if head is None else tuple(head)
     split, why = choose_split(config.split, survey.parts.keys())
     # 2. The model on the images.
-    dataset = load(config, hold_out=split != "all")
+    dataset = load(config, hold_out=split != "all", training=False)
+    dataset = sets.relabelled(dataset, classes)
     for note in dataset.notes:
         print(note)
-    sets = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    wanted = {name: images for name, images in sets.items() if split in (name, "all")}
+    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    wanted = {name: images for name, images in parts.items() if split in (name, "all")}
     loss, confusion = measure(model, list(place(wanted, device).values()), count)
     # 3. The figures.
     figures = report(loss, confusion, classes)
@@ -136,7 +140,7 @@ def _numerics(config: EvaluateConfig, weights: Weights) -> Numerics:
 
 
 def check_classes(head: Sequence[str] | None, found: Sequence[str], count: int) -> None:
-    """Check that the data's classes are those of the head, in its order.
+    """Check that the head has all classes of the data; the data may lack some, and their order.
 
     Args:
         head: names of the head's classes; None if they are not known.
@@ -144,27 +148,22 @@ def check_classes(head: Sequence[str] | None, found: Sequence[str], count: int) 
         count: how many classes the head has.
 
     Raises:
-        ConfigError: the classes differ; the message lists the differences.
+        ConfigError: the head lacks a class, or its classes are not known and their number differs.
     """
     if head is None:
         if len(found) != count:
             raise ConfigError(f"the weights have {count} classes, but the data have {len(found)}")
         return
-    faults = {
-        "not among the weights' classes": [name for name in found if name not in head],
-        "not among the data's classes": [name for name in head if name not in found],
-    }
-    lines = [f"{why}: {_some(names)}" for why, names in faults.items() if names]
-    if not lines and tuple(head) != tuple(found):
-        lines = [f"the weights' order is {_some(head)}; the data's order is {_some(found)}"]
-    if lines:
-        raise ConfigError("\n  ".join(["the data's classes are not those of the weights:", *lines]))
-
-
-def _some(names: Sequence[str]) -> str:
-    """Join the first ten names."""
-    more = len(names) - 10
-    return ", ".join(names[:10]) + (f" and {more} more" if more > 0 else "")
+    known = set(map(normal, head))
+    if unknown := [name for name in found if normal(name) not in known]:
+        present = set(map(normal, found))
+        lacking = [name for name in head if normal(name) not in present]
+        raise ConfigError(
+            "the data have classes that are not among the weights' classes:"
+            f" {', '.join(some(unknown, 10))}\n  classes of the weights that the data lack:"
+            f" {', '.join(some(lacking, 10)) or 'none'}\n"
+            "rename the folders or labels, or leave them out"
+        )
 
 
 def choose_split(split: str, contained: Collection[str]) -> tuple[str, str]:

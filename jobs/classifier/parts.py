@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,8 +21,9 @@ from jobs.run.config import ConfigError
 from jobs.storage.errors import explain
 from jobs.storage.location import Location, StorageError
 from vit.data.decode import DataError
-from vit.data.formats import EXTENSIONS
-from vit.data.parquet import image_column
+from vit.data.parquet import cells, image_column
+from vit.data.reader import some
+from vit.data.walk import EXTENSIONS, is_hidden, shown, suffixes, walk
 
 PART = 256
 """Images of a part: what each worker loses when the job is killed."""
@@ -71,26 +72,38 @@ class File:
 def find(texts: Sequence[str]) -> list[File]:
     """List the images and Parquet files that folders, globs and paths name, in order, each once.
 
+    A link to an image that is not there counts: its row will have an error.
+
     Raises:
-        ConfigError: some texts name no image or Parquet file; the message lists them.
+        ConfigError: some texts name no image or Parquet file, or what they name cannot be listed;
+            the message lists them.
     """
     found: dict[str, File] = {}
     faults = []
     for text in texts:
         place = Location.parse(text)
-        files = list(_glob(place) if "*" in place.path or "?" in place.path else _below(place))
-        use = [file for file in files if _suffix(file.uri) in (*EXTENSIONS, ".parquet")]
-        if not place.exists() and not files:
+        listed = _glob(place) if "*" in place.path or "?" in place.path else _below(place)
+        use = {key: file for key, file in listed.files.items() if _is_input(file.uri)}
+        others = [file.uri for key, file in listed.files.items() if key not in use]
+        kinds = f" ({suffixes(others)})" if others else ""
+        faults += listed.faults
+        if not listed.files and not listed.faults and not place.exists():
             faults.append(f"{text}: no such file or folder")
-        elif not use:
-            faults.append(f"{text}: {len(files)} files, none of which is an image or Parquet")
-        elif len(use) < len(files):
-            print(f"{text}: {len(files) - len(use):,} files that are not images are left out")
-        found |= {file.uri: file for file in use}
+        elif not use and not listed.faults:
+            faults.append(
+                f"{text}: {len(others)} files, none of which is an image or Parquet{kinds}"
+            )
+        elif others:
+            print(f"{text}: {len(others):,} files that are not images are left out{kinds}")
+        found |= {key: file for key, file in use.items() if key not in found}
     if faults:
         expected = f"expected images ({', '.join(EXTENSIONS)}) or .parquet files"
-        raise ConfigError("\n  ".join([f"--data: {expected}", *faults]))
+        raise ConfigError("\n  ".join([f"--data: {expected}", *some(faults)]))
     return list(found.values())
+
+
+def _is_input(uri: str) -> bool:
+    return _suffix(uri) in (*EXTENSIONS, ".parquet")
 
 
 def _suffix(uri: str) -> str:
@@ -99,24 +112,85 @@ def _suffix(uri: str) -> str:
     return PurePosixPath(path).suffix.lower()
 
 
-def _below(place: Location) -> Iterator[File]:
-    """Yield the file at a place, or all files below it that are not hidden."""
-    for entry in place.walk():
-        if not any(part.startswith(".") for part in entry.path.split("/")):
-            uri = str(place / entry.path if entry.path else place)
-            yield File(uri, (entry.size, entry.mtime_ns))
+@dataclass
+class _Listed:
+    """What a text of `--data` names."""
+
+    files: dict[str, File]
+    """By what names a file only once: its path without links to folders, or its address."""
+    faults: list[str] = field(default_factory=list)
+    """Lines on what cannot be listed."""
 
 
-def _glob(place: Location) -> Iterator[File]:
-    """Yield the files whose path matches; the folder before the first wildcard is listed."""
-    fixed = re.split(r"[*?]", place.path, maxsplit=1)[0].rpartition("/")[0]
-    wild = {r"\*\*/": "(?:.*/)?", r"\*\*": ".*", r"\*": "[^/]*", r"\?": "[^/]"}
-    pattern = re.sub(
-        r"\\\*\\\*/|\\\*\\\*|\\\*|\\\?", lambda match: wild[match[0]], re.escape(place.path)
+def _below(place: Location, may_hold: Callable[[str], bool] = lambda path: True) -> _Listed:
+    """List the file at a place, or all files below it that are not hidden.
+
+    Args:
+        place: a file or folder.
+        may_hold: whether a folder at a path may hold what is looked for, if it cannot be listed.
+    """
+    if place.local_path is None or not place.local_path.is_dir():
+        listed = _Listed({})
+        for entry in place.walk():
+            if not any(map(is_hidden, entry.path.split("/"))):
+                uri = str(place / entry.path if entry.path else place)
+                key = uri if place.is_s3 else str(Path(uri).parent.resolve() / Path(uri).name)
+                listed.files[key] = File(uri, (entry.size, entry.mtime_ns))
+        return listed
+    listing, real = walk({"": place.local_path})[0][""], place.local_path.resolve()
+    for line in some(listing.links):
+        print(line)
+    broken = [path for path in listing.lost if _is_input(path) and Path(path).is_symlink()]
+    listed = _Listed(
+        {},
+        [
+            f"{shown(path)}: {why}"
+            for path, why in listing.lost.items()
+            if path not in broken and may_hold(path)
+        ],
     )
-    for file in _below(replace(place, path=fixed or "/")):
-        if re.fullmatch(pattern, Location.parse(file.uri).path):
-            yield file
+    for path in sorted([*listing.files, *broken]):
+        if shown(path) != path:
+            listed.faults.append(f"{shown(path)}: a name that is not UTF-8; rename it")
+        key = str(real / Path(path).relative_to(place.local_path))
+        listed.files[key] = File(path, _state(Path(path)))
+    return listed
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Return size and time of a file; zeros if it is not there, which its row will say."""
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_size, state.st_mtime_ns
+
+
+def _glob(place: Location) -> _Listed:
+    """List the files whose path matches; the folder before the first wildcard is listed."""
+    fixed = re.split(r"[*?]", place.path, maxsplit=1)[0].rpartition("/")[0]
+
+    def may_hold(path: str) -> bool:
+        """Compare as many parts as the path has; `**` matches any number."""
+        parts = place.path.split("/")[: path.count("/") + 1]
+        return any("**" in part for part in parts) or _matches("/".join(parts), path)
+
+    listed = _below(replace(place, path=fixed or "/"), may_hold)
+    matching = {
+        key: file
+        for key, file in listed.files.items()
+        if _matches(place.path, Location.parse(file.uri).path)
+    }
+    return _Listed(matching, listed.faults)
+
+
+def _matches(pattern: str, path: str) -> bool:
+    """Return whether a whole path matches: `*` and `?` within a name, `**` across folders."""
+    wild = {r"\*\*/": "(?:.*/)?", r"\*\*": ".*", r"\*": "[^/]*", r"\?": "[^/]"}
+    expression = re.sub(
+        r"\\\*\\\*/|\\\*\\\*|\\\*|\\\?", lambda match: wild[match[0]], re.escape(pattern)
+    )
+    return re.fullmatch(expression, path) is not None
 
 
 def plan(files: Sequence[File], fingerprint: str) -> list[Part]:
@@ -199,17 +273,15 @@ def images_of(part: Part) -> Iterator[tuple[str, int | None, Read]]:
             yield uri, part.first + lost, partial(_lost, str(error))
 
 
-def _cells(place: Location, part: Part) -> Iterator[bytes | None]:
+def _cells(place: Location, part: Part) -> Iterator[bytes | DataError]:
     """Yield the cells of a Parquet part; earlier rows of its row group are read and skipped."""
     done = 0
     with place.open() as stream, pq.ParquetFile(stream, buffer_size=BUFFER) as file:
         column = image_column(file.schema_arrow)
         for batch in file.iter_batches(PART, row_groups=[part.group], columns=[column]):
-            values = batch.column(0)
-            values = values.field("bytes") if pa.types.is_struct(values.type) else values
             start, stop = max(0, part.start - done), max(0, part.stop - done)
-            yield from values[start:stop].to_pylist()
-            done += len(values)
+            yield from cells(batch.column(0)[start:stop])
+            done += len(batch)
             if done >= part.stop:
                 return
 
@@ -224,10 +296,10 @@ def _file(place: Location) -> bytes:
         raise DataError(str(error)) from error
 
 
-def _cell(value: bytes | None) -> bytes:
-    """Return a cell of a table; raises DataError if it is null."""
-    if value is None:
-        raise DataError("no image: the cell is null")
+def _cell(value: bytes | DataError) -> bytes:
+    """Return a cell of a table; raises the DataError that stands there instead."""
+    if isinstance(value, DataError):
+        raise value
     return value
 
 

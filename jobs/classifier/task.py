@@ -21,6 +21,7 @@ from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.cost import evaluation_batch
 from vit.data import sets as data
 from vit.data.feed import place
+from vit.data.reader import some
 from vit.model import VisionTransformer, build
 from vit.numerics import PROBED, Numerics, choose_numerics
 from vit.optim import Optimizer, rate
@@ -153,9 +154,9 @@ class VitTask:
         """Return the sizes of the sets, notes on the data, and the numerics."""
         sizes = {name: len(feed) for name, feed in self.splits.items()}
         sets = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-        classes = len(self.dataset.classes)
+        classes = self.dataset.classes
         return (
-            f"images: {sets}; {classes} classes\n"
+            f"images: {sets}; {len(classes)} classes ({', '.join(some(classes, 10))})\n"
             + "".join(f"{note}\n" for note in self.dataset.notes)
             + f"{self.numerics} on {self.device.type}: {self.facts['because']}"
         )
@@ -287,8 +288,13 @@ def local_paths(config: DataSettings) -> list[Path]:
     return [localize(Location.parse(path)) for path in config.data]
 
 
-def load(config: DataSettings, *, hold_out: bool = True) -> data.Dataset:
+def load(config: DataSettings, *, hold_out: bool = True, training: bool = True) -> data.Dataset:
     """Map the data into memory; the first process of a node downloads and decodes them."""
-    paths = local_paths(config)
-    size = config.model.image_size
-    return data.load(config.dataset, paths, size, cache_folder(), hold_out=hold_out)
+    return data.load(
+        config.dataset,
+        local_paths(config),
+        config.model.image_size,
+        cache_folder(),
+        hold_out=hold_out,
+        training=training,
+    )

@@ -31,7 +31,7 @@ from vit.data.decode import DataError, Encoded, Pack, Pixels, decode, to_bytes
 from vit.data.pool import faults
 from vit.data.reader import Ints, Reader, Survey, UnreadableError, fail, reading
 
-_FORMAT = 2
+_FORMAT = 3
 """Version of the cache's files and of the pixels in them: raise it when either changes."""
 _T = TypeVar("_T")
 _R = TypeVar("_R")

@@ -18,11 +18,27 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 Encoded = bytes | Path | Pixels
 """An image before decoding: a file's bytes, its path, or (H, W) or (H, W, 3) uint8 pixels."""
+FORMATS = (
+    *("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "JPEG2000", "AVIF"),
+    *("ICO", "PCX", "SGI", "TGA"),
+)
+"""Pillow's names of the formats that are read. A file's content, not its name, says which it is; of
+Pillow's other formats, EPS starts another program, and some are no images of their own."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 
 
 class DataError(ValueError):
@@ -32,11 +48,11 @@ class DataError(ValueError):
 def decode(image: Encoded, size: int) -> Pixels:
     """Decode one image to (3, size, size) uint8 RGB.
 
-    EXIF orientation is applied, transparency dropped, the first frame of an animation taken. The
-    geometry is that of torchvision's Resize(size) and CenterCrop(size) on a PIL image; pixels agree
-    to 1 of 255, those of a square image exactly. A JPEG of twice the size or more is decoded at the
-    smallest of 1/2, 1/4, 1/8 of its size that is not below `size` (libjpeg's DCT scaling), which is
-    twice as fast.
+    EXIF orientation is applied, unless the EXIF is damaged. Transparent pixels are shown on white.
+    Of an animation the first frame is taken. The geometry is that of torchvision's Resize(size) and
+    CenterCrop(size) on a PIL image; pixels agree to 1 of 255, those of a square image exactly. A
+    JPEG of twice the size or more is decoded at the smallest of 1/2, 1/4, 1/8 of its size that is
+    not below `size` (libjpeg's DCT scaling), which is twice as fast.
 
     Args:
         image: encoded image, its path, or (H, W) or (H, W, 3) uint8 pixels.
@@ -50,33 +66,54 @@ def decode(image: Encoded, size: int) -> Pixels:
         image = image.read_bytes()
     try:
         if isinstance(image, np.ndarray):
-            return _channels_first(Image.fromarray(image), size)
-        with Image.open(io.BytesIO(image)) as picture:
+            return _channels_first(_eight_bits(Image.fromarray(image)), size)
+        with Image.open(io.BytesIO(image), formats=FORMATS) as picture:
             picture.draft(None, (size, size))
+            picture.load()
             # Looking for an orientation in a small JPEG without one would take a fifth longer.
-            if picture.format != "JPEG" or picture.info.keys() & {"exif", "xmp"}:
-                ImageOps.exif_transpose(picture, in_place=True)
-            return _channels_first(picture, size)
+            known = picture.format != "JPEG" or picture.info.keys() & {"exif", "xmp"}
+            turn = _turn(picture) if known else None
+            eight = _eight_bits(picture)
+            return _channels_first(eight if turn is None else eight.transpose(turn), size)
     except UnidentifiedImageError:
-        raise DataError("not an image of a format that Pillow knows") from None
+        formats = ", ".join(FORMATS)
+        raise DataError(f"not an image of a format that is read ({formats})") from None
     except Exception as error:  # Pillow's formats raise all kinds
         raise DataError(f"does not decode: {error or type(error).__name__}") from error
 
 
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """Return what makes a picture upright; None if its EXIF is damaged, or says that it is."""
+    try:
+        orientation = picture.getexif().get(0x0112)
+    except Exception:  # Pillow raises all kinds; the pixels may be sound, and viewers show them
+        return None
+    return _TURNS.get(orientation) if isinstance(orientation, int) else None
+
+
 def _channels_first(picture: Image.Image, size: int) -> Pixels:
-    picture = _square(_rgb(picture), size)
+    """Cut a picture of mode RGB or RGBA to (3, size, size) uint8, on white."""
+    picture = _square(picture, size)  # Pillow resizes RGBA with each pixel weighted by its alpha
+    if picture.mode == "RGBA":
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture)
+        picture = white
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB; 16-bit grey keeps its upper 8 bits, as Pillow would clip it."""
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB, or RGBA if some pixels may be transparent.
+
+    16-bit grey keeps its upper 8 bits, as Pillow would clip it.
+    """
     if picture.format == "PPM" and picture.mode == "I":  # 16 bits in a mode of 32
         picture = picture.convert("I;16")
     if picture.mode in ("I", "F"):
         raise DataError(f"pixels have 32 bits (mode {picture.mode}); expected 8 or 16")
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
+    mode = "RGBA" if picture.has_transparency_data else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _square(picture: Image.Image, size: int) -> Image.Image:

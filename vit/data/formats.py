@@ -5,10 +5,7 @@ not decode. Rows count from 0, in messages too.
 """
 
 import functools
-import itertools
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +13,19 @@ import numpy as np
 from vit.config import DatasetConfig
 from vit.data.cifar import CIFAR, find_cifar
 from vit.data.decode import DataError, Encoded, Pixels
+from vit.data.folder import find_folder
 from vit.data.parquet import find_parquet
-from vit.data.reader import EXPECTED, SPLITS, Ints, Reader, Survey, fail, split
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""File names that count as images, torchvision's IMG_EXTENSIONS."""
-_VAL = ("valid", "validation")
-"""Other names of the folder `val`."""
+from vit.data.reader import EXPECTED, Ints, Reader, Survey, fail, split
+from vit.data.walk import shown
 
 
-def find(config: DatasetConfig, paths: Sequence[Path]) -> Reader:
+def find(config: DatasetConfig, paths: Sequence[Path], *, training: bool = True) -> Reader:
     """Find the reader for the data set at `paths`.
+
+    Args:
+        config: which data set.
+        paths: local files or folders.
+        training: whether a classifier is trained on it, so that no class may lack images.
 
     Raises:
         DataError: paths are missing, or their contents are not those of the data set.
@@ -43,11 +42,14 @@ def find(config: DatasetConfig, paths: Sequence[Path]) -> Reader:
     if name == "digits":
         return _Digits()
     if name == "imagefolder":
-        return _find_folder(paths)
+        if len(paths) > 1 or not paths[0].is_dir():
+            given = ", ".join(map(shown, paths))
+            raise DataError(f"dataset imagefolder: got {given}; expected {EXPECTED[name]}")
+        return find_folder(paths[0], training)
     if name == "parquet":
-        return find_parquet(name, paths, None)
+        return find_parquet(name, paths, None, training)
     classes = tuple(CIFAR[name].classes.split())
-    return find_cifar(name, paths) or find_parquet(name, paths, classes)
+    return find_cifar(name, paths) or find_parquet(name, paths, classes, training)
 
 
 @functools.cache
@@ -81,127 +83,3 @@ class _Digits:
     def images(self, name: str) -> Iterator[tuple[str, Encoded]]:
         pixels, _, rows = _digits()
         return ((f"digit {row}", pixels[row]) for row in rows[name])
-
-
-def _find_folder(paths: Sequence[Path]) -> "_Folder":
-    """List an image folder; its classes are the sorted names of the folders in train."""
-    root = paths[0]
-    if len(paths) > 1 or not root.is_dir():
-        given = ", ".join(map(str, paths))
-        raise DataError(f"dataset imagefolder: got {given}; expected {EXPECTED['imagefolder']}")
-    roots, unused = _roots(root)
-    classes = _subfolders(roots.get("train", root)) if "train" in roots else []
-    if not classes:
-        raise DataError(
-            f"{roots.get('train', root / 'train')}: no class folders; "
-            f"dataset imagefolder expects {EXPECTED['imagefolder']}"
-        )
-    listing: dict[str, dict[str, list[str]]] = {}
-    aside = {}
-    for name, folder in roots.items():
-        found = {label: _image_files(folder / label) for label in _subfolders(folder)}
-        listing[name] = {label: images for label, (images, _) in found.items()}
-        loose = sum(path.is_file() and path.name[0] != "." for path in folder.iterdir())
-        aside[folder] = loose + sum(others for _, others in found.values())
-    faults = [
-        f"{roots[name] / label}: "
-        + ("no image in it" if label in classes else "not a class of train")
-        for name, by_class in listing.items()
-        for label, files in by_class.items()
-        if not files or label not in classes
-    ]
-    faults += [
-        f"{str(roots['train'] / label)!a}: a name that is not UTF-8; rename it"
-        for label in classes
-        if not _is_text(label)
-    ]
-    fail(faults, "class folders that cannot be used")
-    notes = [
-        f"{folder}: {others:,} files that are not images in a class folder are not used"
-        for folder, others in aside.items()
-        if others
-    ]
-    notes += [f"{root / name}: neither train, val nor test; it is not used" for name in unused]
-    return _Folder(tuple(classes), roots, listing, tuple(notes))
-
-
-def _roots(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Find the folders of the sets (`root` is train if there are none), and names of others."""
-    names = {split: split for split in SPLITS if (root / split).is_dir()}
-    if not names:
-        return {"train": root}, []
-    for name in _VAL:
-        if "val" not in names and (root / name).is_dir():
-            names["val"] = name
-    unused = [name for name in _subfolders(root) if name not in names.values()]
-    return {split: root / names[split] for split in SPLITS if split in names}, unused
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-
-
-def _image_files(folder: Path) -> tuple[list[str], int]:
-    """List images in `folder` and below, in torchvision's order, and count other files.
-
-    Hidden files are neither: ._cat.jpg is no image, and .ipynb_checkpoints holds copies.
-    """
-    files = [
-        str(Path(root, name))
-        for root, _, names in sorted(_visible(folder))
-        for name in sorted(names)
-        if not name.startswith(".")
-    ]
-    images = [file for file in files if file.lower().endswith(EXTENSIONS)]
-    return images, len(files) - len(images)
-
-
-def _visible(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield root, folders, names
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """Images in a folder for each class, as in torchvision's ImageFolder."""
-
-    classes: tuple[str, ...]
-    roots: dict[str, Path]
-    listing: dict[str, dict[str, list[str]]]
-    """Image files by set and class."""
-    notes: tuple[str, ...] = ()
-
-    @property
-    def threads(self) -> int:
-        return os.cpu_count() or 1  # Pillow frees Python's lock; 1.7 times faster on two cores
-
-    def files(self) -> Iterable[Path]:
-        return (path for name in self.listing for path in self._paths(name))
-
-    def survey(self) -> Survey:
-        label = {name: index for index, name in enumerate(self.classes)}
-        parts = {
-            name: [
-                (str(self.roots[name] / key), np.full(len(files), label[key]))
-                for key, files in by_class.items()
-            ]
-            for name, by_class in self.listing.items()
-        }
-        return Survey(self.classes, parts, self.notes)
-
-    def images(self, name: str) -> Iterator[tuple[str, Encoded]]:
-        return ((str(path), path) for path in self._paths(name))
-
-    def _paths(self, name: str) -> Iterator[Path]:
-        return map(Path, itertools.chain.from_iterable(self.listing[name].values()))

@@ -1,6 +1,7 @@
 """The interface of readers of labelled images: sets, labels and images, which are not decoded."""
 
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,9 +55,22 @@ def fail(faults: Sequence[str], what: str, count: int = 0, remedy: str = "") -> 
         remedy: last line of the message.
     """
     if faults:
-        rest = [f"... and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        lines = [f"{what} ({count or len(faults):,}):", *faults[:LISTED], *rest]
+        lines = [f"{what} ({count or len(faults):,}):", *some(faults)]
         raise DataError("\n  ".join(lines) + (f"\n{remedy}" if remedy else ""))
+
+
+def some(lines: Sequence[str], most: int = LISTED) -> list[str]:
+    """Return the first `most` lines, and how many more there are."""
+    more = len(lines) - most
+    return [*lines[:most], *([f"... and {more:,} more"] if more > 0 else [])]
+
+
+def normal(name: str) -> str:
+    """Return the name of a class with each accent in one character with its letter.
+
+    macOS writes names of files otherwise; both look the same.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def split(labels: Ints, fraction: float, *key: int | str) -> tuple[Ints, Ints]:

@@ -18,7 +18,7 @@ from vit.config import DatasetConfig
 from vit.data import cache as caches
 from vit.data.decode import DataError, Pack, Pixels
 from vit.data.formats import find
-from vit.data.reader import LISTED, Bad, Ints, fail, split
+from vit.data.reader import LISTED, Bad, Ints, fail, normal, some, split
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,12 @@ def check(config: DatasetConfig, paths: Sequence[Path]) -> Summary:
     """
     survey = find(config, paths).survey()
     labels = caches.labels_of(survey)
-    notes = (*survey.notes, *_left_out(config, survey.bad))
+    good = sum(map(len, labels.values()))
+    notes = (
+        *survey.notes,
+        *_untrained(survey.classes, labels["train"]),
+        *_left_out(config, survey.bad, good),
+    )
     train, val = _train_val(config, labels["train"], survey.classes, "val" in labels)
     sizes = {name: len(values) for name, values in labels.items()}
     return Summary(survey.classes, len(train), sizes.get("val", len(val)), sizes.get("test"), notes)
@@ -87,6 +92,7 @@ def load(
     cache: Path,
     *,
     hold_out: bool = True,
+    training: bool = True,
 ) -> Dataset:
     """Decode or pack a data set into `cache`, unless that has been done, and open it.
 
@@ -100,35 +106,64 @@ def load(
         cache: folder for decoded and packed data sets; made where it is absent.
         hold_out: whether a data set without validation images gets some of its training images for
             validation; else all stay in `train`.
+        training: whether a classifier is trained on them. Data that are only measured may lack
+            classes, and a training set.
 
     Raises:
         DataError: a path, file, column, label or image cannot be used, or the cache is not
             writable.
     """
-    reader, size = find(config, paths), config.store_size or image_size
+    reader = find(config, paths, training=training)
+    size = config.store_size or image_size
     folder = caches.keep(config.name, reader, size, cache, config.cache_gb)
-    return _open(folder, config, size, hold_out)
+    return _open(folder, config, size, hold_out, training)
 
 
-def _open(folder: Path, config: DatasetConfig, size: int, hold_out: bool) -> Dataset:
+def relabelled(dataset: Dataset, classes: Sequence[str]) -> Dataset:
+    """Return a data set whose labels are positions in other `classes`, found by their names.
+
+    Raises:
+        DataError: a class of the data set is not among them; the message lists these.
+    """
+    places = {normal(name): place for place, name in enumerate(classes)}
+    unknown = [name for name in dataset.classes if normal(name) not in places]
+    fail(unknown, f"classes of the data that are not among the {len(classes)} expected ones")
+    new = np.array([places[normal(name)] for name in dataset.classes], np.int64)
+    parts = {
+        name: replace(images, labels=new[images.labels])
+        for name in ("train", "val", "test")
+        if (images := getattr(dataset, name)) is not None
+    }
+    return replace(dataset, classes=tuple(classes), **parts)
+
+
+def _open(
+    folder: Path, config: DatasetConfig, size: int, hold_out: bool, training: bool
+) -> Dataset:
     """Map the data set in `folder`, if no more of its images are bad than the config allows."""
     about = caches.about(folder)
-    left_out = _left_out(config, about["bad"], f", all in {folder / 'dataset.json'}")
     try:
         sets = _open_sets(folder, about["splits"], size)
     except (OSError, ValueError) as error:
         raise caches.damaged(folder, error) from error
-    classes, whole = tuple(about["classes"]), sets["train"]
-    labels = whole.labels[whole.rows]
+    good = sum(map(len, sets.values()))
+    left_out = _left_out(config, about["bad"], good, f", all in {folder / 'dataset.json'}")
     empty = [name for name, images in sets.items() if not len(images.rows)]
     fail(empty, "sets without a usable image")
+    classes = tuple(about["classes"])
+    if not training and "train" not in sets:
+        hold_out = False
+        sets["train"] = replace(next(iter(sets.values())), rows=np.arange(0))
+    whole = sets["train"]
+    labels = whole.labels[whole.rows]
+    untrained = _untrained(classes, labels) if training else []
     train, val = _train_val(config, labels, classes, "val" in sets or not hold_out)
     return Dataset(
         train=replace(whole, rows=whole.rows[train]),
         val=sets.get("val", replace(whole, rows=whole.rows[val])),
         test=sets.get("test"),
         classes=classes,
-        notes=(*about["notes"], *left_out),
+        notes=(*about["notes"], *untrained, *left_out),
     )
 
 
@@ -148,15 +183,36 @@ def _open_sets(folder: Path, names: Sequence[str], size: int) -> dict[str, Image
     return sets
 
 
-def _left_out(config: DatasetConfig, bad: Sequence[Bad], more: str = "") -> list[str]:
-    """Write notes on images that cannot be used; raises DataError if the config allows fewer."""
-    count = sum(images for _, images in bad)
+def _untrained(classes: Sequence[str], labels: Ints) -> list[str]:
+    """Write a note on classes without a training image; raises DataError if only one has some."""
+    occur = set(np.unique(labels).tolist())
+    if len(occur) < 2:
+        names = ", ".join(classes[label] for label in occur) or "none"
+        raise DataError(f"classes with training images: {names}; a classifier needs at least two")
+    missing = [name for label, name in enumerate(classes) if label not in occur]
+    if not missing:
+        return []
+    return ["classes without a training image, which are never learnt: " + ", ".join(some(missing))]
+
+
+def _left_out(config: DatasetConfig, bad: Sequence[Bad], good: int, more: str = "") -> list[str]:
+    """Write notes on images that cannot be used; raises DataError if the config allows fewer.
+
+    Args:
+        config: how many it allows.
+        bad: what cannot be used.
+        good: number of all others.
+        more: where a person finds those that are not listed.
+    """
+    count = sum(number for _, number in bad)
     if count > config.max_bad_images:
         fail(
             [line for line, _ in bad],
             "images cannot be used",
             count,
-            f"dataset.max_bad_images is {config.max_bad_images}; set it to {count} to omit them",
+            f"dataset.max_bad_images is {config.max_bad_images}; set it to {count} to omit them"
+            if good
+            else "no image of the data set can be used",
         )
     rest = [f"... and {len(bad) - LISTED:,} more{more}"] if len(bad) > LISTED else []
     return [*(f"left out: {line}" for line, _ in bad[:LISTED]), *rest]

@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from jobs.classifier import parts as parts_module
 from jobs.classifier.parts import find, images_of, plan
 from jobs.classifier.predictor import Predictor, encode, open_classifier, predict
 from jobs.predict import main
+from jobs.run.config import ConfigError
 from jobs.storage.location import Location
 from jobs.weights.classifier import load_weights
 from tests.trained import right, rows_of, write_images, write_table
@@ -123,6 +126,66 @@ def test_folders_globs_and_files(tmp_path, capsys):
         assert names(find([f"{tmp_path}/{pattern}"]), tmp_path) == expected
     twice = [str(tmp_path / "a.png"), str(tmp_path)]
     assert names(find(twice), tmp_path) == everything
+
+
+def test_links_that_lead_nowhere_or_round(model, digits, tmp_path, capsys):
+    write_images(tmp_path / "in", digits[:2])
+    write_images(tmp_path / "elsewhere", digits[2:3])
+    links = {
+        "lost.png": "/nowhere",
+        "up": "..",
+        "self": ".",
+        "again": "../in",
+        "more": "../elsewhere",
+    }
+    for name, target in links.items():
+        (tmp_path / "in" / name).symlink_to(target)
+    (tmp_path / "in/@eaDir").mkdir()
+    (tmp_path / "in/@eaDir/thumb.png").write_bytes(digits[0][0])
+    rows = rows_of(
+        [tmp_path / "in", tmp_path / "in/../in", tmp_path / "in/0000.png"], model, CLASSES
+    )
+    found = [(row["path"].removeprefix(f"{tmp_path}/in/"), row["error"] is None) for row in rows]
+    wanted = [("0000.png", True), ("0001.png", True), ("lost.png", False), ("more/0000.png", True)]
+    assert found == wanted
+    assert "No such file" in rows[2]["error"]
+    assert "a link to" in capsys.readouterr().out
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "lost.png").symlink_to("/nowhere")
+    assert names(find([str(only)]), only) == ["lost.png"]
+    (only / "folder").symlink_to("/nowhere")
+    os.mkfifo(only / "pipe.png")
+    with pytest.raises(ConfigError, match=r"(?s)folder: a link to .*pipe.png: neither a file"):
+        find([str(only)])
+    assert names(find([f"{only}/l*.png"]), only) == ["lost.png"]
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path, monkeypatch):
+    for name in ("a/x.png", "b/c/y.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("")
+    listed = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "c":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for text in ("", "/**/*.png", "/b/*/y.png"):
+        with pytest.raises(ConfigError, match="/b/c: Permission denied"):
+            find([f"{tmp_path}{text}"])
+    assert names(find([f"{tmp_path}/*/x.png"]), tmp_path) == ["a/x.png"]
+
+
+def test_tables_with_paths_alone_say_so(model, digits, tmp_path):
+    cells = [{"bytes": None, "path": "x.png"}, {"bytes": digits[0][0], "path": "y.png"}, None]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "t.parquet")
+    rows = rows_of([tmp_path / "t.parquet"], model, CLASSES)
+    assert "only a path (x.png)" in rows[0]["error"]
+    assert rows[1]["error"] is None
+    assert "null" in rows[2]["error"]
 
 
 def test_a_part_is_made_anew_only_if_its_files_changed(digits, tmp_path, monkeypatch):

@@ -27,11 +27,11 @@ from torchvision.transforms import v2
 
 from vit.config import DatasetConfig
 from vit.data import cache as caches
-from vit.data import formats
 from vit.data import sets as data
 from vit.data.cifar import CIFAR
 from vit.data.decode import DataError, Pack, decode
 from vit.data.formats import find
+from vit.data.walk import EXTENSIONS
 
 CIFAR10, CIFAR100 = DatasetConfig("cifar10"), DatasetConfig("cifar100")
 FOLDER = DatasetConfig("imagefolder", val_fraction=0.25)
@@ -203,7 +203,11 @@ def test_parquet_in_a_folder_or_named(tmp_path, columns, kind):
             np.testing.assert_array_equal(part.images[part.rows], expected)
             labels = np.concatenate([np.arange(n) % 10 for n in counts])
             np.testing.assert_array_equal(part.labels[part.rows], labels)
-        assert data.check(CIFAR10, paths) == data.Summary(ours.classes, 320, 10, 30)
+        notes = [
+            f"{tmp_path / 'other.parquet'}: neither train, val nor test by its name; it is not used"
+        ]
+        summary = data.check(CIFAR10, paths)
+        assert summary == data.Summary(ours.classes, 320, 10, 30, tuple(notes * (paths != named)))
     assert len(list((tmp_path / "cache").glob("*.lock"))) == 1  # the same files, decoded once
 
 
@@ -311,8 +315,8 @@ def test_one_folder_is_split(tmp_path):
     assert np.bincount(ours.val.labels[ours.val.rows]).tolist() == [2, 2]
 
 
-def test_extensions_are_torchvisions():
-    assert formats.EXTENSIONS == IMG_EXTENSIONS
+def test_extensions_are_torchvisions_and_more():
+    assert EXTENSIONS[: len(IMG_EXTENSIONS)] == IMG_EXTENSIONS
 
 
 # --- Decoding ------------------------------------------------------------------------------------
@@ -563,11 +567,12 @@ def test_a_damaged_cache_is_named(tmp_path):
     ],
 )
 def test_paths_that_do_not_fit(tmp_path, config, names, message):
-    for folder in ("a", "empty", "no_train/val/a", "sets/train/a", "sets/val/z"):
+    for folder in ("a", "empty", "no_train/val/a", "sets/train/a"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "a.txt").write_text("no archive")
     (tmp_path / "train.parquet").write_text("no Parquet")
     write_images(tmp_path / "sets/train", "b")
+    write_images(tmp_path / "sets/val", "z")
     with pytest.raises(DataError, match=message):
         data.check(config, [tmp_path / name for name in names])
 
@@ -680,7 +685,7 @@ def test_images_of_parquet_that_do_not_decode(tmp_path, kind):
     assert remedy == "dataset.max_bad_images is 0; set it to 4 to omit them"
     assert "not an image of a format" in lines[1]
     assert "truncated" in lines[3] or "does not decode" in lines[3]
-    assert lines[4].endswith("no image")
+    assert lines[4].endswith("no image: the cell is null")
 
 
 @pytest.mark.parametrize("cache_gb", [16.0, 0.0])
@@ -693,7 +698,9 @@ def test_bad_images_that_are_allowed_are_named_and_left_out(tmp_path, cache_gb):
     with pytest.raises(DataError, match=r"cannot be used \(4\)"):
         data.load(strict, [tmp_path], 32, tmp_path / "cache")
     ours = data.load(replace(strict, max_bad_images=4), [tmp_path], 32, tmp_path / "cache")
-    assert [note.split("parquet, ")[1].split(":")[0] for note in ours.notes] == [
+    untrained, *left_out = ours.notes
+    assert untrained.endswith("never learnt: deer, dog, frog, horse, ship, ... and 1 more")
+    assert [note.split("parquet, ")[1].split(":")[0] for note in left_out] == [
         "row 3", "row 7", "row 20", "row 5",
     ]  # fmt: skip
     assert (len(ours.train) + len(ours.val), len(ours.test)) == (37, 5)
@@ -737,7 +744,8 @@ def test_a_mixed_folder_counts_what_it_leaves_aside(tmp_path):
     (root / "dog/._0.png").write_text("left by macOS")
     (root / "dog/.copies").mkdir()
     (root / "dog/.copies/0.png").write_bytes((root / "dog/0.png").read_bytes())
-    note = f"{root}: 3 files that are not images in a class folder are not used"
+    kinds = "1 .csv, 1 .txt, 1 .mp4"
+    note = f"{root}: 3 files that are not images in a class folder are not used ({kinds})"
     assert data.check(FOLDER, [root]).notes == (note,)
     assert data.load(FOLDER, [root], 9, tmp_path / "cache").notes == (note,)
 
@@ -841,7 +849,7 @@ def test_files_that_do_not_decode(tmp_path):
 def test_a_link_to_nothing_is_named(tmp_path):
     root = write_images(tmp_path / "root", "ab")
     (root / "a/broken.png").symlink_to("nothing.png")
-    with pytest.raises(DataError, match=r"broken\.png cannot be read"):
+    with pytest.raises(DataError, match=r"a/broken\.png: a link to nothing\.png, which"):
         data.load(FOLDER, [root], 9, tmp_path / "cache")
 
 
