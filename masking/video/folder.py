@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path, PurePath
 
 from masking.images.decode import ImageError, read_image
+from masking.images.stack import used_bits_of
 from masking.video.frame import Frame, Report, Timestamp, VideoError
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -123,7 +124,7 @@ def list_frames(path: Path) -> tuple[list[Path], list[str]]:
         for name in names:
             _check_utf8(name)
     except VideoError as error:
-        raise VideoError(error.code, f"{path}: {error}") from None
+        raise VideoError("not_a_video", f"{path}: {error}") from None
     folders = [f"{name}/" for name, entry in entries.items() if _plain(entry)]
     return files, [*others, *sorted(name for name in folders if not name.startswith("."))]
 
@@ -146,6 +147,8 @@ class ImageFolder:
     codec = "images"
     rotation = 0
     rate: Fraction | None = None
+    names: tuple[str, ...] | None
+    _bits = 0
 
     def __init__(self, path: Path) -> None:
         """List a folder; raises VideoError if it has no images, or one that is no frame."""
@@ -161,8 +164,8 @@ class ImageFolder:
 
     def forward(self, start: int) -> Iterator[Frame]:
         """Yield the frames from `start` on."""
-        for index, file in enumerate(self._files[start:], start):
-            frame = self._read(file, index)
+        for index in range(start, len(self._files)):
+            frame = self._read(index)
             self.report.frames = index + 1
             yield frame
 
@@ -177,14 +180,34 @@ class ImageFolder:
     def backward(self, last: int, ring_bytes: int) -> Iterator[Frame]:
         """Yield the frames from `last` to the first."""
         for index in range(min(last, len(self._files) - 1), -1, -1):
-            yield self._read(self._files[index], index)
+            yield self._read(index)
 
-    def _read(self, file: Path, index: int) -> Frame:
+    def _read(self, index: int) -> Frame:
         """Read an image. One that does not decode is an error: a gap would shift later frames."""
+        file = self._files[index]
         try:
-            return Frame(index, None, None, read_image(file, 0)[0])
+            return Frame(index, None, None, read_image(file, 0, self._used_bits).pixels)
         except ImageError as error:
             raise VideoError("not_a_video", f"{file}: frame {index}: {error}") from error
+
+    def _used_bits(self) -> int:
+        """Return how many of 16 bits all frames together use, so that they are equally bright."""
+        if not self._bits:
+            self._bits = self._most_bits()
+        if self._bits < 16:
+            self.report.note(f"the images use {self._bits} of 16 bits: these are shown as 8 bits")
+        return self._bits
+
+    def _most_bits(self) -> int:
+        most = 8
+        for file in self._files:
+            try:
+                most = max(most, used_bits_of(file))
+            except ImageError:
+                continue  # it is named when it is read
+            if most == 16:
+                break
+        return most
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
