@@ -30,7 +30,7 @@ from ray._private import ray_logging
 from ray._private.utils import read_ray_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from jobs.cluster import nodes
+from jobs.cluster import nodes, own
 from jobs.cluster.capacity import Demand, amounts, fit, refusal_message, waiting_message
 from jobs.run.main import InputError, working
 from jobs.run.signals import Stop
@@ -87,12 +87,15 @@ def connect(say: Callable[[str], None] = _print) -> Iterator[None]:
     if "RAY_DEDUP_LOGS" not in os.environ:  # read when ray is imported, so too late to set
         ray_logging.RAY_DEDUP_LOGS = False  # type: ignore[attr-defined]
     address = _address()
-    try:
-        say(_start() if address == "local" else _join(address))
-        with working():
-            yield
-    finally:
-        ray.shutdown()
+    with own.on_loopback() if address == "local" else contextlib.nullcontext():
+        try:
+            say(_start() if address == "local" else _join(address))
+            with working():
+                yield
+        finally:
+            if address == "local":
+                own.kill_at_shutdown()
+            ray.shutdown()
 
 
 def starts_own() -> bool:
@@ -129,7 +132,8 @@ def _start() -> str:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         # The dashboard stays on (150 MB): without it Ray Train logs a warning every second.
-        _init(address="local", object_store_memory=_OBJECT_STORE_BYTES)
+        with own.shielded():
+            _init(address="local", object_store_memory=_OBJECT_STORE_BYTES)
     except Exception as error:
         raise ClusterError(
             f"Ray did not start on this machine: {error}\n"

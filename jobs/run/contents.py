@@ -8,6 +8,7 @@ EXIT_CODES = {
     0: "the job is done",
     1: "the job failed after it had started; what it published stays valid",
     2: "bad input; nothing was started",
+    129: "ended by SIGHUP, as the terminal was closed; the same command resumes",
     130: "ended by Ctrl-C (SIGINT); the same command resumes",
     143: "ended by SIGTERM; the same command resumes",
 }

@@ -1,35 +1,47 @@
-"""SIGTERM and SIGINT as a request to stop; work on another thread, so that signals are handled."""
+"""Signals as a request to stop; work on another thread, so that signals are handled."""
 
+import os
 import queue
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
+AGAIN_SECONDS = 1.0
+"""Time after the first signal from which a SIGINT is a second request of a person: `timeout` sends
+every signal twice, to the job and to its process group."""
+
+
 class Stop:
-    """Context that turns SIGTERM and SIGINT into a request to stop; for the main thread.
+    """Context that turns SIGTERM, SIGINT and SIGHUP into a request to stop; for the main thread.
 
     On a signal, another thread sets `requested` and calls what `then` was given: the handler itself
-    may have interrupted Ray, or the holder of a lock, anywhere. A second SIGINT raises
-    KeyboardInterrupt at once. `ray job stop` kills the job 3 s after its SIGTERM.
+    may have interrupted Ray, or the holder of a lock, anywhere. Further signals change nothing, so
+    that a save is not cut off; only a SIGINT after AGAIN_SECONDS raises KeyboardInterrupt at once.
+    A SIGHUP that the process ignores, under `nohup`, stays ignored. After a SIGHUP, output to a
+    terminal that was closed is dropped. `ray job stop` kills the job 3 s after its SIGTERM.
     """
 
     def __init__(self) -> None:
         """Start without a request; handlers are installed on entering."""
         self.requested = threading.Event()
         self._signal: int | None = None
+        self._first = 0.0
         self._inbox: queue.SimpleQueue[bool] = queue.SimpleQueue()  # its put is safe in a handler
         self._lock = threading.Lock()
         self._calls: list[Callable[[], object]] = []
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the process: 130 after SIGINT, 143 after SIGTERM, else 0."""
+        """Exit code of the process: 129 after SIGHUP, 130 SIGINT, 143 SIGTERM; else 0."""
         return 128 + self._signal if self._signal else 0
 
     def then(self, call: Callable[[], object]) -> None:
@@ -43,7 +55,9 @@ class Stop:
     def __enter__(self) -> "Stop":
         """Install the handlers."""
         threading.Thread(target=self._notify, name="stop", daemon=True).start()
-        signals = (signal.SIGTERM, signal.SIGINT)
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signals.append(signal.SIGHUP)
         self._previous = {number: signal.signal(number, self._handle) for number in signals}
         return self
 
@@ -59,10 +73,16 @@ class Stop:
         self._inbox.put(False)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            outputs = select.poll()
+            for descriptor in (1, 2):
+                outputs.register(descriptor, 0)
+            _drop_closed(outputs, wait_ms=0)
+            threading.Thread(target=_drop_closed, args=(outputs,), daemon=True).start()
         if self._signal is None:
-            self._signal = number
+            self._signal, self._first = number, time.monotonic()
             self._inbox.put(True)
-        elif number == signal.SIGINT:
+        elif number == signal.SIGINT and time.monotonic() - self._first > AGAIN_SECONDS:
             raise KeyboardInterrupt
 
     def _notify(self) -> None:
@@ -71,6 +91,24 @@ class Stop:
                 self.requested.set()
             for call in self._calls:
                 call()
+
+
+def _drop_closed(outputs: select.poll, wait_ms: int | None = None) -> None:
+    """Send what is written to outputs whose other end is closed to /dev/null: writes would fail.
+
+    Args:
+        outputs: file descriptors, registered without events.
+        wait_ms: time to wait for an end to be closed; None: until all are.
+    """
+    with suppress(OSError):
+        while found := outputs.poll(wait_ms):
+            for descriptor, _ in found:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+                outputs.unregister(descriptor)
+            if wait_ms == 0:
+                return
 
 
 def background(call: Callable[[], T]) -> Future[T]:

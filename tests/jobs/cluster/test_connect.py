@@ -133,7 +133,7 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
     """Start, imports, fitting, waiting, links and the end, all on one Ray to save time."""
     code = """
     import json, os, signal, threading, time
-    import ray
+    import psutil, ray
     from ray.util.placement_group import placement_group, remove_placement_group
     from jobs.cluster import connect as cluster
     from jobs.cluster.link import Link
@@ -177,7 +177,16 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
         with cluster.connect(said.append):
             pass
         facts["still connected"] = ray.is_initialized()
-        threading.Timer(4, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        # As systemd and Slurm do, and `timeout` to the process group: a signal to every process.
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        def end_all():
+            for process in family:
+                process.send_signal(signal.SIGTERM)
+        facts["beyond loopback"] = [
+            (process.name(), str(each.laddr)) for process in family
+            for each in process.net_connections("inet")
+            if each.status == "LISTEN" and not each.laddr.ip.endswith("127.0.0.1")]
+        threading.Timer(4, end_all).start()
         try:
             cluster.require(1, cpus, 0, stop, said.append)
         except SystemExit as ended:
@@ -196,6 +205,9 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
         link.push({})
         link.stop()
         facts["of the dead"] = link.drain()
+    time.sleep(1)
+    facts["left"] = [each.name() for each in family[1:] if each.is_running()
+                     and each.status() != psutil.STATUS_ZOMBIE]
     facts["token"] = os.path.exists(os.path.expanduser("~/.ray/auth_token"))
     print(json.dumps(facts))
     """
@@ -218,6 +230,8 @@ def test_a_private_ray_from_start_to_end(tmp_path, short_folder):
         "stopped": 2,
         "of the dead": [],
         "token": False,
+        "beyond loopback": [],
+        "left": [],
     }
 
 
