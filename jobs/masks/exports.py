@@ -160,7 +160,7 @@ def _write_film(
         frames = iter(video)
         first = next(frames)
         size = first.image.shape[:2]
-        with Film(path, kind, size, source, video.rate) as film:
+        with Film(path, kind, size, video) as film:
             masks = frames_of(table)
             for frame in chain([first], frames):
                 _, rows = next(masks, (0, None))

@@ -12,8 +12,9 @@ from jobs.storage.errors import explain
 from jobs.storage.location import Location, StorageError
 from jobs.weights.files import fingerprint
 from masking.manifest.faults import Fault, ManifestError
+from masking.manifest.formats.read import parse_table
 from masking.manifest.rows import Row, prompts
-from masking.manifest.table import VideoPrompts, parse_table, read_manifest
+from masking.manifest.table import VideoPrompts, read_manifest
 from masking.outputs import rows as outputs
 from masking.segmenter import weights as checkpoint
 from masking.tracking.state import TrackConfig
@@ -147,7 +148,10 @@ class _ManifestReader:
             self.add_fault(manifest, video, "uri", video.uri, f"a file: {error}")
             return
         if video.video_id in self.videos:
-            expected = f"an id that {self.videos[video.video_id][0]} does not contain"
+            expected = (
+                f"an id that {self.videos[video.video_id][0]} does not contain; a column video_id"
+                " can give another one"
+            )
             self.add_fault(manifest, video, "video_id", video.video_id, expected)
         self.videos.setdefault(video.video_id, (manifest, replace(video, uri=uri)))
 
@@ -179,13 +183,23 @@ def absolute_uri(uri: str, root: str | None, manifest: Location) -> str:
         manifest: the manifest.
 
     Raises:
-        StorageError: a uri of a scheme that is not supported.
+        StorageError: a uri of a scheme that is not supported or with options for S3, which would
+            say to whom credentials are sent; a link that leads to itself.
     """
     if "://" in uri or uri.startswith(("/", "~/")):
-        return str(Location.parse(uri))
+        place = Location.parse(uri)
+        if place.query:
+            raise StorageError(
+                f"the options {place.query!r} are not read from a manifest; set AWS_ENDPOINT_URL"
+                " and the other AWS variables, or write uris relative to a --root with the options"
+            )
+        return str(place)
     base = Location.parse(root) if root is not None else manifest.parent
     if not base.is_s3:  # resolves ../videos, which is common
-        return str(Path(base.path, uri).resolve())
+        try:
+            return str(Path(base.path, uri).resolve())
+        except (OSError, RuntimeError) as error:  # a link to itself
+            raise StorageError(f"{uri} cannot be resolved: {error}") from error
     return str(base / uri)
 
 
