@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from masking.images.arrays import Bools, Pixels
-from masking.images.decode import ImageError, shown
+from masking.images.decode import ImageError, objects_of, shown
 
 MOST = 4 << 30
 """Largest number of bytes that the masks of one image may take."""
@@ -45,6 +48,20 @@ def check_room(objects: int, shape: Sequence[int]) -> None:
             f" {objects * math.prod(shape) / (1 << 30):,.0f} GB; at most {MOST >> 30} GB are taken"
             " for one image: shrink it, or mark fewer objects"
         )
+
+
+def masks_of(labels: NDArray[Any]) -> Bools:
+    """Return a mask (H, W) for each number above 0 in labels; ImageError if they are too many."""
+    check_room(int(np.count_nonzero(np.bincount(labels.ravel())[1:])), labels.shape)
+    return objects_of(labels)
+
+
+def vanished() -> NothingToLearnError:
+    """Return the error of an image whose objects have no pixel."""
+    return NothingToLearnError(
+        "its objects have no pixels left at this size: they are smaller than a pixel, or outside"
+        " the image; pairs.longest sets the size of images"
+    )
 
 
 class Entry(Protocol):

@@ -4,10 +4,11 @@
 image and its masks. The format of a path is recognised by what is there:
 
     FILE.parquet, or a folder of them   columns `image` (bytes of an image file), `masks` (bytes of
-                                        a PNG label map: 0 no object, 1.. one number an object),
+    (or of a folder `data` of them)     a PNG label map: 0 no object, 1.. one number an object),
                                         and optionally `ignore` (bytes of a PNG, not 0 where a
                                         pixel is void), `kind` ("regions": see `Pair.regions`),
-                                        `key` (a name for messages)
+                                        `key` (a name for messages); instead of bytes Hugging
+                                        Face's struct of `bytes` and `path`
     FILE.json, or a folder with one     COCO (cocodataset.org, "Format data"): polygons and RLE,
                                         crowds are void; images beside the file or in a folder
                                         beside or above it
@@ -18,31 +19,32 @@ Shapes: K objects of an image, H x W its pixels. Images are RGB, origin top left
 applied. Rows count from 0, in messages too.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from masking.images.arrays import Bools
 from masking.images.decode import (
     EXIF_CURE,
     ImageError,
     nearest,
-    objects_of,
     read_image,
     read_labels,
 )
 from masking.images.masks import refuse_soft_edges
 from masking.training.coco import survey_coco
-from masking.training.pair import Entry, NothingToLearnError, Pair, Survey, check_room
+from masking.training.pair import (
+    Entry,
+    NothingToLearnError,
+    Pair,
+    Survey,
+    masks_of,
+    vanished,
+)
+from masking.training.parquet import UNREADABLE, RowGroups, splits, survey_parquet
 
 __all__ = [
     "ImageError",
@@ -55,13 +57,7 @@ __all__ = [
     "survey",
 ]
 
-KEPT = 2 << 30
-"""Bytes of decompressed Parquet row groups that a process keeps in memory."""
 _VOID = 255  # in a palette PNG, as in PASCAL VOC
-_BYTES = (pa.binary(), pa.large_binary(), pa.null())
-_TEXT = (pa.string(), pa.large_string(), pa.null())
-_COLUMNS = {"image": _BYTES, "masks": _BYTES, "ignore": _BYTES, "kind": _TEXT}
-_NEEDED = ("image", "masks")
 _EXPECTED = (
     "Parquet files (columns image and masks), a COCO .json file, "
     "or a folder with JPEGImages and Annotations"
@@ -123,8 +119,8 @@ class Pairs:
         except ImageError as error:
             named = (f"{entry.name}: {fault}" for fault in error.faults)
             raise type(error)(*named) from error
-        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-            reason = error or type(error).__name__
+        except UNREADABLE as error:
+            reason = str(error) or type(error).__name__
             raise ImageError(f"{entry.name}: cannot be read: {reason}") from error
         return replace(pair, masks=masks, ignore=pair.ignore & ~masks.any(axis=0))
 
@@ -172,7 +168,7 @@ def _of_wanted_size(masks: Bools, config: PairsConfig) -> Bools:
     if not len(masks):
         raise ImageError("no object in the masks; label it, or leave the image out")
     if not areas.any():
-        raise NothingToLearnError(_VANISHED)
+        raise vanished()
     if not kept.any():
         raise NothingToLearnError(
             f"none of its {len(masks)} objects covers between {config.smallest:.1%} and "
@@ -192,7 +188,7 @@ def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
         ImageError: All faults of the structure: paths, columns, missing values, images that are
             not there, malformed annotations.
     """
-    result, groups = Survey(), _RowGroups()
+    result, groups = Survey(), RowGroups()
     for path in paths:
         _survey_path(path, result, groups)
     if not paths:
@@ -205,16 +201,30 @@ def survey(paths: Sequence[Path], config: PairsConfig) -> Pairs:
     return Pairs(tuple(result.entries), config, tuple(result.notes))
 
 
-def _survey_path(path: Path, result: Survey, groups: "_RowGroups") -> None:
+def _survey_path(path: Path, result: Survey, groups: RowGroups) -> None:
     """Add the pairs of a file or folder, whose format is recognised by what is there."""
-    files = sorted(_visible(path.iterdir())) if path.is_dir() else [path]
-    parquet, jsons = ([f for f in files if f.suffix == end] for end in (".parquet", ".json"))
-    if not path.exists():
+    try:
+        files = sorted(_visible(path.iterdir())) if path.is_dir() else [path]
+        inner = path / "data"  # where Hugging Face has the files of a data set
+        if not _ending(files, ".parquet") and inner.is_dir():
+            files += _ending(sorted(_visible(inner.iterdir())), ".parquet")
+        is_davis = (path / "JPEGImages").is_dir() and (path / "Annotations").is_dir()
+        exists = path.exists()
+    except OSError as error:
+        result.faults.append(f"{path}: cannot be read: {error.strerror or error}")
+        return
+    parquet, jsons = _ending(files, ".parquet"), _ending(files, ".json")
+    if not exists:
         result.faults.append(f"{path}: no such file or folder; expected {_EXPECTED}")
+    elif len(several := splits(parquet)) > 1:
+        result.faults.append(
+            f"{path}: holds the splits {', '.join(several)}; name the files of one, such as"
+            f" {parquet[0].parent}/{several[-1]}-*.parquet"
+        )
     elif parquet:
         for file in parquet:
-            _survey_parquet(file, result, groups)
-    elif (path / "JPEGImages").is_dir() and (path / "Annotations").is_dir():
+            survey_parquet(file, result, groups)
+    elif is_davis:
         _survey_davis(path, result)
     elif len(jsons) == 1:
         survey_coco(jsons[0], result)
@@ -224,124 +234,8 @@ def _survey_path(path: Path, result: Survey, groups: "_RowGroups") -> None:
         result.faults.append(f"{path}: holds no image-mask pairs; expected {_EXPECTED}")
 
 
-class _RowGroups:
-    """Row groups of Parquet files; those used last stay in memory, up to `KEPT` bytes.
-
-    So a training set that fits is read once; a larger one is read again, by row groups.
-    """
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def __reduce__(self) -> tuple[type["_RowGroups"], tuple[()]]:
-        return _RowGroups, ()  # another process reads for itself
-
-    def read(self, path: Path, group: int) -> pa.Table:
-        """Return the columns of a row group that pairs are made of."""
-        with self._lock:
-            if (path, group) not in self._kept:
-                self._add(path, group)
-            self._kept.move_to_end((path, group))
-            return self._kept[path, group]
-
-    def _add(self, path: Path, group: int) -> None:
-        with pq.ParquetFile(path) as file:
-            names = [name for name in file.schema_arrow.names if name in _COLUMNS]
-            table = file.read_row_group(group, names, use_threads=False)
-        self._kept[path, group] = table
-        self._bytes += table.nbytes
-        while len(self._kept) > 1 and self._bytes > KEPT:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-
-
-_VANISHED = (
-    "its objects have no pixels left at this size: they are smaller than a pixel, or outside the"
-    " image; pairs.longest sets the size of images"
-)
-
-
-def _masks_of(labels: NDArray[Any]) -> Bools:
-    """Return a mask (H, W) for each number above 0; raises ImageError if they are too many."""
-    check_room(int(np.count_nonzero(np.bincount(labels.ravel())[1:])), labels.shape)
-    return objects_of(labels)
-
-
-@dataclass(frozen=True)
-class _ParquetRow:
-    """A row of a Parquet file."""
-
-    name: str
-    path: Path
-    group: int
-    row: int
-    """Number of the row in its row group."""
-    groups: _RowGroups
-
-    def load(self, longest: int) -> Pair:
-        [record] = self.groups.read(self.path, self.group).slice(self.row, 1).to_pylist()
-        image, size, orientation = read_image(record["image"], longest)
-        shape = image.shape[:2]
-        labels, _ = read_labels(record["masks"], "column masks", size, orientation)
-        refuse_soft_edges(labels, "column masks")
-        ignore = np.zeros(shape, dtype=np.bool_)
-        if record.get("ignore") is not None:
-            ignore = nearest(read_labels(record["ignore"], "column ignore", size)[0], shape) > 0
-        masks = _masks_of(nearest(labels, shape))
-        if labels.any() and not len(masks):
-            raise NothingToLearnError(_VANISHED)
-        regions = record.get("kind") == "regions"
-        return Pair(image, masks, ignore, self.name, regions, turned=orientation > 1)
-
-
-def _survey_parquet(path: Path, result: Survey, groups: _RowGroups) -> None:
-    try:
-        with pq.ParquetFile(path) as file:
-            wrong = list(_wrong_columns(file.schema_arrow))
-            result.faults += [f"{path}: {fault}" for fault in wrong]
-            if not wrong:
-                _survey_rows(path, file, result, groups)
-    except (pa.ArrowException, OSError) as error:
-        result.faults.append(f"{path}: not a Parquet file that can be read: {error}")
-
-
-def _wrong_columns(schema: pa.Schema) -> Iterator[str]:
-    for name, types in _COLUMNS.items():
-        expected = "bytes of image files" if types is _BYTES else "strings"
-        if name in schema.names:
-            if schema.field(name).type not in types:
-                yield f"column {name} holds {schema.field(name).type}; expected {expected}"
-        elif name in _NEEDED:
-            yield f"no column {name} ({expected}); it has {', '.join(schema.names)}"
-
-
-def _survey_rows(path: Path, file: pq.ParquetFile, result: Survey, groups: _RowGroups) -> None:
-    first = 0
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        keys = [""] * rows
-        if "key" in file.schema_arrow.names:
-            keys = [f" ({key})" for key in file.read_row_group(group, ["key"])["key"].to_pylist()]
-        names = [f"{path}, row {first + row}{keys[row]}" for row in range(rows)]
-        result.entries += [_ParquetRow(n, path, group, row, groups) for row, n in enumerate(names)]
-        result.faults += [f"{names[row]}: column {c} is null" for row, c in _missing(file, group)]
-        first += rows
-    if first == 0:
-        result.faults.append(f"{path}: no rows")
-
-
-def _missing(file: pq.ParquetFile, group: int) -> list[tuple[int, str]]:
-    """Return row and column of null images and masks; bytes are read only if there may be any."""
-    about, missing = file.metadata.row_group(group), []
-    # A nested column has several leaves, so columns do not count as in the schema.
-    leaves = {one.path_in_schema: one for one in map(about.column, range(about.num_columns))}
-    for column in _NEEDED:
-        known = leaves[column].statistics
-        if known is None or not known.has_null_count or known.null_count:
-            nulls = file.read_row_group(group, [column])[column].is_null().to_numpy()
-            missing += [(row, column) for row in np.flatnonzero(nulls).tolist()]
-    return sorted(missing)
+def _ending(files: Iterable[Path], end: str) -> list[Path]:
+    return [file for file in files if file.suffix.lower() == end]
 
 
 @dataclass(frozen=True)
@@ -359,7 +253,7 @@ class _DavisFrame:
         labels = np.where(void, 0, labels)
         refuse_soft_edges(labels, "the annotation")
         void = nearest(void, image.shape[:2])
-        masks = _masks_of(nearest(labels, image.shape[:2]))
+        masks = masks_of(nearest(labels, image.shape[:2]))
         if not len(masks):
             raise NothingToLearnError("no object on this frame")
         return Pair(image, masks, void, self.name, regions=False, turned=orientation > 1)

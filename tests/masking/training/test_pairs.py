@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from masking.images.decode import read_image
-from masking.training import pairs as pairs_module
+from masking.training import parquet
 from masking.training.pair import NothingToLearnError
 from masking.training.pairs import ImageError, PairsConfig, inspect, survey
 from tests.masking.training.pictures import ALL, H, W, encoded, image, labels
@@ -74,7 +74,7 @@ def test_label_maps_of_8_and_16_bits_and_with_gaps(tmp_path, dtype, first):
 def test_row_groups_come_and_go_and_threads_share_them(tmp_path, monkeypatch):
     rows = [row(image=encoded(image(seed=n))) for n in range(9)]
     found = survey([write(tmp_path / "x.parquet", rows)], ALL)
-    monkeypatch.setattr(pairs_module, "KEPT", 1)
+    monkeypatch.setattr(parquet, "KEPT", 1)
     elsewhere = pickle.loads(pickle.dumps(found))
     assert len(pickle.dumps(found)) < 2000
     order = np.random.default_rng(0).permutation(np.repeat(np.arange(9), 4)).tolist()
@@ -298,6 +298,112 @@ def test_colours_shrink_alike_whatever_the_kind_of_image(tmp_path, mode):
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         PairsConfig(**settings)
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""The type of images in Hugging Face's data sets."""
+
+
+def cell(content, path=None):
+    return {"bytes": content, "path": path}
+
+
+def hugging_face(folder, name="x.parquet", **changes):
+    given = row(image=cell(encoded(image()), "a.png"), masks=cell(encoded(labels())))
+    (folder / name).parent.mkdir(exist_ok=True)
+    return write(folder / name, [given, given | changes], image=STRUCT, masks=STRUCT)
+
+
+@pytest.mark.parametrize("ignore", [None, cell(None), cell(encoded(labels(1)))])
+def test_hugging_faces_structs_are_read(tmp_path, ignore):
+    path = tmp_path / "x.parquet"
+    given = row(image=cell(encoded(image()), "a.png"), masks=cell(encoded(labels())), ignore=ignore)
+    write(path, [given], image=STRUCT, masks=STRUCT, ignore=STRUCT)
+    pair = survey([path], ALL)[0]
+    np.testing.assert_array_equal(pair.image, image())
+    np.testing.assert_array_equal(pair.masks, [labels() == k for k in (1, 2, 3)])
+    expected = labels(1) > 0 if ignore and ignore["bytes"] else np.zeros((H, W), bool)
+    np.testing.assert_array_equal(pair.ignore, expected & (labels() == 0))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (None, "column image is null"),
+        (cell(None), "column image is null"),
+        (
+            cell(None, "photos/a.png"),
+            "column image has no bytes, only the path photos/a.png;",
+        ),
+    ],
+)
+def test_hugging_faces_structs_without_bytes_are_named(tmp_path, image, message):
+    path = hugging_face(tmp_path, image=image)
+    with pytest.raises(ImageError) as error:
+        survey([path], ALL)
+    [fault] = error.value.faults
+    assert fault.startswith(f"{path}, row 1: {message}")
+
+
+def test_hugging_faces_folder_data_is_read(tmp_path):
+    hugging_face(tmp_path, "data/train-00000-of-00002.parquet")
+    hugging_face(tmp_path, "data/train-00001-of-00002-0a1b2c.parquet")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert len(survey([tmp_path], ALL)) == 4
+    hugging_face(tmp_path, "data/test-00000-of-00001.parquet")
+    with pytest.raises(ImageError, match=r"holds the splits test, train; .*/train-\*.parquet"):
+        survey([tmp_path], ALL)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), STRUCT])
+def test_a_cell_that_all_rows_have_is_in_memory_once(tmp_path, kind):
+    content = encoded(image()) + bytes(1 << 18)
+    given = row(image=content if kind == pa.binary() else cell(content))
+    table = pa.table({
+        "image": pa.array([given["image"]] * 100, kind),
+        "masks": pa.array([given["masks"]] * 100),
+        "key": pa.array(["k" * (1 << 18)] * 100),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "x.parquet", dictionary_pagesize_limit=1 << 30)
+    found = survey([tmp_path / "x.parquet"], ALL)
+    assert len(found.entries[99].name) < 1000
+    assert len(found[99].masks) == 3
+    assert found.entries[0].groups.read(tmp_path / "x.parquet", 0).nbytes < 1 << 20
+
+
+def test_cells_of_gigabytes_in_a_small_file_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_LARGEST", 1 << 20)
+    path = write(tmp_path / "x.parquet", [row(image=bytes(4 << 20))])
+    with pytest.raises(ImageError, match=r"row group 0 has a column of 4,194,\d+ bytes, in"):
+        survey([path], ALL)
+
+
+def test_more_rows_than_there_can_be_images_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_ROWS", 1000)
+    path = write(tmp_path / "x.parquet", [row()] * 3000, row_group_size=3000)
+    with pytest.raises(ImageError, match=r"3,000 rows in [\d,]+ bytes, too many to have an image"):
+        survey([path], ALL)
+
+
+def test_odd_columns_are_named(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_arrays([pa.array([b"a"])] * 3, ["image", "image", "masks"]), path)
+    with pytest.raises(ImageError, match="there are 2 columns image; expected one"):
+        survey([path], ALL)
+    for odd in ([[b"a"]], [{"path": "a"}], [1.5]):
+        pq.write_table(pa.table({"image": odd, "masks": [b"a"]}), path)
+        with pytest.raises(ImageError, match=r"column image holds .*; expected bytes of image"):
+            survey([path], ALL)
+
+
+def test_keys_that_are_no_text(tmp_path):
+    path = tmp_path / "x.parquet"
+    raw = pa.array([b"\xff\xfe", None], pa.binary()).view(pa.string())
+    for keys, shown in ((raw, [r" (\xff\xfe)", ""]), (pa.array([7, 8]), [" (7)", " (8)"])):
+        table = pa.table({"image": [b"a", b"b"], "masks": [b"a", b"b"], "key": keys})
+        pq.write_table(table, path)
+        names = [entry.name for entry in survey([path], ALL).entries]
+        assert names == [f"{path}, row {n}{text}" for n, text in enumerate(shown)]
 
 
 @pytest.mark.parametrize("paths", [[], [Path("nowhere")]])
