@@ -5,9 +5,11 @@
 Points are (x, y) in pixels of the image as displayed, origin top left. Runs in this process.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -72,6 +74,8 @@ def click(config: ClickConfig) -> None:
     paths = [path for path in (config.out, config.mask) if path is not None]
     for path in paths:
         refuse_relative(path)
+    refuse_same(config)
+    for path in paths:
         check_writable(Location.parse(path).parent)
     image = load_image(config.image)
     announce(config.weights)
@@ -94,6 +98,31 @@ def click(config: ClickConfig) -> None:
         f"{mask.mean():.1%} of the image, predicted IoU {found.scores[0, 0]:.2f}: "
         + ", ".join(paths)
     )
+
+
+def refuse_same(config: ClickConfig) -> None:
+    """Raise ConfigError if two flags name the same file, one of which would be overwritten."""
+    places = [("--image", config.image), ("--out", config.out), ("--mask", config.mask)]
+    named = [
+        (flag, path)
+        for flag, path in places
+        if path is not None and not (flag == "--image" and path in SAMPLES)
+    ]
+    for (first, path), (second, other) in combinations(named, 2):
+        if _is_same(Location.parse(path), Location.parse(other)):
+            raise ConfigError(
+                f"{first} {path} and {second} {other} are the same file, which would be"
+                f" overwritten; give {second} another name"
+            )
+
+
+def _is_same(place: Location, other: Location) -> bool:
+    if place.local_path is None or other.local_path is None:
+        return (place.is_s3, place.path) == (other.is_s3, other.path)
+    try:
+        return place.local_path.samefile(other.local_path)
+    except OSError:  # one of them does not exist
+        return os.path.realpath(place.path) == os.path.realpath(other.path)
 
 
 def load_image(image: str) -> Pixels:
