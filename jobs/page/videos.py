@@ -190,6 +190,13 @@ def _stem(name: str) -> str:
 
 def relative_uri(place: Location, base: Location) -> str:
     """Return a uri that `jobs.mask` resolves to a location; relative if it is below `base`."""
+    if place.query:  # which a manifest must not contain
+        if place.query == base.query and place.path.startswith(f"{base.path}/"):
+            return place.path.removeprefix(f"{base.path}/")
+        raise ConfigError(
+            f"{place}: the options {place.query!r} cannot be written to a manifest; set"
+            " AWS_ENDPOINT_URL and the other AWS variables, or give --root a folder above with them"
+        )
     if place.is_s3 or base.is_s3 or not Path(place.path).is_relative_to(base.path):
         return str(place)
     return os.path.relpath(place.path, base.path)

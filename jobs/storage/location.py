@@ -6,7 +6,8 @@ single act (the rename of a file, the completion of an upload): it is there whol
 S3 goes through pyarrow, which reads the usual settings itself: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, and AWS_REGION (on AWS proper, pyarrow finds
 the bucket's region itself). They must be set in every process, Ray's workers included. The URI may
-carry pyarrow's options: `s3://bucket/prefix?endpoint_override=host:9000&scheme=http`.
+carry pyarrow's options: `s3://bucket/prefix?endpoint_override=host:9000&scheme=http`. Any other
+question mark belongs to the key.
 """
 
 import errno
@@ -29,6 +30,7 @@ from pyarrow import fs
 from jobs.storage.errors import StorageError as StorageError
 from jobs.storage.errors import explain, explained, is_transient
 from jobs.storage.publish import TEMPORARY, Buffer, replace_file, upload
+from jobs.storage.uri import check_text, has_options, split_s3
 
 CHUNK = 8 << 20
 """Bytes read or written at a time."""
@@ -71,17 +73,20 @@ class Location:
         """Read `runs/demo`, `/abs/path`, `~/path`, `file:///abs/path` or `s3://bucket/prefix`.
 
         A relative path is made absolute here, so it means the same in every process. What follows
-        `s3://` is taken literally (no percent-encoding), up to a `?`.
+        `s3://` is taken literally (no percent-encoding), up to a `?` with pyarrow's options.
 
         Raises:
-            StorageError: `text` is empty, of another scheme, without a bucket, or has credentials.
+            StorageError: `text` is empty, of another scheme, without a bucket, has credentials, an
+                option that does not exist, an empty name between slashes, or is no text in UTF-8.
         """
         text = os.fspath(text)
+        check_text(text)
         scheme, _, rest = text.partition("://")
         if scheme == "s3" and rest:
-            return cls._parse_s3(text, rest)
+            bucket, key, query = split_s3(text)
+            return cls(bucket, is_s3=True, query=query) / key.removesuffix("/")
         if scheme == "file" and rest.startswith("/"):
-            return cls(str(Path(unquote(rest))))
+            return cls.parse(str(Path(unquote(rest))))
         if not text or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*:/", text):
             raise StorageError(
                 f"'{text}' is neither a path nor an s3:// URI: give a path, or s3://bucket/prefix"
@@ -89,22 +94,14 @@ class Location:
         home = text == "~" or text.startswith("~/")  # ~tmp.mp4 is a name
         return cls(str((Path(text).expanduser() if home else Path(text)).absolute()))
 
-    @classmethod
-    def _parse_s3(cls, text: str, rest: str) -> "Location":
-        path, _, query = rest.partition("?")
-        bucket, _, key = path.partition("/")
-        if "@" in bucket:
-            raise StorageError(
-                "an s3:// URI must not contain credentials, which would end in logs; set"
-                " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
-            )
-        if not re.fullmatch(r"[A-Za-z0-9._-]+", bucket):
-            raise StorageError(f"'{text}' names no bucket: write s3://bucket/prefix")
-        return cls(bucket, is_s3=True, query=query) / key
-
     def __truediv__(self, name: str) -> "Location":
         """The location `name`, one part or several with slashes, below this folder."""
         parts = [part for part in name.split("/") if part]
+        if self.is_s3 and "//" in f"/{name}" and name:
+            raise StorageError(
+                f"'{name}' below {self} has an empty name between slashes; pyarrow reads no such"
+                " key of S3: copy the object to a key without //"
+            )
         if {".", ".."} & set(parts):
             raise StorageError(
                 f"'{name}' cannot be joined to {self}: it contains '.' or '..'; give a plain name"
@@ -115,7 +112,9 @@ class Location:
         """The URI, or the plain path of a local one; `parse` reads it back."""
         if not self.is_s3:
             return self.path
-        return f"s3://{self.path}" + (f"?{self.query}" if self.query else "")
+        if self.query:
+            return f"s3://{self.path}?{self.query}"
+        return f"s3://{self.path}" + ("?" if has_options(self.path.rstrip("?")) else "")
 
     @property
     def name(self) -> str:
@@ -241,6 +240,8 @@ class Location:
             raise StorageError(
                 f"a name below {self} is not UTF-8: {error.object!r}; rename it"
             ) from error
+        if self.is_s3:
+            self._check_names(paths)
         entries = [
             Entry(
                 path.removeprefix(self.path).lstrip("/"),
@@ -252,6 +253,15 @@ class Location:
         ]
         visible = (entry for entry in entries if not entry.name.startswith(TEMPORARY))
         return tuple(sorted(visible, key=lambda entry: entry.path))
+
+    def _check_names(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            name = path.removeprefix(f"{self.path}/")
+            if name in ("", self.path) or "//" in f"/{name}/":
+                raise StorageError(
+                    f"a key below {self} has an empty name between slashes: {path!r}; pyarrow reads"
+                    " no such key of S3: delete the object, or copy it to a key without //"
+                )
 
     def _chunks(self) -> Iterator[bytes]:
         """The contents piece by piece; a read from S3 that is cut off resumes where it stopped."""

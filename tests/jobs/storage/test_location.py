@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from pyarrow import fs
 
 from jobs.storage.location import CHUNK, Location, StorageError
+from jobs.storage.uri import OPTIONS
 from tests.jobs.storage.files import MB, all_files, noise, run_python
 
 
@@ -24,8 +26,14 @@ from tests.jobs.storage.files import MB, all_files, noise, run_python
         ("file:///abs/a%20b", "/abs/a b"),
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/", "s3://bucket"),
-        ("s3://bucket//a/b%20 c/", "s3://bucket/a/b%20 c"),
+        ("s3://bucket/a/b%20 c/", "s3://bucket/a/b%20 c"),
         ("s3://bucket/a?scheme=http", "s3://bucket/a?scheme=http"),
+        ("s3://bucket?scheme=http", "s3://bucket?scheme=http"),
+        ("s3://bucket/what?.mp4", "s3://bucket/what?.mp4"),
+        ("s3://bucket/what?", "s3://bucket/what?"),
+        ("s3://bucket/a?b/c?v=2&w=3", "s3://bucket/a?b/c?v=2&w=3"),
+        ("s3://bucket/what?.mp4?region=x", "s3://bucket/what?.mp4?region=x"),
+        ("s3://bucket/a?scheme=http?", "s3://bucket/a?scheme=http?"),
     ],
 )
 def test_parse_and_str(text, expected):
@@ -52,8 +60,12 @@ def test_join_keeps_what_a_uri_carries():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "gs://bucket/x", "s3://", "s3:///x", "s3://key:secret@bucket/x", "s3:/bucket/x"]
-)
+    "text",
+    ["", "gs://bucket/x", "s3://", "s3:///x", "s3://key:secret@bucket/x", "s3:/bucket/x",
+     "s3://bucket//a", "s3://bucket/a//b", "s3://key:secret@bucket/x?endpoint_overide=h", "a\0b",
+     "s3://bucket/a\0b", "file:///a%00b", "\udcff", "s3://bucket?x=1/\udcff",
+     "s3://bucket/a?endpoint_overide=h", "s3://bucket/a?Region=x&y=1"],
+)  # fmt: skip
 def test_what_is_no_location_is_refused(text):
     with pytest.raises(StorageError) as caught:
         Location.parse(text)
@@ -63,6 +75,39 @@ def test_what_is_no_location_is_refused(text):
 def test_a_name_cannot_leave_its_folder():
     with pytest.raises(StorageError, match=r"\.\."):
         Location.parse("s3://bucket/a") / "../b"
+
+
+@pytest.mark.parametrize(
+    ("key", "query"),
+    [("what?.mp4", ""), ("what?", ""), ("a?scheme=http", ""), ("a?scheme=http?", ""),
+     ("a?region=x&b=2", "scheme=http"), ("what?", "scheme=http"), ("a?b=c", "")],
+)  # fmt: skip
+def test_any_key_is_read_back(key, query):
+    location = Location(f"bucket/{key}", is_s3=True, query=query)
+    assert Location.parse(str(location)) == location
+
+
+def test_all_options_are_those_of_pyarrow():
+    values = {"scheme": "http", "endpoint_override": "h", "region": "x"}
+    for name in OPTIONS:
+        fs.FileSystem.from_uri(f"s3://b?region=x&{name}={values.get(name, 'true')}")
+
+
+def test_keys_with_question_marks(s3):
+    folder = Location.parse(s3)
+    for name in ("what?.mp4", "a?v=2", "a?scheme=http"):
+        (folder / name).write_bytes(name.encode())
+        assert (folder / name).read_bytes() == name.encode()
+    assert Location.parse(f"{s3}/a?v=2").read_bytes() == b"a?v=2"
+    assert [entry.name for entry in folder.list()] == ["a?scheme=http", "a?v=2", "what?.mp4"]
+
+
+@pytest.mark.parametrize("key", ["/a", "b//a"])
+def test_keys_that_pyarrow_does_not_read_are_named(s3, s3_server, key):
+    url = f"{s3_server}/{s3.removeprefix('s3://')}/{key}"
+    urllib.request.urlopen(urllib.request.Request(url, b"x", method="PUT"))
+    with pytest.raises(StorageError, match="has an empty name between slashes"):
+        Location.parse(s3).walk()
 
 
 def test_ray_storage(tmp_path, s3):

@@ -197,8 +197,8 @@ def test_clicks_that_only_the_video_shows_to_contradict_each_other(other):
 def test_a_correction_of_what_was_never_placed():
     never = [point(object_id=3, role="correct"), point(object_id=3, role="correct", label=0, x=9)]
     assert faults(point(), *never) == [
-        "row 2: role of object 3 is correct; expected init for the prompts that place the object; no row"
-        " does yet"
+        "row 2: role of object 3 is correct; expected init for the prompts that place the object;"
+        " no row does yet"
     ]
     assert len(plans(point(frame=2), point(role="correct", x=40))[0].prompts) == 2
 
