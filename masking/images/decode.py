@@ -8,7 +8,8 @@ applied.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from masking.images.arrays import Bools, Pixels
+from masking.images.depth import deep_pixels, eight_bits, used_bits
 
 LISTED = 20
 """Faults that a message lists; further ones are only counted. `ImageError.faults` has all."""
@@ -32,6 +34,7 @@ _LARGEST_LABEL = 65_535
 _LOSSY = ("JPEG", "MPO")  # MPO: of several pictures, as telephones write it
 _COLOURED = ("1", "P", "PA", "LA", "RGBA", "La", "RGBa")  # modes that Pillow shrinks in another way
 _ORIENTATION = 0x0112  # EXIF tag
+_SUBFILE = 0x00FE  # tag of TIFF; bit 0: a smaller copy of another image, bit 2: a mask
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -70,32 +73,35 @@ class Decoded(NamedTuple):
     width and height swapped."""
 
 
-def read_image(source: bytes | Path, longest: int) -> Decoded:
+def read_image(
+    source: bytes | Path, longest: int, bits: Callable[[], int] | None = None
+) -> Decoded:
     """Decode an image.
 
     Args:
         source: bytes of an image file, or its path.
         longest: pixels that the longer side is shrunk to if it is longer; 0: any length.
+        bits: returns how many of 16 bits are used, for images of one series; None: as many as the
+            largest value of this image takes.
 
     Raises:
-        ImageError: the image does not decode, or not completely.
+        ImageError: the image does not decode, or not completely, or is a stack of images.
         OSError: with an `errno`: the file cannot be read.
     """
+    with faults(), opened(source) as picture:
+        if (count := len(pages_of(picture))) > 1:
+            raise ImageError(
+                f"the file is a stack of {count:,} images; expected one. Write each to a file of"
+                " its own; as a video, give the stack itself as the uri"
+            )
+        return decoded(picture, source, longest, bits)
+
+
+@contextmanager
+def faults() -> Iterator[None]:
+    """Raise what Pillow raises as ImageError, and what the system raises as it is."""
     try:
-        with _open(source) as picture:
-            if picture.format == "PNG":
-                picture.load()  # its EXIF may lie behind the pixels
-            orientation = _orientation(picture)
-            width, height = reversed(picture.size) if orientation > 4 else picture.size
-            picture = _eight_bits(picture)
-            if picture.mode in _COLOURED:  # indices; or alpha, which would darken transparent parts
-                picture = picture.convert("RGB")
-            if longest:
-                bounds = (longest, longest)
-                picture.thumbnail(bounds, Image.Resampling.LANCZOS, reducing_gap=2.0)
-            if orientation > 1:
-                picture = picture.transpose(_TURNS[orientation])
-            return Decoded(_rgb(picture), (height, width), orientation)
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -104,11 +110,47 @@ def read_image(source: bytes | Path, longest: int) -> Decoded:
             f"the image does not decode: it is of none of the formats that are read ({formats})"
         ) from None
     except Exception as error:  # Pillow's formats raise all kinds
-        if (
-            isinstance(error, OSError) and error.errno is not None
-        ):  # from the system, not from Pillow
+        if isinstance(error, OSError) and error.errno is not None:  # not from Pillow
             raise
         raise ImageError(f"the image does not decode: {error or type(error).__name__}") from error
+
+
+def decoded(
+    picture: Image.Image,
+    source: bytes | Path | None,
+    longest: int,
+    bits: Callable[[], int] | None,
+) -> Decoded:
+    """Decode an open image; arguments as for `read_image`, `source` None for one of a stack."""
+    pixels = deep_pixels(picture, source)
+    if picture.format == "PNG":
+        picture.load()  # its EXIF may lie behind the pixels
+    orientation = _orientation(picture)
+    width, height = reversed(picture.size) if orientation > 4 else picture.size
+    if pixels is not None:
+        picture = eight_bits(pixels, used_bits(pixels) if bits is None else bits())
+    if picture.mode in _COLOURED:  # indices; or alpha, which would darken transparent parts
+        picture = picture.convert("RGB")
+    if longest:
+        bounds = (longest, longest)
+        picture.thumbnail(bounds, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if orientation > 1:
+        picture = picture.transpose(_TURNS[orientation])
+    return Decoded(_rgb(picture), (height, width), orientation)
+
+
+def pages_of(picture: Image.Image) -> list[int]:
+    """Return the places of the images of a TIFF, without those that are smaller copies or masks of
+    others; of other formats the first image only."""
+    if picture.format != "TIFF":
+        return [0]
+    pages = []
+    for page in range(getattr(picture, "n_frames", 1)):
+        picture.seek(page)
+        if not picture.getexif().get(_SUBFILE, 0) & 0b101:
+            pages.append(page)
+    picture.seek(pages[0] if pages else 0)
+    return pages or [0]
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -122,20 +164,10 @@ def _orientation(picture: Image.Image) -> int:
     return int(found) if found in _TURNS else 1
 
 
-def _open(source: bytes | Path) -> Image.Image:
+def opened(source: bytes | Path) -> Image.Image:
+    """Open an image, of which only the header is read."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     return Image.open(file, formats=FORMATS)
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Keep the upper 8 of 16 bits of grey: Pillow clips to white, and shrinks only 8 bits."""
-    if picture.format == "PPM" and picture.mode == "I":  # 16 bits, whatever Pillow says
-        picture = picture.convert("I;16")
-    if not picture.mode.startswith("I;16"):
-        return picture
-    turned = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    turned.info = picture.info
-    return turned
 
 
 def _rgb(picture: Image.Image) -> Pixels:
@@ -179,7 +211,7 @@ def read_labels(
         ImageError: the file does not decode, is no label map, or has another size.
     """
     try:
-        with _open(source) as picture:
+        with opened(source) as picture:
             labels, mode, lossy = np.asarray(picture), picture.mode, picture.format in _LOSSY
     except Exception as error:  # Pillow's formats raise all kinds
         reason = error or type(error).__name__

@@ -20,8 +20,8 @@ MAX_PIXELS = 1 << 27
 """Frames of more pixels are refused by the decoder: 16,384 x 8,192."""
 FORMATS = (
     "mov", "matroska", "mpegts", "mpeg", "avi", "asf", "flv", "ogg", "mxf", "ivf", "gif", "apng",
-    "yuv4mpegpipe", "h264", "hevc", "vvc", "av1", "obu", "mpegvideo", "m4v", "jpeg_pipe",
-    "webp_pipe",
+    "yuv4mpegpipe", "h264", "hevc", "vvc", "av1", "obu", "mpegvideo", "m4v", "mjpeg",
+    "jpeg_pipe", "webp_pipe",
 )  # fmt: skip
 """FFmpeg's names of the formats that are read. All hold their own pictures: a playlist or a pattern
 of names would make a job read other files of the machine."""
@@ -35,6 +35,8 @@ _NOT_THE_FILE = {
 _PICTURES = ("mjpeg", "png", "bmp", "webp", "gif")
 """Codecs of a preview beside the film of a file."""
 _CHUNK = 1 << 22
+_HEAD = 64
+_TEXT = bytes([9, 10, 13, *range(32, 127)])
 
 
 def open_input(path: Path) -> InputContainer:
@@ -58,14 +60,21 @@ def open_input(path: Path) -> InputContainer:
         _check_machine(error, path)
         if error.errno == errno.ENOENT:
             raise VideoError("not_found", f"{path}: no such file (any more)") from error
-        reason = str(error.strerror)
-        if error.errno == errno.EINVAL:
-            reason = "not one of the containers that are read; playlists are not"
-        if isinstance(error, av.error.ExitError):
-            reason = f"it takes more than {OPENING_S} s"
         raise VideoError(
-            "not_a_video", f"{path}: not a video that can be opened: {reason}"
+            "not_a_video", f"{path}: not a video that can be opened: {_reason(error, path)}"
         ) from error
+
+
+def _reason(error: FFmpegError | OSError, path: Path) -> str:
+    if isinstance(error, av.error.ExitError):
+        return f"it takes more than {OPENING_S} s"
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if head and head.translate(None, _TEXT) == b"":
+        return "it is text; playlists and other lists of files are not read"
+    if error.errno == errno.EINVAL:
+        return f"it is none of the formats that are read ({', '.join(FORMATS)})"
+    return str(error.strerror)
 
 
 def open_container(path: Path) -> tuple[InputContainer, av.VideoStream]:

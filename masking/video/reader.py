@@ -18,6 +18,7 @@ from typing import Self
 from masking.video.file import VideoFile
 from masking.video.folder import ImageFolder
 from masking.video.frame import Frame, Report, Timestamp, VideoError
+from masking.video.picture import open_picture
 
 RING_BYTES = 256 << 20
 """Bytes of decoded frames that a backward pass holds at a time."""
@@ -36,7 +37,8 @@ class Video:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a video file, or a folder of images in natural order of their names.
+        """Open a video file, a picture, a stack of TIFF, or a folder of images in natural order of
+        their names.
 
         Raises:
             VideoError: the path is missing, is no video, or has no decoder.
@@ -46,7 +48,7 @@ class Video:
             return cls(path, ImageFolder(path))
         if not path.is_file():
             raise VideoError("not_found", f"{path}: no such file or folder")
-        return cls(path, VideoFile(path))
+        return cls(path, open_picture(path) or VideoFile(path))
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -97,7 +99,7 @@ class Video:
 
     @property
     def codec(self) -> str:
-        """FFmpeg's name of the codec; "images" for a folder."""
+        """FFmpeg's name of the codec; "images" for a folder, and for a picture its format."""
         return self._source.codec
 
     @property
