@@ -82,7 +82,8 @@ def find(texts: Sequence[str]) -> list[File]:
     faults = []
     for text in texts:
         place = Location.parse(text)
-        listed = _glob(place) if "*" in place.path or "?" in place.path else _below(place)
+        wild = {*"*?"} & {*place.path} and not place.exists()  # names may have these, too
+        listed = _glob(place) if wild else _below(place)
         use = {key: file for key, file in listed.files.items() if _is_input(file.uri)}
         others = [file.uri for key, file in listed.files.items() if key not in use]
         kinds = f" ({suffixes(others)})" if others else ""
@@ -107,8 +108,7 @@ def _is_input(uri: str) -> bool:
 
 
 def _suffix(uri: str) -> str:
-    # A query of s3:// says where the bucket is; on a disk a name may have a question mark.
-    path = uri.partition("?")[0] if uri.startswith("s3://") else uri
+    path = Location.parse(uri).path if uri.startswith("s3://") else uri  # without options
     return PurePosixPath(path).suffix.lower()
 
 
