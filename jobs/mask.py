@@ -100,6 +100,7 @@ def mask_videos(
         with mask_errors():
             masked, failed = conclude(config, out, plan, records, seconds)
             unfinished = finish(config, out, plan, masked, len(failed), stop)
+            (out / ".parts").delete()  # of this start, and of starts that were killed
         if stop.requested.is_set():
             return stopped(stop)
     return 1 if unfinished + len(failed) + len(plan.loose) > config.max_failed else 0

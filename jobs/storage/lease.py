@@ -15,7 +15,6 @@ LONG_AGO old.
 import errno
 import json
 import os
-import platform
 import random
 import secrets
 import signal
@@ -34,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from jobs.storage.errors import StorageError, explained
 from jobs.storage.location import Location
+from jobs.storage.publish import machine, sweep
 
 LEASE_SECONDS = 60.0
 """Time after which a lease ends that is not written again."""
@@ -60,6 +60,8 @@ class HeldError(StorageError):
 def exclusive(folder: Location, job: str) -> Iterator[None]:
     """Keep other jobs out of a run folder for the length of the block.
 
+    First delete the files there that earlier starts were writing when they were killed.
+
     When a lease is lost, because storage could not be reached or the machine was suspended for
     longer than LEASE_SECONDS and another job has begun there, this process gets SIGTERM.
 
@@ -75,6 +77,8 @@ def exclusive(folder: Location, job: str) -> Iterator[None]:
     with ExitStack() as held:
         if folder.local_path is None or not _lock(folder, about, held):
             held.enter_context(_lease(folder, about))
+        if folder.local_path is not None:
+            sweep(folder.local_path)
         yield
 
 
@@ -202,18 +206,9 @@ def _about(job: str) -> About:
         "host": socket.gethostname(),
         "process": os.getpid(),
         "started": psutil.Process().create_time(),
-        "machine": _machine(),
+        "machine": machine(),
         "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
     }
-
-
-def _machine() -> str:
-    """Return a name of what numbers this process: this boot of the machine, and its container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:  # not Linux
-        return f"{platform.node()} {psutil.boot_time():.0f}"
 
 
 def _is_alive(about: About) -> bool:

@@ -45,7 +45,7 @@ def quick(monkeypatch):
 
 def elsewhere(monkeypatch):
     """From now on this process is on another machine, which cannot see whether others live."""
-    monkeypatch.setattr(lease, "_machine", lambda: "another machine")
+    monkeypatch.setattr(lease, "machine", lambda: "another machine")
 
 
 def test_a_second_job_is_refused_and_told_by_whom(folder):
