@@ -17,8 +17,10 @@ From Python, also in a notebook:
 import os
 import shlex
 import sys
+import time
 import webbrowser
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +35,14 @@ from jobs.page.store import Store
 from jobs.run.config import ConfigError, Positional
 from jobs.run.device import choose_device
 from jobs.run.main import run_job
-from jobs.run.signals import Stop
+from jobs.run.signals import Stop, background
 from jobs.storage.location import Location
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.manifest.faults import ManifestError
 from masking.manifest.rows import object_faults, parse_rows, prompts
 from masking.segmenter.sam import SegmenterWeightsError
+
+_PATIENCE = 3.0  # seconds for a start to end by itself after a signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,7 @@ def show(config: PromptConfig, server: Server) -> None:
         flush=True,
     )
     if config.browser:
-        _open(server.address)
+        _open(server.address_once)
 
 
 def conclude(server: Server, config: PromptConfig) -> None:
@@ -165,12 +169,26 @@ def click(
 def run(config: PromptConfig) -> int:
     """Serve the page until it is closed, or a signal comes; returns the exit code."""
     with Stop() as stop:
-        server = start(config)
+        server = _started(background(lambda: start(config)), stop)
+        if server is None:
+            return stop.exit_code
         stop.then(server.stop)
         show(config, server)
         server.wait()
     conclude(server, config)
     return stop.exit_code
+
+
+def _started(starting: Future[Server], stop: Stop) -> Server | None:
+    """Wait for the server; None: a signal came, and the start takes longer than a person waits."""
+    deadline: float | None = None
+    while not starting.done():
+        if stop.requested.wait(0.02):
+            deadline = deadline or time.monotonic() + _PATIENCE
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.02)
+    return starting.result()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,9 +7,9 @@ before it.
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -21,6 +21,8 @@ from masking.video.reader import Video
 
 KEPT_BYTES = 256 << 20
 """Bytes of decoded frames that are kept per video."""
+OPENING = 30.0
+"""Seconds in which the first frame of a video must decode."""
 BACK = 12
 """Number of frames before the requested one that are decoded with it when stepping backward."""
 _NEAR = 8  # frames ahead up to which decoding on is faster than seeking a key frame
@@ -48,11 +50,22 @@ class VideoScan:
         self._thread = threading.Thread(target=self._scan, name="scan", daemon=True)
         self._thread.start()
 
-    def close(self, wait: bool = False) -> None:
-        """Stop the thread; `wait` until it has stopped."""
+    def close(self, until: float = 0) -> None:
+        """Stop the thread, and wait for it up to a time of `time.monotonic`."""
         self._closed = True
-        if wait:
-            self._thread.join()
+        with self._grown:
+            self._grown.notify_all()
+        self._thread.join(max(0.0, until - time.monotonic()))
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """File names of the frames of a folder; None: the video is a file."""
+        return self.video.names
 
     @property
     def notes(self) -> list[str]:
@@ -84,7 +97,9 @@ class VideoScan:
             timeout: seconds to wait at most; None: without limit.
         """
         with self._grown:
-            self._grown.wait_for(lambda: self.complete or len(self.timestamps) > index, timeout)
+            self._grown.wait_for(
+                lambda: self.complete or self._closed or len(self.timestamps) > index, timeout
+            )
             return len(self.timestamps)
 
     def _scan(self) -> None:
@@ -114,6 +129,7 @@ class Frames:
         self.scan = scan
         self._video = Video.open(scan.path)
         self._lock = threading.Lock()
+        self._size: tuple[int, int] | None = None
         self._kept: OrderedDict[int, Frame] = OrderedDict()
         self._bytes = 0
         self._cursor: Iterator[Frame] | None = None
@@ -126,21 +142,29 @@ class Frames:
             self._kept.clear()
             self._video.close()
 
-    @cached_property
+    @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the first frame; clicks are in its pixels. Raises as `get`."""
-        height, width = self.get(0).image.shape[:2]
-        return height, width
+        if self._size is None:  # no cached_property: its lock is one for all videos
+            height, width = self.get(0).image.shape[:2]
+            self._size = height, width
+        return self._size
 
     def get(self, index: int) -> Frame:
         """Return a frame.
 
         Raises:
             VideoError: with code `no_frames`, the video has no such frame; with code `changed`, the
-                file was replaced or deleted.
+                file was replaced or deleted, or the video was closed.
         """
         path = self.scan.path
+        if not self.scan.wait(0, OPENING) and not self.scan.complete and not self.scan.closed:
+            raise VideoError(
+                "no_frames", f"{path.name}: no frame was decoded in {OPENING:.0f} s; is it a video?"
+            )
         count = self.scan.wait(max(0, index))
+        if index >= count and self.scan.closed and not self.scan.complete:
+            raise VideoError("changed", f"{path.name} was closed meanwhile")
         if not 0 <= index < count:
             what = f"has no frame {index:,}" if count else "has no frame that decodes"
             raise VideoError("no_frames", f"{path.name} {what}")

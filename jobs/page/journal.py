@@ -9,21 +9,25 @@ import fcntl
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.storage.errors import explained
 from jobs.storage.location import StorageError
+from masking.manifest.faults import Fault, ManifestError
 
 Record = dict[str, Any]
 """A row of a manifest: values by column; None where a cell is empty."""
 _PARQUET = "$parquet"
-"""Key of a value that JSON cannot hold: a Parquet file with that one value, in base 64."""
+"""Key of a value that JSON cannot hold: a Parquet file with that one value, in base 64. An object
+of a manifest with only this key, or only this key after more `$`, gets one more `$` here."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,12 @@ class Journal:
         """Open the journal beside a manifest, and lock it.
 
         Raises:
-            StorageError: another process has locked it.
+            StorageError: it cannot be opened, or another process has locked it.
         """
-        # Without a buffer: bytes that a full disk refused must not be written later.
-        self._file = manifest.with_name(f"{manifest.name}.journal").open("a+b", buffering=0)
+        self._path = manifest.with_name(f"{manifest.name}.journal")
+        with explained("open", self._path):
+            # Without a buffer: bytes that a full disk refused must not be written later.
+            self._file = self._path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -115,22 +121,40 @@ class Journal:
         self._file.close()
 
     def read(self) -> list[Entry]:
-        """Return all entries; a line that a killed process did not finish is cut off."""
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content.rfind(b"\n") + 1
-        self._file.truncate(whole)
-        lines = content[:whole].splitlines()
-        return [Entry(**json.loads(line, object_hook=_decode_value)) for line in lines]
+        """Return all entries; a line that a killed process did not finish is cut off.
+
+        Raises:
+            StorageError: the file cannot be read, or a line of it is no entry.
+        """
+        with explained("read", self._path):
+            self._file.seek(0)
+            content = self._file.read()
+            whole = content.rfind(b"\n") + 1
+            self._file.truncate(whole)
+        found = []
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+            try:
+                found.append(_entry(line))
+            except Exception as error:  # Parquet and base 64 raise all kinds
+                raise self.unsound(number, str(error) or type(error).__name__) from error
+        return found
+
+    def unsound(self, number: int, reason: str) -> StorageError:
+        """Return the error of a line that is no entry, or does not fit the manifest."""
+        return StorageError(
+            f"{self._path}: line {number} was not written by jobs.prompt, or is damaged: {reason}."
+            " Move this file away; only the changes in it can then no longer be undone"
+        )
 
     def append(self, entry: Entry) -> int:
         """Append an entry, and wait until it is on disk; returns the size of the file before.
 
         Raises:
             OSError: the disk refused it; the file is as it was before.
+            ManifestError: a value of it cannot be written.
         """
         end: int = self._file.seek(0, os.SEEK_END)
-        left = memoryview(json.dumps(vars(entry), default=_encode_value).encode() + b"\n")
+        left = memoryview(_line(entry))
         try:
             while left:
                 left = left[self._file.write(left) :]
@@ -155,6 +179,48 @@ def leading_to(digest: str, entries: Sequence[Entry]) -> Sequence[Entry]:
     return entries
 
 
+def _line(entry: Entry) -> bytes:
+    """Return an entry as a line of the file."""
+    try:
+        return json.dumps(_escaped(vars(entry)), default=_encode_value).encode() + b"\n"
+    except (TypeError, ValueError, ArithmeticError, RecursionError, pa.ArrowException) as error:
+        expected = "values that can be written, so that the change can be undone"
+        raise ManifestError([Fault(0, "a value", str(error), expected)]) from error
+
+
+def _entry(line: bytes) -> Entry:
+    """Return the entry of a line; raises any exception if it is none."""
+    found = json.loads(line, object_hook=_decode_value)
+    names = {each.name for each in fields(Entry)}
+    if not isinstance(found, dict) or found.keys() != names:
+        raise ValueError(f"expected an object with {', '.join(sorted(names))}")
+    texts = ("kind", "video_id", "before", "after")
+    wrong = [name for name in texts if not isinstance(found[name], str)]
+    wrong += [] if found["kind"] in ("edit", "undo", "redo") else ["kind"]
+    wrong += [] if type(found["at"]) is int and found["at"] >= 0 else ["at"]
+    for name in ("removed", "added"):
+        rows = found[name]
+        if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            wrong.append(name)
+    if wrong:
+        raise ValueError(f"{', '.join(dict.fromkeys(wrong))} of another kind")
+    return Entry(**found)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value in which no object looks like an encoded one."""
+    if isinstance(value, Mapping):
+        added = "$" if len(value) == 1 and _is_escaped(*value) else ""
+        return {added + name: _escaped(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(each) for each in value]
+    return value
+
+
+def _is_escaped(name: str) -> bool:
+    return re.fullmatch(r"\$+" + _PARQUET.removeprefix("$"), name) is not None
+
+
 def _encode_value(value: Any) -> dict[str, str]:
     """Return a value that JSON cannot hold, such as a timestamp, as a Parquet file."""
     table, stream = pa.table({"value": [value]}), io.BytesIO()
@@ -163,6 +229,9 @@ def _encode_value(value: Any) -> dict[str, str]:
 
 
 def _decode_value(found: Mapping[str, Any]) -> Any:
-    if found.keys() != {_PARQUET}:
+    if len(found) != 1 or not _is_escaped(*found):
         return found
-    return pq.read_table(io.BytesIO(base64.b64decode(found[_PARQUET])))["value"][0].as_py()
+    ((name, value),) = found.items()
+    if name != _PARQUET:
+        return {name[1:]: value}
+    return pq.read_table(io.BytesIO(base64.b64decode(value)))["value"][0].as_py()

@@ -6,9 +6,10 @@ was trained. Results of earlier steps are cached, so a new click costs one decod
 """
 
 import threading
-from collections import OrderedDict, deque
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -70,43 +71,55 @@ class WorkQueue:
             newest_first: whether the last call that was submitted runs next, instead of the first.
         """
         self._next = -1 if newest_first else 0
-        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._more = threading.Semaphore(0)
+        self._waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self._changed = threading.Condition()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, args=(yielding,), name=name, daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Add a call to the queue."""
         future: Future[T] = Future()
-        self._waiting.append((future, call))
-        self._more.release()
+        with self._changed:
+            if self._closed:
+                future.cancel()
+            self._waiting.append((future, call))
+            self._changed.notify()
         return future
 
-    def close(self) -> None:
-        """Cancel calls that have not begun, and wait for the one that runs."""
-        for future, _ in [*self._waiting]:
-            future.cancel()
-        self.submit(_end)
-        self._thread.join()
+    def renew(self, future: Future[Any]) -> None:
+        """Treat a call that has not begun as the last one that was submitted."""
+        with self._changed:
+            self._waiting.sort(key=lambda each: each[0] is future)
+
+    def close(self, until: float) -> None:
+        """Cancel calls that have not begun; wait for the one that runs up to a time.
+
+        Args:
+            until: time of `time.monotonic`.
+        """
+        with self._changed:
+            self._closed = True
+            for future, _ in self._waiting:
+                future.cancel()
+            self._changed.notify()
+        self._thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self, yielding: bool) -> None:
         if yielding:
             yield_to_others()
-        while self._more.acquire():
-            future, call = self._waiting[self._next]
-            del self._waiting[self._next]
-            if call is _end:
-                return
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                future, call = self._waiting.pop(self._next)
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
-
-
-def _end() -> None:
-    """The call that ends a queue's thread."""
 
 
 class Previewer:
@@ -121,12 +134,13 @@ class Previewer:
         self._lock = threading.Lock()
         self._embeddings: OrderedDict[Key, Future[Embeddings]] = OrderedDict()
         self._expected: list[Key] = []
+        self._asking: dict[Key, list[threading.Event]] = {}  # `gone` of all who wait for a frame
         self._decoded: OrderedDict[Any, tuple[Logits, float]] = OrderedDict()
 
-    def close(self) -> None:
-        """End the threads."""
-        self._ahead.close()
-        self._requests.close()
+    def close(self, until: float = 0) -> None:
+        """End the threads, and wait for them up to a time of `time.monotonic`."""
+        self._ahead.close(until)
+        self._requests.close(until)
 
     def encode_ahead(self, keys: Iterable[Key], image: Callable[[Key], Pixels]) -> None:
         """Encode frames in the background, instead of those of the last call.
@@ -149,33 +163,52 @@ class Previewer:
         image: Callable[[Key], Pixels],
         clicks: Sequence[Click],
         before: Bools | None = None,
+        gone: threading.Event | None = None,
     ) -> Preview | None:
         """Return the mask of an object's clicks, or None if none of them is on the object.
+
+        The last request comes first. What nobody waits for any more is not computed.
 
         Args:
             key: the frame.
             image: returns the frame, (H, W, 3) uint8 RGB.
             clicks: clicks in the order in which they were made.
             before: (H, W) mask that the clicks correct, if there is one.
+            gone: set once nobody waits for the preview any more.
 
         Raises:
+            CancelledError: nobody waited for the preview any more, or the previewer was closed.
             PromptError: a click is outside the frame.
             VideoError: the frame cannot be read.
         """
-        embeddings = self._find_or_encode(key, image).result()
-        call = partial(self._predict, key, embeddings, clicks, before)
+        gone = gone or threading.Event()
+        embeddings = self._find_or_encode(key, image, gone).result()
+        call = partial(self._predict, key, embeddings, clicks, before, gone)
         return self._requests.submit(call).result()
 
-    def _find_or_encode(self, key: Key, image: Callable[[Key], Pixels]) -> Future[Embeddings]:
+    def _find_or_encode(
+        self, key: Key, image: Callable[[Key], Pixels], gone: threading.Event
+    ) -> Future[Embeddings]:
         with self._lock:
             found = self._embeddings.get(key)
             failed = found is not None and found.done() and found.exception() is not None
             if found is None or failed or (key in self._expected and found.cancel()):
-                found = self._requests.submit(partial(self._encode, key, image))
+                self._asking[key] = [gone]
+                found = self._requests.submit(partial(self._encode_if_asked, key, image))
                 self._embeddings[key] = found
                 self._expected = [other for other in self._expected if other != key]
+            elif key in self._asking:  # it has not begun
+                self._asking[key].append(gone)
+                self._requests.renew(found)
             self._embeddings.move_to_end(key)
             return found
+
+    def _encode_if_asked(self, key: Key, image: Callable[[Key], Pixels]) -> Embeddings:
+        with self._lock:
+            if all(gone.is_set() for gone in self._asking.pop(key)):
+                del self._embeddings[key]
+                raise CancelledError
+        return self._encode(key, image)
 
     def _encode(self, key: Key, image: Callable[[Key], Pixels]) -> Embeddings:
         embeddings = self.segmenter.encode(image(key)[None])
@@ -188,7 +221,12 @@ class Previewer:
         return embeddings
 
     def _predict(
-        self, key: Key, embeddings: Embeddings, clicks: Sequence[Click], before: Bools | None
+        self,
+        key: Key,
+        embeddings: Embeddings,
+        clicks: Sequence[Click],
+        before: Bools | None,
+        gone: threading.Event,
     ) -> Preview | None:
         size = embeddings.frame_size
         logits = None if before is None else self._as_logits(before, size)
@@ -196,6 +234,8 @@ class Previewer:
         score = 0.0
         located = before is not None
         for count in range(1, len(clicks) + 1):
+            if gone.is_set():
+                raise CancelledError
             located = located or clicks[count - 1].label == 1
             if not located:
                 continue

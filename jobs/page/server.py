@@ -1,30 +1,41 @@
 """Serves the page over HTTP, for one person on this machine or behind an SSH tunnel.
 
 A request is answered only if it has the token (first in the address, then in a cookie), names this
-server as its host (against DNS rebinding), and does not come from the page of another site. Videos
-are requested by id, so that no request can name a path.
+server as its host (against DNS rebinding), and does not come from the page of another site. The
+address for the browser of this machine has a text instead that is valid once, because all users of
+a machine can read the command lines of others. Videos are requested by id, so that no request can
+name a path. Each request is answered on a thread of its own, which does not keep the process from
+ending.
 """
 
 import asyncio
 import errno
+import logging
 import secrets
 import socket
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from jobs.page.session import Session, UnknownVideoError
+from jobs.page.arguments import read_arguments
+from jobs.page.connections import STRANGERS, Connections
+from jobs.page.opened import UnknownVideoError
+from jobs.page.session import Session
 from jobs.page.store import StaleError
 from jobs.run.config import ConfigError
 from masking.video.frame import VideoError
 
+_LOGGER = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("web")
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_WAITING = 512  # connections that wait to be accepted
 _LARGEST = 16 << 20  # bytes of a request
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:;"
@@ -32,8 +43,10 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_PICTURE = "private, max-age=3600"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 
 
 class Server:
@@ -55,7 +68,10 @@ class Server:
         self._socket = _listening(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._cookie = f"prompt-{self.port}"
-        self._threads = ThreadPoolExecutor(32, thread_name_prefix="prompt")
+        self._once: str | None = secrets.token_urlsafe(24)
+        # Looked up once: a name service may take seconds.
+        own = () if host in _LOOPBACK else (socket.gethostname(), socket.getfqdn())
+        self._names = {name.lower() for name in (*_LOOPBACK, host, *own)}
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._serve, name="server", daemon=True)
@@ -64,9 +80,18 @@ class Server:
     @property
     def address(self) -> str:
         """The address to open in a browser, with the token."""
+        return f"{self._root}?token={self.token}"
+
+    @property
+    def address_once(self) -> str:
+        """The address for the browser of this machine: what it has for a token is valid once."""
+        return f"{self._root}?once={self._once}"
+
+    @property
+    def _root(self) -> str:
         name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
         name = f"[{name}]" if ":" in name else name
-        return f"http://{name}:{self.port}/?token={self.token}"
+        return f"http://{name}:{self.port}/"
 
     def wait(self) -> None:
         """Wait until Done is pressed in the page, or `stop` is called."""
@@ -83,119 +108,129 @@ class Server:
         try:
             self._loop.run_until_complete(self._serve_until_ended())
         finally:
-            self._threads.shutdown(wait=False, cancel_futures=True)
             self.session.close()
             self._loop.close()
 
     async def _serve_until_ended(self) -> None:
-        self._loop.set_default_executor(self._threads)
-        encode = self._handler(Session.encode_ahead, index=int, version=str)
-        preview = self._handler(Session.preview, index=int, version=str, objects=list)
+        _LOGGER.addFilter(_is_ours)
         app = web.Application(middlewares=[self._guard, _answer_errors], client_max_size=_LARGEST)
-        app.add_routes(
-            [
-                web.get("/", self._page),
-                web.get("/page/{name}", self._page),
-                web.get("/api/project", self._project),
-                web.get("/api/video", self._handler(Session.state)),
-                web.get("/api/rows", self._handler(Session.rows)),
-                web.get("/api/timestamps", self._handler(Session.timestamps, start=int)),
-                web.get("/api/frame", self._frame),
-                web.get("/api/thumbnail", self._thumbnail),
-                web.post("/api/encode", encode),
-                web.get("/api/masks", self._handler(Session.masks, index=int)),
-                web.put("/api/rows", self._handler(Session.change, revision=str, rows=list)),
-                web.post("/api/undo", self._handler(Session.undo, revision=str, redo=bool)),
-                web.post("/api/preview", preview),
-                web.post("/api/track", self._handler(Session.track, frame=int, count=int)),
-                web.get("/api/track", self._handler(Session.tracked, since=int)),
-                web.delete("/api/track", self._handler(Session.cancel)),
-                web.post("/api/done", self._done),
-            ]
+        app.on_response_prepare.append(_add_headers)
+        app.add_routes(self._routes())
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=1.0, handler_cancellation=True, logger=_LOGGER
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
-        await web.SockSite(runner, self._socket).start()
+        assert runner.server is not None
+        self._connections = Connections(runner.server)
+        # Few connections are accepted at a time, so that those too many are closed in between;
+        # more may wait.
+        server = await self._loop.create_server(
+            self._connections, sock=self._socket, backlog=STRANGERS
+        )
+        self._socket.listen(_WAITING)
         await self._ended.wait()
+        server.close()
         await runner.cleanup()
+
+    def _routes(self) -> list[web.RouteDef]:
+        """Return the requests that are answered."""
+        handle, picture = self._handler, partial(self._handler, cached=_PICTURE)
+        return [
+            web.get("/", self._page),
+            web.get("/page/{name}", self._page),
+            web.get("/api/project", self._project),
+            web.get("/api/video", handle(Session.state)),
+            web.get("/api/rows", handle(Session.rows)),
+            web.get("/api/timestamps", handle(Session.timestamps, start=int)),
+            # The address has the version of the file, so that the picture may be cached.
+            web.get("/api/frame", picture(Session.frame, index=int, version=str)),
+            web.get("/api/thumbnail", self._handler(Session.thumbnail, cached="no-cache")),
+            web.post("/api/encode", handle(Session.encode_ahead, index=int, version=str)),
+            web.get("/api/masks", handle(Session.masks, index=int)),
+            web.put("/api/rows", handle(Session.change, revision=str, rows=list)),
+            web.post("/api/undo", handle(Session.undo, revision=str, redo=bool)),
+            web.post("/api/preview", handle(Session.preview, index=int, version=str, objects=list)),
+            web.post("/api/track", handle(Session.track, frame=int, count=int)),
+            web.get("/api/track", handle(Session.tracked, since=int)),
+            web.delete("/api/track", handle(Session.cancel)),
+            web.post("/api/done", self._done),
+        ]
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse requests that do not come from the page."""
-        if not self._is_own_name(request.host):
-            return web.Response(
-                status=403,
-                text=f"{request.host} is not this server: open the address that was printed\n",
-            )
+        host = request.headers.get("Host", "")
+        if not self._is_own_name(host):
+            return _refusal(f"{host} is not this server: open the address that was printed")
         origin = request.headers.get("Origin")
-        if origin is not None and origin.partition("://")[2] != request.host:
-            return web.Response(status=403, text=f"requests from {origin} are not allowed\n")
+        if origin is not None and origin.partition("://")[2] != host:
+            return _refusal(f"requests from {origin} are not allowed")
+        if not self._has_token(request):
+            text = "was used already" if "once" in request.query else "has no token, or a wrong one"
+            return _refusal(f"this address {text}: open the address that jobs.prompt printed")
+        self._connections.admit(request.transport)
+        return await handler(request)
+
+    def _has_token(self, request: web.Request) -> bool:
+        """Return whether a request has the token, or what may be given once instead of it."""
+        once = request.query.get("once")
+        if once and request.path == "/" and request.method == "GET" and _equal(once, self._once):
+            self._once = None
+            return True
         given = request.query.get("token") or request.cookies.get(self._cookie, "")
-        if not secrets.compare_digest(given.encode(), self.token.encode()):
-            return web.Response(
-                status=403, text="the token is missing: open the address that jobs.prompt printed\n"
-            )
-        response = await handler(request)
-        response.headers.update(_HEADERS)
-        return response
+        return _equal(given, self.token)
 
     def _is_own_name(self, host: str) -> bool:
         """Return whether a Host header names this machine, with any port: that of an SSH tunnel
         may differ."""
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         name = name.strip("[]").lower()
-        if name in _LOOPBACK or name == self.host.lower():
-            return True
-        if self.host in _LOOPBACK:
-            return False
+        if name in self._names or self.host in _LOOPBACK:
+            return name in self._names
         try:
             ip_address(name)
         except ValueError:
-            return name in (socket.gethostname().lower(), socket.getfqdn().lower())
+            return False
         return True  # DNS rebinding needs a name; an IP address is safe
 
-    def _handler(self, call: Callable[..., Any], **arguments: type) -> Handler:
+    def _handler(self, call: Callable[..., Any], cached: str = "", **kinds: type) -> Handler:
         """Return a handler that calls a method of `Session` with the video's id.
 
         Args:
-            call: the method.
-            arguments: names and types of its other arguments, in the query or in JSON.
+            call: the method; returns what JSON can hold, or bytes of a picture.
+            cached: the Cache-Control header of a picture.
+            kinds: names and types of its other arguments, in the query or in JSON. A preview also
+                gets an event that is set once the page no longer waits for it.
         """
 
         async def handle(request: web.Request) -> web.Response:
-            given = dict(request.query) if not request.can_read_body else await request.json()
-            values = {}
-            for name, kind in arguments.items():
-                value = int(given[name]) if kind is int else given[name]
-                if not isinstance(value, kind):
-                    raise ValueError(f"{name} is {value!r}; expected {kind.__name__}")
-                values[name] = value
-            found = await asyncio.to_thread(call, self.session, str(given["id"]), **values)
-            return web.json_response(found)
+            values = await read_arguments(request, {"id": str, **kinds})
+            video_id, gone = values.pop("id"), threading.Event()
+            if call is Session.preview:
+                values["gone"] = gone
+            try:
+                found = await _in_thread(partial(call, self.session, video_id, **values))
+            except asyncio.CancelledError:
+                gone.set()
+                raise
+            if not cached:
+                return web.json_response(found)
+            headers = {"Cache-Control": cached}
+            return web.Response(body=found, content_type="image/jpeg", headers=headers)
 
         return handle
 
     async def _project(self, request: web.Request) -> web.Response:
-        videos = await asyncio.to_thread(self.session.videos)
+        videos = await _in_thread(self.session.videos)
         reviewing = self.session.run is not None
         manifest = str(self.session.store.path)
         return web.json_response({"manifest": manifest, "review": reviewing, "videos": videos})
 
-    async def _frame(self, request: web.Request) -> web.Response:
-        query = request.query
-        which = query["id"], int(query["index"]), query["version"]
-        # The address has the version of the file, so that the picture may be cached.
-        return _picture(
-            await asyncio.to_thread(self.session.frame, *which), "private, max-age=3600"
-        )
-
-    async def _thumbnail(self, request: web.Request) -> web.Response:
-        content = await asyncio.to_thread(self.session.thumbnail, request.query["id"])
-        return _picture(content, "no-cache")
-
     async def _page(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info.get("name", "")
-        if not name and "token" in request.query:  # moved to a cookie: people share addresses
+        if (
+            not name and {"token", "once"} & request.query.keys()
+        ):  # moved to a cookie: people share addresses
             moved = web.Response(status=303, headers={"Location": "/"})
             # Lax, because a notebook, a page of another site, may link here. Requests that change
             # something are no GETs, and `_guard` checks their Origin.
@@ -231,9 +266,9 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         return _failure(410 if error.code == "changed" else 422, str(error))
     except (OSError, MemoryError) as error:
         return _failure(500, str(error) or "the machine is out of memory")
-    except KeyError as error:
-        return _failure(400, f"{error.args[0]} is missing")
-    except (ValueError, TypeError) as error:  # from manifests, clicks, and invalid JSON
+    except web.RequestPayloadError as error:
+        return _failure(400, f"the body cannot be read: {error}")
+    except ValueError as error:  # of arguments, manifests, clicks and tracks
         return _failure(400, str(error))
 
 
@@ -241,9 +276,51 @@ def _failure(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)
 
 
-def _picture(content: bytes, kept: str) -> web.Response:
-    headers = {"Cache-Control": kept}
-    return web.Response(body=content, content_type="image/jpeg", headers=headers)
+def _refusal(message: str) -> web.Response:
+    """Return the answer to a request that does not come from the page; its own text is no UTF-8."""
+    return web.Response(status=403, text=message.encode(errors="replace").decode() + "\n")
+
+
+def _equal(given: str, secret: str | None) -> bool:
+    given_bytes = given.encode(errors="replace")
+    return secret is not None and secrets.compare_digest(given_bytes, secret.encode())
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Return whether an error is worth a person's time; what is no HTTP was refused with 400."""
+    refused = (HttpProcessingError, web.RequestPayloadError)
+    return not (record.exc_info and isinstance(record.exc_info[1], refused))
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add what protects the page to every response."""
+    response.headers.update(_HEADERS)
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Return what a call returns on a thread of its own, which ends with the process."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def settle(found: T | None, error: BaseException | None) -> None:
+        if answer.done():  # the request was cancelled
+            return
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(found)  # type: ignore[arg-type]
+
+    def run() -> None:
+        found, failure = None, None
+        try:
+            found = call()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the server has ended meanwhile
+            loop.call_soon_threadsafe(settle, found, failure)
+
+    threading.Thread(target=run, name="prompt", daemon=True).start()
+    return await answer
 
 
 def _listening(host: str, port: int) -> socket.socket:

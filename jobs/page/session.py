@@ -5,37 +5,29 @@ called from any thread, and may block.
 """
 
 import threading
-from collections import OrderedDict
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from jobs.page import rows as prompt_rows
-from jobs.page.frames import Frames, VideoScan, jpeg
-from jobs.page.previews import Click, Key, Previewer, WorkQueue
+from jobs.page.arguments import read_values
+from jobs.page.frames import Frames, jpeg
+from jobs.page.opened import OpenVideos
+from jobs.page.previews import Click, Key, Previewer
 from jobs.page.review import MaskRun
 from jobs.page.store import Store
 from jobs.page.tracking import TrackError, Tracking, window
 from jobs.page.videos import Clip
-from jobs.storage.cache import localize
 from masking.images.arrays import Bools, Pixels
 from masking.images.masks import encode_rle
 from masking.manifest.plans import resolve
 from masking.manifest.rows import object_faults, parse_rows, prompts
 from masking.segmenter.sam import Segmenter
-from masking.video.frame import VideoError
-from masking.video.reader import Video
 
-OPEN = 6
-"""Number of videos that are kept open."""
-THUMBNAIL = 192
-"""Longer side of a thumbnail, in pixels."""
+ENDING = 5.0
+"""Seconds to wait at the end for the threads, which may be in the middle of a frame."""
 AHEAD = (0, 1, -1, 2, 3, -2)
 """Frames that are encoded before they are clicked on, relative to the frame on the screen."""
-
-
-class UnknownVideoError(KeyError):
-    """No video has this id."""
 
 
 class Session:
@@ -54,12 +46,8 @@ class Session:
         """
         self.store, self.run = store, run
         self.previewer = Previewer(segmenter)
-        self._clips = {clip.video_id: clip for clip in clips}
-        self._open: OrderedDict[str, Frames] = OrderedDict()
+        self._videos = OpenVideos(clips)
         self._tracks: dict[str, Tracking] = {}
-        self._thumbnails: dict[str, bytes] = {}
-        self._thumbnail_queue = WorkQueue("thumbnails", yielding=True)
-        self._lock = threading.Lock()
 
     # Videos
 
@@ -67,11 +55,11 @@ class Session:
         """Return what the page's list shows of each video, with the current state of the run."""
         if self.run is not None:
             self.run.refresh()
-        return [self.video(video_id) for video_id in self._clips]
+        return [self.video(video_id) for video_id in self._videos.clips]
 
     def video(self, video_id: str) -> dict[str, Any]:
         """Return what the page's list shows of a video."""
-        clip, (rows, _) = self._clip(video_id), parse_rows(self.store.rows(video_id))
+        clip, (rows, _) = self._videos.clip(video_id), parse_rows(self.store.rows(video_id))
         about: dict[str, Any] = {
             "id": video_id,
             "clicks": sum(row.role not in ("accept", "end", "absent") for row in rows),
@@ -106,11 +94,21 @@ class Session:
         }
 
     def timestamps(self, video_id: str, start: int) -> dict[str, Any]:
-        """Return the timestamps, in seconds, of frames from `start` on, as far as known."""
+        """Return the timestamps, in seconds, of frames from `start` on, as far as known.
+
+        For a folder of images, also the file names of these frames.
+
+        Raises:
+            VideoError: the video cannot be read.
+            ValueError: `start` is negative.
+        """
+        if start < 0:
+            raise ValueError(f"start is {start}; expected the number of a frame, from 0")
         scan = self._frames(video_id).scan
         scan.wait(start, timeout=0.5)
         times, complete = scan.times(start)
-        return {"times": times, "complete": complete, "notes": scan.notes}
+        names = (scan.names or ())[start : start + len(times)]
+        return {"times": times, "names": names, "complete": complete, "notes": scan.notes}
 
     def frame(self, video_id: str, index: int, version: str) -> bytes:
         """Return a frame as JPEG.
@@ -138,12 +136,8 @@ class Session:
         self.previewer.encode_ahead(keys, self._image)
 
     def thumbnail(self, video_id: str) -> bytes:
-        """Return the first frame of a video as a small JPEG."""
-        clip = self._clip(video_id)
-        if video_id not in self._thumbnails:
-            made = self._thumbnail_queue.submit(partial(_thumbnail, clip))
-            self._thumbnails[video_id] = made.result()
-        return self._thumbnails[video_id]
+        """Return the first frame of a video as a small JPEG; raises VideoError."""
+        return self._videos.thumbnail(video_id)
 
     # Clicks
 
@@ -177,21 +171,26 @@ class Session:
         Raises:
             StaleError, ManifestError, StorageError: as `Store.replace`.
         """
-        clip, present = self._clip(video_id), self.store.rows(video_id)
+        clip, present = self._videos.clip(video_id), self.store.rows(video_id)
         after = [prompt_rows.changed_row(present, row, clip) for row in rows]
         self.store.replace(video_id, revision, after)
         return self.rows(video_id)
 
     def undo(self, video_id: str, revision: str, redo: bool) -> dict[str, Any]:
         """Undo, or redo, the last change of a video; returns and raises as `change`."""
-        self._clip(video_id)
+        self._videos.clip(video_id)
         self.store.undo(video_id, revision, redo)
         return self.rows(video_id)
 
     # Masks
 
     def preview(
-        self, video_id: str, index: int, version: str, objects: Sequence[Mapping[str, Any]]
+        self,
+        video_id: str,
+        index: int,
+        version: str,
+        objects: Sequence[Mapping[str, Any]],
+        gone: threading.Event | None = None,
     ) -> list[dict[str, Any]]:
         """Return the masks of objects by their clicks on a frame.
 
@@ -202,8 +201,11 @@ class Session:
             objects: for each object `object_id`; `clicks` in their order, each with x, y and label,
                 or of a box x, y, x2, y2, in pixels of the first frame; and `corrects`, whether they
                 correct the mask that was tracked on the frame, or that of the run.
+            gone: set once nobody waits for the previews any more.
 
         Raises:
+            CancelledError: nobody waited any more.
+            ValueError: `objects` are not as described.
             PromptError: a click is outside the frame.
             VideoError: there is no such frame; with code `changed`, the file has another version.
         """
@@ -213,10 +215,10 @@ class Session:
         scale = (width / frames.size[1], height / frames.size[0])
         found = []
         for each in objects:
-            number = int(each["object_id"])
+            number, given = read_values(each, {"object_id": int, "clicks": list}).values()
             before = self._present_mask(video_id, index, number) if each.get("corrects") else None
-            clicks = [_click(click, scale) for click in each["clicks"]]
-            preview = self.previewer.preview(key, self._image, clicks, before)
+            clicks = [_click(click, scale) for click in given]
+            preview = self.previewer.preview(key, self._image, clicks, before, gone)
             if preview is not None:
                 rle = encode_rle(preview.mask).decode()
                 height, width = preview.mask.shape
@@ -228,7 +230,7 @@ class Session:
 
     def masks(self, video_id: str, index: int) -> list[dict[str, Any]]:
         """Return the masks of the run on a frame, one for each object."""
-        self._clip(video_id)
+        self._videos.clip(video_id)
         rows = [] if self.run is None else self.run.masks(video_id, index)
         names = ("object_id", "state", "score", "height", "width")
         return [{**{n: row[n] for n in names}, "rle": row["rle"].decode()} for row in rows]
@@ -239,6 +241,8 @@ class Session:
         Raises:
             TrackError, ManifestError, VideoError: there is nothing to track.
         """
+        if frame < 0 or count < 1:
+            raise TrackError(f"nothing to track: {count:,} frames from frame {frame:,} on")
         frames = self._frames(video_id)
         known = frames.scan.wait(frame + count - 1)
         rows = prompts(parse_rows(self.store.rows(video_id))[0])
@@ -257,23 +261,28 @@ class Session:
 
         None: the video was not tracked.
         """
+        self._videos.clip(video_id)
         track = self._tracks.get(video_id)
         return None if track is None else track.since(since)
 
     def cancel(self, video_id: str) -> None:
         """End the track of a video, if there is one."""
+        self._videos.clip(video_id)
         if video_id in self._tracks:
             self._tracks[video_id].cancel()
 
     def close(self) -> None:
-        """End all threads, and release the manifest."""
+        """Release the manifest, and end all threads; one that hangs ends with the process."""
         self.store.close()
+        deadline = time.monotonic() + ENDING
         for track in self._tracks.values():
-            track.cancel(wait=True)
-        for frames in self._open.values():
-            frames.scan.close(wait=True)
-        self._thumbnail_queue.close()
+            track.cancel()
+        self._videos.close()
         self.previewer.close()
+        for track in self._tracks.values():
+            track.cancel(deadline)
+        self._videos.close(deadline)
+        self.previewer.close(deadline)
 
     def _present_mask(self, video_id: str, index: int, number: int) -> Bools | None:
         """Return the (H, W) mask of an object on a frame that clicks would correct."""
@@ -283,44 +292,21 @@ class Session:
             mask = self.run.mask(video_id, index, number)
         return mask
 
-    def _clip(self, video_id: str) -> Clip:
-        if video_id not in self._clips:
-            raise UnknownVideoError(video_id)
-        return self._clips[video_id]
-
     def _frames(self, video_id: str, version: str | None = None) -> Frames:
-        """Return the frames of a video, which is opened again if its file has changed.
-
-        Raises:
-            VideoError: the video cannot be read; with code `changed`, it is not of this `version`.
-        """
-        clip = self._clip(video_id)
-        with self._lock:
-            frames = self._open.get(video_id)
-            if frames is None or frames.scan.changed:
-                path = localize(clip.place)
-                if not path.exists():
-                    raise VideoError("not_found", f"{path} does not exist")
-                frames = self._open[video_id] = Frames(VideoScan(path))
-                self._thumbnails.pop(video_id, None)
-            self._open.move_to_end(video_id)
-            while len(self._open) > OPEN:
-                self._open.popitem(last=False)[1].scan.close()
-        if version not in (None, frames.scan.version):
-            raise VideoError("changed", f"{video_id}: the file was replaced since it was opened")
-        return frames
+        return self._videos.frames(video_id, version)
 
     def _image(self, key: Key) -> Pixels:
         return self._frames(key[0]).get(key[2]).image
 
 
-def _thumbnail(clip: Clip) -> bytes:
-    with Video.open(localize(clip.place)) as video:
-        return jpeg(next(iter(video)).image, THUMBNAIL)
-
-
-def _click(click: Mapping[str, Any], scale: tuple[float, float]) -> Click:
-    x, y = float(click["x"]) * scale[0], float(click["y"]) * scale[1]
-    if "x2" in click:
-        return Click(x, y, 1, (float(click["x2"]) * scale[0], float(click["y2"]) * scale[1]))
-    return Click(x, y, int(click["label"]))
+def _click(given: Any, scale: tuple[float, float]) -> Click:
+    """Return a point, or a box, of a request, in pixels of the frame."""
+    across, down = scale
+    if isinstance(given, Mapping) and "x2" in given:
+        names = {"x": float, "y": float, "x2": float, "y2": float}
+        left, top, right, bottom = read_values(given, names).values()
+        return Click(left * across, top * down, 1, (right * across, bottom * down))
+    x, y, label = read_values(given, {"x": float, "y": float, "label": int}).values()
+    if label not in (0, 1):
+        raise ValueError(f"label is {label}; expected 1 or 0")
+    return Click(x * across, y * down, label)

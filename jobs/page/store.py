@@ -6,32 +6,29 @@ that change. Undo reads the journal, so it works after a restart. A change names
 rows that it was made for; if the rows have changed since, it is refused.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from jobs.page.formats import Types, check_readable, read_records, types_of, write_records
 from jobs.page.journal import Change, Entry, History, Journal, Record, leading_to
+from jobs.storage.errors import explained
 from jobs.storage.location import Location, StorageError, check_writable
 from masking.manifest.faults import ManifestError
+from masking.manifest.formats.read import FORMATS, format_of
 from masking.manifest.rows import COLUMNS, given, parse_rows
-from masking.manifest.table import filled, identity, json_rows, parse_table, read_manifest
+from masking.manifest.table import identity
 
 NEW_COLUMNS = (
     "uri", "video_id", "object_id", "object_name", "frame", "x", "y", "label",
 )  # fmt: skip
 """Columns of a new manifest; other columns are added when they are needed."""
-FORMATS = (".csv", ".jsonl", ".ndjson", ".parquet")
-"""Endings of manifests that can be edited."""
 
 
 class StaleError(Exception):
@@ -49,14 +46,18 @@ class Store:
             begin: rows of a manifest that does not exist yet.
 
         Raises:
-            StorageError: it cannot be written, or another process has it open.
-            ManifestError: the manifest has faults.
+            StorageError: it cannot be written, its journal cannot be read, or another process has
+                it open.
+            ManifestError: the manifest has faults, or its rows could not be read again once they
+                were written.
         """
-        if path.suffix not in FORMATS:
+        self._ending = format_of(path.name)
+        if not self._ending:
             raise StorageError(f"{path}: the name of a manifest must end in {', '.join(FORMATS)}")
         self.path, self._place = path, Location.parse(path)
         self._lock = threading.RLock()
         self._rows: dict[str, list[Record]] = {}
+        self._types: Types = {}
         check_writable(self._place.parent)
         if path.exists() and not os.access(path, os.W_OK):
             raise StorageError(f"cannot write {path}: permission denied")
@@ -65,8 +66,9 @@ class Store:
             self._load(self._journal.read())
             if not path.exists():
                 self._group([*begin])
-                if self._rows:
-                    self._publish(self._content(self._rows))
+            self._check_readable(self._rows)
+            if self._rows and not path.exists():
+                self._publish(self._content(self._rows))
         except BaseException:
             self.close()
             raise
@@ -107,7 +109,8 @@ class Store:
 
         Raises:
             StaleError: the rows have another revision now, or another program wrote the manifest.
-            ManifestError: the new rows have faults.
+            ManifestError: the new rows have faults, or could not be read again once they were
+                written.
             StorageError: the disk refused the change.
         """
         with self._lock:
@@ -117,6 +120,7 @@ class Store:
                 raise ManifestError(faults)
             change = Change.between(self.rows(video_id), [_clean(row) for row in rows])
             if change.removed or change.added:
+                self._check_readable({video_id: change.added})
                 self._save("edit", video_id, change)
 
     def undo(self, video_id: str, revision: str, redo: bool = False) -> None:
@@ -177,13 +181,24 @@ class Store:
         self._place.write_bytes(content)
         self._known = _sha(content)
 
+    def _check_readable(self, rows: Mapping[str, Sequence[Record]]) -> None:
+        records = [row for some in rows.values() for row in some]
+        check_readable(self._ending, self._columns(rows), records, self._types)
+
+    def _read(self) -> bytes | None:
+        """Return the bytes of the manifest; None if it does not exist."""
+        with explained("read", self.path):
+            return self.path.read_bytes() if self.path.exists() else None
+
     def _digest(self) -> str:
-        return _sha(self.path.read_bytes()) if self.path.exists() else ""
+        content = self._read()
+        return "" if content is None else _sha(content)
 
     def _load(self, entries: Sequence[Entry]) -> None:
         """Read the manifest, and take its history from the journal."""
-        content = self.path.read_bytes() if self.path.exists() else None
+        content = self._read()
         self._group([] if content is None else read_records(self.path.name, content))
+        self._types = {} if content is None else types_of(self.path.name, content)
         self._known = "" if content is None else _sha(content)
         self._history: dict[str, History] = {}
         ahead = [entry for entry in entries[-1:] if entry.before == self._known]
@@ -191,7 +206,14 @@ class Store:
         for entry in [*before, *ahead]:
             self._history.setdefault(entry.video_id, History()).add(entry.kind, entry.change)
         for entry in ahead:
-            self._rows[entry.video_id] = entry.change.apply(self.rows(entry.video_id))
+            rows = entry.change.apply(self.rows(entry.video_id))
+            try:
+                self._check_readable({entry.video_id: rows})
+            except ManifestError as error:
+                raise self._journal.unsound(len(entries), str(error)) from error
+            if any(identity(0, row)[1] != entry.video_id for row in rows):
+                raise self._journal.unsound(len(entries), "its rows are of another video")
+            self._rows[entry.video_id] = rows
             self._publish(self._content(self._rows))
 
     def _group(self, records: Sequence[Record]) -> None:
@@ -206,33 +228,7 @@ class Store:
 
     def _content(self, rows: Mapping[str, Sequence[Record]]) -> bytes:
         records = [row for some in rows.values() for row in some]
-        return _content(self.path.suffix, self._columns(rows), records)
-
-
-def read_records(name: str, content: bytes) -> list[Record]:
-    """Return the rows of a manifest that may not be finished.
-
-    Args:
-        name: file name of the manifest.
-        content: bytes of the manifest.
-
-    Raises:
-        ManifestError: all faults, except that an object may have no positive point yet.
-    """
-    table = parse_table(name, content)
-    records = [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
-    if not any(map(filled, records)):
-        return []
-    _, faulty, loose = read_manifest(table, finished=False)
-    faults = [*loose, *(fault for some in faulty.values() for fault in some)]
-    if faults:
-        raise ManifestError(faults)
-    # Not through pandas, which turns whole numbers into floats if a row has no value.
-    if name.endswith((".jsonl", ".ndjson")):
-        return [*json_rows(content.decode("utf-8-sig"))]
-    if name.endswith(".parquet"):
-        return cast(list[Record], pq.read_table(io.BytesIO(content)).to_pylist())
-    return [record for record in records if filled(record)]
+        return write_records(self._ending, self._columns(rows), records, self._types)
 
 
 def _clean(record: Mapping[str, Any]) -> Record:
@@ -241,30 +237,3 @@ def _clean(record: Mapping[str, Any]) -> Record:
 
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _content(ending: str, columns: Sequence[str], records: Sequence[Record]) -> bytes:
-    """Return the bytes of a manifest: the same bytes for the same rows."""
-    if ending == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
-        writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue().encode()
-    if ending != ".parquet":
-        rows = ({k: v for k, v in record.items() if v is not None} for record in records)
-        return "".join(
-            json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows
-        ).encode()
-    file = io.BytesIO()
-    table = {name: _column([record.get(name) for record in records]) for name in columns}
-    pq.write_table(pa.table(table), file)
-    return file.getvalue()
-
-
-def _column(values: Sequence[Any]) -> pa.Array:
-    """Return values as a column of their type, or of text if their types differ."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.array([None if value is None else str(value) for value in values])

@@ -11,7 +11,7 @@ from masking.images.arrays import Bools
 from masking.images.masks import decode_rle, encode_rle
 from masking.manifest.plans import ObjectPlan
 from masking.segmenter.sam import Segmenter
-from masking.tracking.directions import Directions
+from masking.tracking.directions import Directions, frames_before
 from masking.tracking.masking import Masking
 from masking.tracking.masks import FrameMasks
 from masking.tracking.state import TrackConfig
@@ -61,9 +61,7 @@ def window(plans: Sequence[ObjectPlan], frame: int, frames: int, count: int) -> 
     chosen = []
     for plan in plans:
         directions = Directions(plan)
-        begins = [
-            index for index in plan.prompts if directions.starts_backward(index) and index < stop
-        ]
+        begins = [index for index in plan.prompts if directions.is_located(index) and index < stop]
         start = max(
             (index for index in begins if index <= frame), default=min(begins, default=stop)
         )
@@ -119,10 +117,8 @@ class Tracking:
             size: (H, W) of the frame whose pixels the clicks are in.
             segmenter: makes the masks; others may use it at the same time.
         """
-        ranges = (Directions(plan).backward_range() for plan in window.plans)
-        stretches = [found for found in ranges if found is not None]
-        back = max((s[1] for s in stretches), default=0) - min((s[0] for s in stretches), default=1)
-        self.window, self._total = window, window.stop - window.start + back + 1
+        self.window = window
+        self._total = window.stop - window.start + frames_before(window.plans)
         self._read = 0
         self._found: list[dict[str, Any]] = []
         self._error = ""
@@ -135,11 +131,14 @@ class Tracking:
         )
         self._thread.start()
 
-    def cancel(self, wait: bool = False) -> None:
-        """Stop after the current frame; frames that were tracked stay."""
+    def cancel(self, until: float = 0) -> None:
+        """Stop after the current frame; frames that were tracked stay.
+
+        Args:
+            until: time of `time.monotonic` up to which to wait for the thread.
+        """
         self._cancelled.set()
-        if wait:
-            self._thread.join()
+        self._thread.join(max(0.0, until - time.monotonic()))
 
     def since(self, count: int) -> dict[str, Any]:
         """Return the progress, and the frames that were tracked after the first `count`."""

@@ -3,16 +3,18 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from jobs.masks.plan import absolute_uri
+from jobs.page.formats import read_records
 from jobs.page.journal import Record
-from jobs.page.store import FORMATS, read_records
 from jobs.run.config import ConfigError, parse_yaml
+from jobs.storage.errors import explained
 from jobs.storage.location import Location
 from masking.manifest.faults import Fault, ManifestError
+from masking.manifest.formats.read import FORMATS, format_of
 from masking.manifest.table import identity
 from masking.video.folder import IMAGES
 
@@ -21,7 +23,7 @@ ENDINGS = (
     ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv", ".y4m",
 )  # fmt: skip
 """Endings of video files; a folder of images is a video, too."""
-_KEPT = 200  # bytes that are kept of a name that is too long for an id
+_KEPT, _KEPT_OF_ALL = 200, 800  # bytes kept of a name, or of a path, that is too long for an id
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def find(videos: str, out: Path, root: str | None) -> VideoSource:
     base = Location.parse(root) if root is not None else Location.parse(out.parent)
     if (place / "commits").exists() and (place / "config.yaml").exists():
         return _find_in_run(place, base)
-    if place.name.endswith(FORMATS):
+    if format_of(place.name):
         rows = _read_manifest(place, root, base)
         return VideoSource(clips_of(rows, base), tuple(rows), None)
     found = [*_list_videos(place)]
@@ -80,10 +82,16 @@ def find(videos: str, out: Path, root: str | None) -> VideoSource:
 def _find_in_run(run: Location, base: Location) -> VideoSource:
     """Return the videos and rows of the manifests of a mask run."""
     config = parse_yaml((run / "config.yaml").read_text(), f"{run}/config.yaml")
+    try:
+        manifests, root = [str(each) for each in config["manifest"]], config["root"]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{run}/config.yaml: expected the settings of a jobs.mask run: {error}"
+        ) from error
     rows = [
         row
-        for manifest in config["manifest"]
-        for row in _read_manifest(Location.parse(manifest), config["root"], base)
+        for manifest in manifests
+        for row in _read_manifest(Location.parse(manifest), root, base)
     ]
     return VideoSource(clips_of(rows, base), tuple(rows), run)
 
@@ -149,17 +157,49 @@ def join_clips(first: Sequence[Clip], more: Sequence[Clip]) -> list[Clip]:
 def _list_videos(place: Location) -> Iterable[Location]:
     """Return the videos, and the folders of images, at or below a location."""
     seen: set[str] = set()
-    for entry in place.walk():
-        path = PurePosixPath(entry.path or place.name)
+    for file in _list_files(place):
+        path = PurePosixPath(file or place.name)
         if any(part.startswith(".") for part in path.parts):
             continue
         if path.suffix.lower() in ENDINGS:
-            yield place / entry.path if entry.path else place
-        elif path.suffix.lower() in IMAGES and entry.path:
-            folder = entry.path.rpartition("/")[0]
+            yield place / file if file else place
+        elif path.suffix.lower() in IMAGES and file:
+            folder = file.rpartition("/")[0]
             if folder not in seen:
                 seen.add(folder)
                 yield place / folder
+
+
+def _list_files(place: Location) -> list[str]:
+    """Return the paths of files below a folder, sorted; of a file itself, an empty path."""
+    folder = place.local_path
+    if folder is None or not folder.is_dir():
+        return [entry.path for entry in place.walk()]
+    return sorted(str(path.relative_to(folder)) for path in _walk(folder))
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    """Yield the files below a local folder.
+
+    Links are followed, but each folder is listed once: a link to a folder above it would lead on
+    without end. Links come last, so that a folder has its own name.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders, links = [top], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        with explained("list", folder):
+            found = folder.stat()
+            if (found.st_dev, found.st_ino) in seen:
+                continue
+            seen.add((found.st_dev, found.st_ino))
+            for entry in sorted(folder.iterdir()):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(entry)
+                else:
+                    yield entry
 
 
 def _clips_with_ids(found: Sequence[Location], folder: Location, base: Location) -> Iterable[Clip]:
@@ -178,9 +218,13 @@ def _usable(name: str) -> str:
         return name
     if fault.column == "uri":
         raise ConfigError(f"{name!a}: expected a name in UTF-8; rename the file")
-    parts = [part.encode()[:_KEPT].decode(errors="ignore") for part in name.split("/")]
+    parts = "/".join(_cut(part, _KEPT) for part in name.split("/"))
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return "/".join(parts).replace("\\", "_") + f"-{digest}"
+    return _cut(parts, _KEPT_OF_ALL).rstrip("/").replace("\\", "_") + f"-{digest}"
+
+
+def _cut(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")
 
 
 def _stem(name: str) -> str:
@@ -199,4 +243,5 @@ def relative_uri(place: Location, base: Location) -> str:
         )
     if place.is_s3 or base.is_s3 or not Path(place.path).is_relative_to(base.path):
         return str(place)
-    return os.path.relpath(place.path, base.path)
+    relative = os.path.relpath(place.path, base.path)
+    return f"./{relative}" if relative.startswith("~/") else relative  # no home of a person

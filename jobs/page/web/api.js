@@ -34,7 +34,7 @@ const json = async (...parts) => (await request(...parts)).json();
 
 export const api = {
   project: () => json("GET", "/api/project"),
-  video: (id) => json("GET", "/api/video", { id }),
+  video: (id, signal) => json("GET", "/api/video", { id }, undefined, signal),
   rows: (id) => json("GET", "/api/rows", { id }),
   timestamps: (id, start) => json("GET", "/api/timestamps", { id, start }),
   masks: (id, index) => json("GET", "/api/masks", { id, index }),

@@ -13,7 +13,7 @@ import { View } from "./view.js";
 
 const GONE = 410; // the status of a request for a file that has changed
 const state = {
-  project: null, video: null, info: null, frames: null, times: [], complete: false,
+  project: null, video: null, info: null, frames: null, times: [], names: [], complete: false,
   frame: 0, object: 1, selected: null, playing: null, filter: "",
 };
 const page = { state, open, show, play, pause, choose, render, say, known, objects, changed };
@@ -56,12 +56,16 @@ async function start() {
 
 // Videos and frames
 
+let opening = null; // the AbortController of the last request to open a video
+
 /** Show a video at a frame, or else at its first frame with clicks. */
 async function open(id, frame) {
   if (state.video === id && state.info) return frame === undefined ? undefined : show(frame);
   await clicks.queue;
   pause();
-  Object.assign(state, { video: id, info: null, selected: null, times: [], complete: false, frame: 0 });
+  Object.assign(state, {
+    video: id, info: null, selected: null, times: [], names: [], complete: false, frame: 0,
+  });
   clicks.clear();
   layers.clear();
   tracks.clear();
@@ -71,8 +75,10 @@ async function open(id, frame) {
   $("empty").hidden = false;
   history.replaceState(null, "", `#${encodeURIComponent(id)}`);
   render();
+  opening?.abort(); // a video that takes long must not keep a connection
+  opening = new AbortController();
   try {
-    const info = await api.video(id);
+    const info = await api.video(id, opening.signal);
     if (state.video !== id) return undefined;
     state.info = info;
     state.frames = new Frames((index) => api.frame(id, index, info.version));
@@ -84,7 +90,7 @@ async function open(id, frame) {
     tracks.resume(id);
     await show(frame ?? clicks.prompted[0] ?? 0);
   } catch (error) {
-    if (state.video === id) $("empty").textContent = error.message;
+    if (state.video === id && error.name !== "AbortError") $("empty").textContent = error.message;
   }
   return undefined;
 }
@@ -92,10 +98,11 @@ async function open(id, frame) {
 /** Load the timestamps of frames while the server scans the file. */
 async function loadTimestamps(id) {
   while (state.video === id && !state.complete) {
-    const { times, complete, notes } =
+    const { times, names, complete, notes } =
       await api.timestamps(id, state.times.length).catch(() => ({}));
     if (state.video !== id || !times) return;
     state.times.push(...times);
+    state.names.push(...names);
     state.complete = complete;
     $("count").title = notes.join("\n");
     if (complete && clicks.rows.some((row) => row.frame === null)) {
@@ -245,6 +252,7 @@ function paint() {
   $("count").textContent = state.complete ? `of ${total}` : `of ${total}… (counting)`;
   const time = state.times[state.frame];
   $("seconds").textContent = typeof time === "number" ? `${time.toFixed(3)} s` : "";
+  $("file").textContent = state.names[state.frame] ?? "";
   $("play").textContent = state.playing ? "❚❚" : "▶";
   $("undo").disabled = !clicks.undoable;
   $("redo").disabled = !clicks.redoable;

@@ -2,7 +2,39 @@
 
 import { colourOf, tinted } from "./masks.js";
 
+const AT_ONCE = 2; // previews: a browser has six connections, and clicks must not wait for one
 const tints = new WeakMap(); // mask: its tinted picture
+
+/** Runs a few requests at a time; the newest comes first, and one that was aborted never begins. */
+class Turns {
+  constructor() {
+    this.waiting = []; // the newest last
+    this.running = 0;
+  }
+
+  /** Return a promise of what request() returns. */
+  take(request, signal) {
+    return new Promise((resolve, reject) => {
+      this.waiting.push({ request, signal, resolve, reject });
+      this.begin();
+    });
+  }
+
+  begin() {
+    while (this.running < AT_ONCE && this.waiting.length) {
+      const { request, signal, resolve, reject } = this.waiting.pop();
+      if (signal.aborted) {
+        reject(signal.reason);
+        continue;
+      }
+      this.running++;
+      request().then(resolve, reject).finally(() => {
+        this.running--;
+        this.begin();
+      });
+    }
+  }
+}
 
 export class Layers {
   /** send: the requests of api.js; page: its state, clicks, tracks, view; on.changed(), on.failed(error) */
@@ -10,11 +42,14 @@ export class Layers {
     Object.assign(this, { send, page, on });
     this.shown = true;
     this.requests = new Map(); // object: the AbortController of its last request
+    this.turns = new Turns();
     this.clear();
   }
 
   /** Forget the masks of the frame. */
   clear() {
+    for (const abort of this.requests.values()) abort.abort();
+    this.requests.clear();
     this.preview = new Map(); // object: its mask
     this.run = []; // masks of the run
   }
@@ -69,7 +104,9 @@ export class Layers {
         (x2 === undefined ? { x, y, label } : { x, y, x2, y2 })),
     };
     try {
-      const [mask] = await this.send.preview(video, frame, version, [prompt], abort.signal);
+      const [mask] = await this.turns.take(
+        () => this.send.preview(video, frame, version, [prompt], abort.signal), abort.signal,
+      );
       if (!here() || abort.signal.aborted) return undefined;
       if (mask) this.preview.set(object, mask);
       else this.preview.delete(object);

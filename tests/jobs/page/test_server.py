@@ -23,11 +23,11 @@ def server(session):
     found.wait()
 
 
-def ask(server, path, method="GET", body=None, token=True, **headers):
+def ask(server, path, method="GET", body=None, token=True, raw=None, **headers):
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     if token:
         path += ("&" if "?" in path else "?") + f"token={server.token}"
-    content = None if body is None else json.dumps(body)
+    content = raw if body is None else json.dumps(body)
     given = {"Host": f"127.0.0.1:{server.port}"} | {
         k.replace("_", "-"): v for k, v in headers.items()
     }
@@ -78,13 +78,23 @@ def test_no_path_leads_out(server, path):
         ("GET", "/api/video?id=../../etc/passwd", None, 404, "there is no video"),
         ("GET", "/api/frame?id=a&index=99&version={version}", None, 422, "a.mp4 has no frame"),
         ("GET", "/api/frame?id=a&index=-1&version={version}", None, 422, "a.mp4 has no frame"),
-        ("GET", "/api/frame?id=a&index=one", None, 400, "invalid literal"),
+        ("GET", "/api/frame?id=a&index=one", None, 400, "expected a whole number"),
         ("GET", "/api/frame?id=a&index=1", None, 400, "version is missing"),
         ("GET", "/api/frame?id=a&index=1&version=1-2", None, 410, "the file was replaced"),
         ("GET", "/api/frame?id=a", None, 400, "index is missing"),
         ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": []}, 409, "another tab"),
-        ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": 1}, 400, "expected list"),
+        ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": 1}, 400, "expected a list"),
         ("PUT", "/api/rows", {"id": "a"}, 400, "revision is missing"),
+        ("PUT", "/api/rows", {"id": ["a"], "revision": "0", "rows": []}, 400, "expected text"),
+        ("PUT", "/api/rows", [], 400, "expected a JSON object"),
+        ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": ["x"]}, 400, "by name of column"),
+        ("PUT", "/api/rows", {"id": "a", "revision": "0", "rows": [{"row": ""}]}, 400, "row is ''"),
+        ("POST", "/api/undo", {"id": "a", "revision": "0", "redo": 1}, 400, "true or false"),
+        ("POST", "/api/track", {"id": "a", "frame": True, "count": 1}, 400, "frame is True"),
+        ("POST", "/api/track", {"id": "a", "frame": 0, "count": -1}, 400, "nothing to track"),
+        ("POST", "/api/track", {"id": "a", "frame": 10**30, "count": 1}, 400, "a whole number"),
+        ("GET", "/api/timestamps?id=a&start=-1", None, 400, "the number of a frame, from 0"),
+        ("GET", "/api/track?id=x&since=0", None, 404, "there is no video"),
         ("POST", "/api/track", {"id": "a", "frame": 0, "count": 5}, 400, "click on an object"),
     ],
 )
@@ -92,6 +102,40 @@ def test_bad_requests_are_told_why(server, session, method, path, body, status, 
     path = path.format(version=session.state("a")["version"])
     found, content, _ = ask(server, path, method, body)
     assert (found, message in json.loads(content)["error"]) == (status, True), content
+
+
+PREVIEW = b'{"id": "a", "index": 0, "version": "{version}", "objects": [{objects}]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"id": "a", "index": Infinity, "version": "1"}', "Infinity' is not a finite number"),
+        (b'{"id": "a", "index": 1e999, "version": "1"}', "'1e999' is not a finite number"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"id": "\xff"}', "no JSON in UTF-8"),
+        (b'{"id": "\\ud800"}', "id is '\\ud800'; expected text that UTF-8 can encode"),
+        (b'{"id": "a", ', "no JSON in UTF-8"),
+        (PREVIEW.replace(b"{objects}", b"7"), "7 is no object with object_id, clicks"),
+        (PREVIEW.replace(b"{objects}", b'{"object_id": 1}'), "clicks is missing"),
+        (PREVIEW.replace(b"{objects}", b'{"object_id": "1", "clicks": []}'), "object_id is '1'"),
+        (PREVIEW.replace(b"{objects}", b'{"object_id": 1, "clicks": [{"x": []}]}'), "x is []"),
+        (
+            PREVIEW.replace(b"{objects}", b'{"object_id": 1, "clicks": [{"x":1,"y":2,"label":7}]}'),
+            "label is 7; expected 1 or 0",
+        ),
+    ],
+)
+def test_json_that_is_odd_is_told_why(server, session, body, message):
+    body = body.replace(b"{version}", session.state("a")["version"].encode())
+    status, content, _ = ask(server, "/api/preview", "POST", raw=body)
+    assert (status, message in json.loads(content)["error"]) == (400, True), content
+
+
+def test_json_of_another_charset_is_refused(server):
+    kind = "application/json; charset=klingon"
+    status, content, _ = ask(server, "/api/preview", "POST", {"id": "a"}, Content_Type=kind)
+    assert (status, b"klingon" in content) == (400, True)
 
 
 def test_a_save_over_http_is_on_disk(server, session):
