@@ -7,6 +7,7 @@ Shapes: K objects of an image, H x W its pixels. Images are RGB, origin top left
 applied.
 """
 
+import errno
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from PIL import Image, UnidentifiedImageError
 from masking.images.arrays import Bools, Pixels
 from masking.images.depth import deep_pixels, eight_bits, used_bits
 
+_NOT_STORAGE = {None, errno.EINVAL, errno.EOVERFLOW}
+"""`errno` of Pillow's own errors, and of a seek to a place that a damaged file names."""
 LISTED = 20
 """Faults that a message lists; further ones are only counted. `ImageError.faults` has all."""
 EXIF_CURE = "In that case, delete the orientation of the images: exiftool -Orientation= FILES"
@@ -110,7 +113,7 @@ def faults() -> Iterator[None]:
             f"the image does not decode: it is of none of the formats that are read ({formats})"
         ) from None
     except Exception as error:  # Pillow's formats raise all kinds
-        if isinstance(error, OSError) and error.errno is not None:  # not from Pillow
+        if isinstance(error, OSError) and error.errno not in _NOT_STORAGE:
             raise
         raise ImageError(f"the image does not decode: {error or type(error).__name__}") from error
 

@@ -1,5 +1,7 @@
 """Folders of images: a frame that would be left out, or one too many, is refused."""
 
+import struct
+
 import pytest
 from PIL import Image
 
@@ -103,3 +105,15 @@ def test_a_picture_without_a_number_among_numbered_frames_is_refused():
 )
 def test_other_names_are_frames(names):
     assert sorted(frames_among(names)[0]) == sorted(names)
+
+
+def test_an_image_that_names_an_impossible_place_is_damaged_and_not_the_disk(tmp_path):
+    """Pillow then seeks to before the file's first byte, which the system refuses."""
+    path = tmp_path / "0.tif"
+    Image.new("RGB", (8, 6)).save(path)
+    content = bytearray(path.read_bytes())
+    at = content.index(struct.pack("<H", 273))  # the tag of the offsets of its rows of pixels
+    content[at + 2 : at + 12] = struct.pack("<HIi", 9, 1, -5)  # one signed number
+    path.write_bytes(content)
+    with Video.open(tmp_path) as video, pytest.raises(VideoError, match=r"0\.tif: frame 0: "):
+        list(video)
