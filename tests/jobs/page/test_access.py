@@ -6,6 +6,7 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from jobs import prompt
 from jobs.page import connections
 from jobs.page.server import Server
+from jobs.page.session import Session
 from tests.jobs.page.test_server import ask
 
 HEADERS = ("Content-Security-Policy", "X-Content-Type-Options", "Referrer-Policy")
@@ -112,6 +114,28 @@ def _read(connection):
         return connection.recv(1 << 16)
     except ConnectionResetError:
         return b""
+
+
+def test_a_preview_is_given_up_when_the_page_drops_its_request(session, monkeypatch):
+    asked, given_up = threading.Event(), threading.Event()
+
+    def preview(session, video_id, index, version, objects, gone):
+        asked.set()
+        assert gone.wait(20)
+        given_up.set()
+
+    monkeypatch.setattr(Session, "preview", preview)
+    server = Server(session, "127.0.0.1", 0)
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        body = json.dumps({"id": "a", "index": 0, "version": "1", "objects": []})
+        connection.request("POST", f"/api/preview?token={server.token}", body)
+        assert asked.wait(20)
+        connection.close()
+        assert given_up.wait(20)
+    finally:
+        server.stop()
+        server.wait()
 
 
 FLOOD = """

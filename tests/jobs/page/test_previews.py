@@ -2,7 +2,7 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
@@ -119,4 +119,82 @@ def test_the_frame_that_is_asked_for_last_is_encoded_next(clip):
             time.sleep(0.1)
         gate.set()
     assert encoded == [0, 5, 4, 3]
+    previewer.close()
+
+
+class Gate:
+    """A segmenter that encodes only once the gate is open, and the frames that it encoded."""
+
+    def __init__(self, clip):
+        self.clip, self.open, self.begun = clip, threading.Event(), threading.Event()
+        self.encoded, self.segmenter = [], segmenter()
+        plain = self.segmenter.encode
+
+        def encode(images):
+            self.begun.set()
+            self.open.wait(10)
+            return plain(images)
+
+        self.segmenter.encode = encode
+
+    def image(self, key):
+        self.encoded.append(key[2])
+        return self.clip[key[2]][0]
+
+
+def test_previews_that_nobody_waits_for_are_not_computed(clip):
+    """Twelve are requested, then a click; eleven are cancelled before their turn."""
+    gate = Gate(clip)
+    previewer, gone = Previewer(gate.segmenter), [threading.Event() for _ in range(12)]
+
+    def ask(frame, event=None):
+        return previewer.preview(("a", "1", frame), gate.image, [Click(40, 40)], None, event)
+
+    with ThreadPoolExecutor(15) as threads:
+        first = threads.submit(ask, 0)
+        assert gate.begun.wait(10)
+        waiting = [threads.submit(ask, number + 1, event) for number, event in enumerate(gone)]
+        shared = threads.submit(ask, 3)  # somebody else still waits for one of them
+        time.sleep(0.2)
+        for event in gone:
+            event.set()
+        click = threads.submit(ask, 20)
+        time.sleep(0.2)
+        gate.open.set()
+        assert all(one.result(10) is not None for one in (first, shared, click))
+        for one in waiting:
+            with pytest.raises(CancelledError):
+                one.result(10)
+    assert gate.encoded == [0, 20, 3]
+    assert previewer.preview(("a", "1", 5), gate.image, [Click(40, 40)]) is not None
+    previewer.close()
+
+
+def test_a_frame_that_is_asked_for_again_comes_next(clip):
+    gate = Gate(clip)
+    previewer = Previewer(gate.segmenter)
+    with ThreadPoolExecutor(5) as threads:
+        for frame in (0, 3, 4, 5, 3):
+            threads.submit(previewer.preview, ("a", "1", frame), gate.image, [Click(40, 40)])
+            time.sleep(0.1)
+        gate.open.set()
+    assert gate.encoded == [0, 3, 5, 4]
+    previewer.close()
+
+
+def test_the_clicks_of_a_preview_are_not_decoded_once_nobody_waits(clip):
+    seeing, gone, decoded = segmenter(), threading.Event(), []
+    plain = seeing.logits
+
+    def logits(*given):
+        decoded.append(1)
+        gone.set()
+        return plain(*given)
+
+    seeing.logits = logits
+    previewer = Previewer(seeing)
+    clicks = [Click(30 + number, 40) for number in range(5)]
+    with pytest.raises(CancelledError):
+        previewer.preview(("a", "1", 0), lambda key: clip[0][0], clicks, None, gone)
+    assert len(decoded) == 1
     previewer.close()

@@ -2,22 +2,28 @@
 
 import os
 import random
+import shutil
+import threading
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from jobs.page import videos as prompt_videos
 from jobs.page.frames import Frames, VideoScan
+from jobs.page.session import Session
 from jobs.page.store import Store
 from jobs.page.videos import Clip
 from jobs.run.config import ConfigError
+from jobs.run.signals import background
 from jobs.storage.location import Location
 from masking.manifest.faults import ManifestError
 from masking.video.frame import VideoError
 from masking.video.reader import Video
 from tests.jobs.page.rows import LENGTH, add, row
 from tests.masking.tracking.test_masking import film
+from tests.moving import segmenter
 
 
 def test_videos_of_a_folder_have_ids_and_uris_that_lead_to_them(videos, tmp_path):
@@ -38,8 +44,29 @@ def test_videos_of_a_folder_have_ids_and_uris_that_lead_to_them(videos, tmp_path
     assert (alone.video_id, alone.uri) == ("a", str(videos / "a.mp4"))
 
 
-@pytest.mark.parametrize("name", ["あ" * 83, "a\\b"], ids=["long", "backslash"])
+def test_each_folder_is_listed_once_under_its_own_name(tmp_path):
+    """Two links to the folder itself were followed without end."""
+    (tmp_path / "in" / "b").mkdir(parents=True)
+    (tmp_path / "in" / "b" / "c.mp4").touch()
+    (tmp_path / "in" / "gone.mp4").symlink_to("nowhere.mp4")  # the page says what is wrong with it
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.mp4").touch()
+    for name, target in {
+        "x": ".", "y": ".", "b/up": "..", "a": "b", "loop": "loop", "more": "../elsewhere",
+        "twice": "more",
+    }.items():  # fmt: skip
+        (tmp_path / "in" / name).symlink_to(target, target_is_directory=True)
+    found = prompt_videos.find(str(tmp_path / "in"), tmp_path / "m.csv", None).clips
+    assert [one.video_id for one in found] == ["b/c", "gone", "more/d"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["あ" * 83, "a\\b", "/".join("é" * 100 for _ in range(8))],
+    ids=["long", "backslash", "deep"],
+)
 def test_a_name_that_is_no_id_gets_one_that_the_manifest_can_be_read_by(tmp_path, name):
+    (tmp_path / f"{name}.mp4").parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / f"{name}.mp4").touch()
     (clip,) = prompt_videos.find(str(tmp_path), tmp_path / "m.csv", None).clips
     assert clip.uri == f"{name}.mp4"
@@ -121,3 +148,59 @@ def test_a_file_that_is_replaced_is_not_mixed_up(clip, videos, tmp_path):
     assert frames.get(3).index == 3  # as it was seen
     with pytest.raises(VideoError, match="was replaced or deleted since it was opened"):
         frames.get(1)
+
+
+def test_a_video_that_hangs_holds_up_no_other(videos, tmp_path, monkeypatch):
+    """Neither where it is opened, nor before its first frame; nor the end of the session."""
+    gate = threading.Event()
+    stuck, opens = [], Video.open
+
+    def opened(path):
+        if path.name == "opens.mp4":
+            stuck.append(path)
+            gate.wait(60)
+        return opens(path)
+
+    def no_timestamps(video):
+        if video.path.name == "frames.mp4":
+            gate.wait(60)
+        yield from video._source.timestamps()
+
+    monkeypatch.setattr(Video, "open", opened)
+    monkeypatch.setattr(Video, "timestamps", no_timestamps)
+    monkeypatch.setattr("jobs.page.frames.OPENING", 0.2)
+    monkeypatch.setattr("jobs.page.opened.PATIENCE", 0.2)
+    monkeypatch.setattr("jobs.page.session.ENDING", 0.2)
+    for name in ("opens", "frames"):
+        shutil.copy(videos / "a.mp4", tmp_path / f"{name}.mp4")
+    paths = [tmp_path / "opens.mp4", tmp_path / "frames.mp4", videos / "a.mp4"]
+    clips = [Clip(path.stem, path.name, Location.parse(path)) for path in paths]
+    session = Session(Store(tmp_path / "m.csv"), clips, segmenter(), None)
+    try:
+        waiting = background(lambda: session.state("opens"))
+        with pytest.raises(VideoError, match=r"frames\.mp4: no frame was decoded in 0 s"):
+            session.state("frames")
+        with pytest.raises(VideoError, match="the first frame took more than"):
+            session.thumbnail("opens")
+        assert session.state("a")["rows"]["rows"] == []
+        assert session.thumbnail("a")[:2] == b"\xff\xd8"
+        click = {"object_id": 1, "frame": 0, "x": 3, "y": 4}
+        assert len(session.change("a", session.store.revision("a"), [click])["rows"]) == 1
+        assert stuck
+        assert not waiting.done()
+        session.close()
+    finally:
+        gate.set()
+
+
+def test_the_names_of_frames_are_those_of_their_files(tmp_path):
+    (tmp_path / "still").mkdir()
+    for number in (5, 10, 15):
+        image = np.full((32, 32, 3), number, np.uint8)
+        cv2.imwrite(str(tmp_path / "still" / f"{number:05}.png"), image)
+    clips = [Clip("s", "still", Location.parse(tmp_path / "still"))]
+    session = Session(Store(tmp_path / "m.csv"), clips, segmenter(), None)
+    names = session.timestamps("s", 0)["names"]
+    names += session.timestamps("s", len(names))["names"]
+    session.close()
+    assert names == ("00005.png", "00010.png", "00015.png")
