@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.format import Flags
@@ -35,6 +36,8 @@ _NOT_THE_FILE = {
 _PICTURES = ("mjpeg", "png", "bmp", "webp", "gif")
 """Codecs of a preview beside the film of a file."""
 _CHUNK = 1 << 22
+_PLENTY = 1 << 30
+"""Bytes that are more than any frame takes."""
 _HEAD = 64
 _TEXT = bytes([9, 10, 13, *range(32, 127)])
 
@@ -186,9 +189,10 @@ def seek(container: InputContainer, stream: av.VideoStream, stamp: int) -> bool:
 def _check_machine(error: FFmpegError | OSError, path: Path | str) -> None:
     """Raise an error that is not the file's fault as OSError or MemoryError.
 
-    FFmpeg's readers return EIO for damage, too: then all bytes of the file can be read.
+    For damage, too, FFmpeg's readers return EIO, and ENOMEM for a size that is none. Then all bytes
+    of the file can be read, and memory can be allocated.
     """
-    if error.errno == errno.ENOMEM:
+    if error.errno == errno.ENOMEM and not _has_memory():
         raise MemoryError(f"{path}: the machine is out of memory") from error
     if error.errno in _NOT_THE_FILE:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
@@ -196,3 +200,11 @@ def _check_machine(error: FFmpegError | OSError, path: Path | str) -> None:
         with Path(path).open("rb") as stream:
             while stream.read(_CHUNK):
                 pass
+
+
+def _has_memory() -> bool:
+    try:
+        np.empty(_PLENTY, np.uint8)
+    except MemoryError:
+        return False
+    return True

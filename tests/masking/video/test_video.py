@@ -239,6 +239,7 @@ def test_trouble_of_the_disk_is_not_taken_for_damage(tmp_path, monkeypatch, code
 
     fail_after_20_packets(monkeypatch, code)
     monkeypatch.setattr(container_module, "Path", Unreadable)
+    monkeypatch.setattr(container_module, "_PLENTY", 1 << 60)
     with (
         Video.open(path) as video,
         pytest.raises(MemoryError if code == errno.ENOMEM else OSError) as error,
@@ -247,9 +248,10 @@ def test_trouble_of_the_disk_is_not_taken_for_damage(tmp_path, monkeypatch, code
     assert str(path) in str(error.value)
 
 
-def test_an_input_error_in_a_file_that_can_be_read_is_damage(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOMEM])
+def test_errors_of_the_system_by_a_file_that_can_be_read_are_damage(tmp_path, monkeypatch, code):
     path = clip(tmp_path / "a.mp4")
-    fail_after_20_packets(monkeypatch, errno.EIO)
+    fail_after_20_packets(monkeypatch, code)
     with Video.open(path) as video:
         assert 15 < len(list(video)) < 25
         assert video.report.cut_off
