@@ -59,7 +59,7 @@ def as_pairs(place: Location, longest: int) -> Path:
         ImageError: a video is missing or has changed, or the run has no mask that can be used.
     """
     ledger = (place / "videos.parquet").read_bytes()
-    good = [row for row in _read_ledger(ledger) if row["status"] in ("ok", "partial")]
+    good = [row for row in _read_ledger(place, ledger) if row["status"] in ("ok", "partial")]
     if not good:
         raise ImageError(f"{place}: the mask run has no masked video")
     state = [(row["video_id"], row["masks_sha256"], row["content_sha256"]) for row in good]
@@ -84,9 +84,15 @@ def as_pairs(place: Location, longest: int) -> Path:
     return once(cache_folder() / "masked" / f"{digest[:16]}.parquet", make)
 
 
-def _read_ledger(ledger: bytes) -> list[dict[str, Any]]:
+def _read_ledger(place: Location, ledger: bytes) -> list[dict[str, Any]]:
     columns = ["video_id", "uri", "status", "content_sha256", "masks_sha256"]
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(ledger), columns=columns).to_pylist()
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(ledger), columns=columns).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise ImageError(
+            f"{place / 'videos.parquet'} cannot be read: {error}; run jobs.mask again, which writes"
+            " it from the markers in commits/"
+        ) from error
     return rows
 
 

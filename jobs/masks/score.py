@@ -32,10 +32,18 @@ def find_truth(truth: Location, video_id: str) -> Files:
 
     Returns:
         The files; empty if there are none.
+
+    Raises:
+        ImageError: one is a link to nothing, so that its frame would be left out.
     """
     found: Files = {}
     for root in _ROOTS:
         folder = truth / root / video_id
+        for path in folder.local_path.rglob("*.png") if folder.local_path else ():
+            if path.is_symlink() and not path.exists():
+                raise ImageError(
+                    f"{path} is a link to nothing; restore the file or delete the link"
+                )
         for file in folder.walk():
             object_id, _, name = file.path.rpartition("/")
             stem, _, ending = name.rpartition(".")

@@ -98,6 +98,10 @@ def test_a_folder_an_object_and_faults_of_a_truth(masked_run, tmp_path):
     with pytest.raises(ImageError, match=r"00004\.png and 4\.png are both of frame 4"):
         score.score_video(table, "c", place)
     (one / "4.png").rename(one / "last.png")
+    (one / "00006.png").symlink_to("gone.png")
+    with pytest.raises(ImageError, match=r"00006\.png is a link to nothing"):
+        score.score_video(table, "c", place)
+    (one / "00006.png").unlink()
     done = finish_video(out, record, [], str(tmp_path))
     assert "not scored: c: ImageError: c: the true mask last.png is of no" in done["errors"][0]
     assert "names that are indices, 00000.png to 00007.png" in done["errors"][0]
@@ -238,3 +242,13 @@ def test_videos_that_are_missing_or_changed_are_named(masked_run, tmp_path):
     assert "the video has changed since it was masked" in str(caught.value)
     assert "its masks are newer than videos.parquet" in str(caught.value)
     assert "holds masks, not frames" in str(caught.value)
+
+
+def test_a_ledger_that_is_cut_off_is_named(masked_run, tmp_path):
+    _, out, _ = masked_run
+    copy = Location.parse(tmp_path / "run")
+    copy.upload(out.local_path)
+    for content in (b"", (copy / "videos.parquet").read_bytes()[:-20]):
+        (copy / "videos.parquet").write_bytes(content)
+        with pytest.raises(ImageError, match=r"videos\.parquet cannot be read: .*run jobs\.mask"):
+            masked.as_pairs(copy, 0)

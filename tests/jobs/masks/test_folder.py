@@ -18,8 +18,8 @@ HARD = [
     "p", "p.parquet", "p.parquet/q", "p.parquet/q.parquet", "p%2Eparquet/q", "p%252Eparquet/q",
     "r", "r/00000.png", "r/1", "r/1/00000.png", "r/00000%2Epng", "s", "s.mp4", "s.mp4/t", "s.mov/t",
     "s.MP4/t", ".patchray-x", "a/.patchray-x", ".patchray-x/a", "%2Epatchray-x", "%2Epatchray-x/a",
-    "clip%20one", "x" * 247, "長い名前/" * 60 + "clip", "長い名前/" * 60 + "clip2", "a.b/c.d", "%23" + "0" * 64,
-    "." * 240, "%2E" * 80,
+    "clip%20one", "x" * 247, "長い名前/" * 60 + "clip", "長い名前/" * 60 + "clip2", "a.b/c.d",
+    "%23" + "0" * 64, "." * 240, "%2E" * 80,
 ]  # fmt: skip
 
 
@@ -92,7 +92,6 @@ def left_to_do(out, work, read=False):
     return [w.video_id for w in work if not results.is_done(w, False)], results.messages()
 
 
-
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
@@ -129,8 +128,8 @@ def test_masks_of_other_content_are_found_when_they_are_read(run, clips, capsys)
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"video_id": "c3"', b"[" * 100_000, b'{"a": 1e999}',
-        b'{"video_id": "\\ud800"}',
+        b"", b"{}", b"[]", b"null", b"\xff\xfe", b'{"video_id": "c3"', b"[" * 100_000,
+        b'{"a": 1e999}', b'{"video_id": "\\ud800"}',
     ],
 )  # fmt: skip
 def test_what_is_no_whole_marker_is_no_result(run, content):
@@ -143,7 +142,7 @@ def test_what_is_no_whole_marker_is_no_result(run, content):
 
 
 def test_a_marker_with_a_value_of_another_kind_is_no_result(run):
-    out, work, records = run
+    out, _, records = run
     marker = marker_place(out, records[1]["video_id"])
     whole = marker.read_json()
     for name, value in itertools.product(

@@ -82,7 +82,7 @@ def write_truth(folder, names, labels):
 
 
 def test_a_truth_with_the_names_of_the_folder_is_matched_by_name(run, tmp_path, capsys):
-    folder, out, record, flags = run
+    _, out, record, flags = run
     labels = [*labels_of(out, record).values()]
     table = named_table(out, record)
     stems = [name.removesuffix(".jpg") for name in NAMES]
@@ -124,7 +124,6 @@ def test_masks_of_an_earlier_version_get_the_names_from_the_folder(run, tmp_path
     table = table_of(out, record).select(SCHEMA.names)
     (tmp_path / "old/.parts/masks").mkdir(parents=True)
     pq.write_table(table, tmp_path / "old/.parts/masks/clip")
-
 
     content = (tmp_path / "old/.parts/masks/clip").read_bytes()
     record = record | {"masks_sha256": hashlib.sha256(content).hexdigest()}
