@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from masking.manifest.columns import COLUMNS, NEEDED, NUMBERS, column_faults
 from masking.manifest.faults import Fault, ManifestError
-from masking.manifest.records import BLANK, Table, check_columns
+from masking.manifest.records import BLANK, MOST_COLUMNS, Table, check_columns
 
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SEP = re.compile(r'"?sep=([,;\t|])"?\r?\n')  # a first line for Excel alone
@@ -82,7 +82,7 @@ def _known(text: str, delimiter: str) -> int:
         header = next(_rows(text, delimiter), [])
     except ManifestError:
         return 0
-    names = set(header)
+    names = set(header[:MOST_COLUMNS])
     return len(names & {*COLUMNS}) + len(column_faults([*names - {*COLUMNS}]))
 
 
