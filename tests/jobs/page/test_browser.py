@@ -1,5 +1,8 @@
 """`jobs.prompt` in a real browser: clicking, showing frames, tracking."""
 
+import threading
+
+import cv2
 import numpy as np
 import pytest
 
@@ -352,3 +355,47 @@ def test_keys_are_listed_and_a_window_of_1024_pixels_is_enough(page, serve):
     assert elsewhere == []
     page.size(1440, 900)
     assert complaints(page) == []
+
+
+def test_a_click_is_saved_while_the_masks_of_twelve_objects_are_awaited(page, serve):
+    """A browser has six connections; a save, a track and its end do not wait for a mask."""
+    segmenter, gate = seeing(), threading.Event()
+    encode = segmenter.encode
+
+    def wait(images):
+        gate.wait(60)
+        return encode(images)
+
+    segmenter.encode = wait
+    page.open(serve(segmenter).address + "#discs")
+    page.run("""
+        window.saved = 0;
+        (async () => {
+          for (let object = 1; object <= 12; object++) {
+            window.saved += await patchray.clicks.add(0, object, { x: 20 + object, y: 40 }, "init");
+          }
+        })();""")
+    page.wait("return saved === 12")
+    page.driver.refresh()
+    page.wait("return window.patchray?.view.picture && patchray.clicks.rows.length === 12")
+    page.wait("return patchray.layers.turns.running === 2")
+    assert page.run("return patchray.layers.turns.waiting.length") == 10
+    page.click(90, 60, negative=True)
+    assert len(page.rows()) == 13
+    page.show(3)  # the masks of the frame that was left are not requested any more
+    page.wait("return patchray.layers.turns.running === 0")
+    gate.set()
+    page.show(0)
+    page.wait("return patchray.layers.preview.size === 12")
+    assert complaints(page) == []
+
+
+def test_the_name_of_a_frame_is_shown_where_the_video_is_a_folder(page, serve, tmp_path):
+    (tmp_path / "in" / "still").mkdir(parents=True)
+    for number in (5, 10, 15):
+        image = np.full((64, 64, 3), 10 * number, np.uint8)
+        cv2.imwrite(str(tmp_path / "in" / "still" / f"{number:05}.png"), image)
+    page.open(serve(seeing(), tmp_path / "in").address)
+    page.says("#file", "00005.png")
+    page.show(2)
+    page.says("#file", "00015.png")

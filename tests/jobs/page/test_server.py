@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -184,6 +186,25 @@ def test_bad_input_is_said_before_anything_starts(videos, tmp_path, capsys, flag
         assert prompt.main([*argv, "--no-browser"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "m.csv").exists()
+
+
+def test_sigterm_ends_a_start_that_takes_too_long(tmp_path, monkeypatch):
+    """A folder on a disk that does not answer, for example."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def start(config):
+        begun.set()
+        gate.wait(60)
+
+    def end():
+        assert begun.wait(30)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(prompt, "start", start)
+    monkeypatch.setattr(prompt, "_PATIENCE", 0.1)
+    threading.Thread(target=end).start()
+    assert prompt.main([str(tmp_path), "--out", str(tmp_path / "m.csv")]) == 143
+    gate.set()
 
 
 def test_a_notebook_gets_a_table(videos, tmp_path, monkeypatch, capsys):
