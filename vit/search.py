@@ -111,7 +111,7 @@ def parse(name: str, text: str, kind: Any) -> Dimension:
     Raises:
         SearchError: the text has no bounds, or values that the type does not have.
     """
-    match = _RANGE.fullmatch(text.strip())
+    match = _range(name, text)
     if match is None:
         words = [word.strip() for word in text.split(",")]
         values = [_value(name, word, kind) for word in words]
@@ -128,7 +128,8 @@ def parse(name: str, text: str, kind: Any) -> Dimension:
     if log and low <= 0:
         raise SearchError(f"space: {name} {text!r}: a logarithm needs a lower end above 0")
     if match["count"]:
-        return Values(name, _even(name, Interval(name, low, high, log), int(match["count"]), kind))
+        count = int(match["count"][:9])  # more digits are too many in any case
+        return Values(name, _even(name, Interval(name, low, high, log), count, kind))
     if match["step"]:
         return Values(name, _stepped(name, low, high, _value(name, match["step"], kind)))
     if type(low) is float:
@@ -143,6 +144,16 @@ _RANGE = re.compile(
     rf"(?P<low>{_NUMBER})\s*\.\.\s*(?P<high>{_NUMBER})"
     rf"(?:\s+(?P<log>log))?(?:\s+in\s+(?P<count>\d+)|\s+step\s+(?P<step>{_NUMBER}))?"
 )
+
+
+def _range(name: str, text: str) -> re.Match[str] | None:
+    """Match a range; None for a list of values. Raises SearchError for three dots.
+
+    `1e-4...1e-2` would be a range up to .1e-2.
+    """
+    if re.search(r"\.{3}|\u2026", text):
+        raise SearchError(f"space: {name} {text!r} has three dots; a range has two, as in 0..0.5")
+    return _RANGE.fullmatch(text.strip())
 
 
 def _even(name: str, whole: Interval, count: int, kind: Any) -> tuple[Any, ...]:

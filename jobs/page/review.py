@@ -33,7 +33,7 @@ class MaskRun:
             ConfigError, SegmenterWeightsError, StorageError: the run cannot be read.
         """
         self.out = out
-        given = parse_yaml((out / "config.yaml").read_text(), f"{out}/config.yaml")
+        given = parse_yaml((out / "config.yaml").read_bytes(), f"{out}/config.yaml")
         try:
             track = TrackConfig(**given["track"])
             self.weights, precision = str(given["weights"]), given["precision"]

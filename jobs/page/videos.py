@@ -81,7 +81,7 @@ def find(videos: str, out: Path, root: str | None) -> VideoSource:
 
 def _find_in_run(run: Location, base: Location) -> VideoSource:
     """Return the videos and rows of the manifests of a mask run."""
-    config = parse_yaml((run / "config.yaml").read_text(), f"{run}/config.yaml")
+    config = parse_yaml((run / "config.yaml").read_bytes(), f"{run}/config.yaml")
     try:
         manifests, root = [str(each) for each in config["manifest"]], config["root"]
     except (KeyError, TypeError) as error:

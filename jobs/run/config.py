@@ -5,9 +5,9 @@ A setting that was renamed names its old name in the metadata of its field:
 `field(default=0.5, metadata={"was": "old_name"})`. The old flag and the old key keep working.
 """
 
-import difflib
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -15,7 +15,11 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 from tyro.conf import Positional as Positional  # type of a field that is given without a flag
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from jobs.run.flags import as_flags, check_tables, flag_of, renamed
+from jobs.run.yaml_text import ConfigError as ConfigError
+from jobs.run.yaml_text import parse_yaml as parse_yaml
 from jobs.storage.location import Location
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -23,10 +27,6 @@ MAY_CHANGE = {"may_change": True}
 """Metadata of a field that may have another value when a run is resumed."""
 
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A setting cannot be used; the message names the flag and its value, and what is needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +105,11 @@ def parse(
     named = ""
     try:
         named, settings = _read_config(flag_value(argv, "--config"))
-        preset = list(_as_flags(settings, cls, named))
-        first = list(_as_flags(stored or {}, cls, source))
-        words = _renamed([*first, *preset, *argv], cls, prog)
-        return tyro.cli(cls, args=words, prog=prog, description=description)
+        preset = list(as_flags(settings, cls, named))
+        first = list(as_flags(stored or {}, cls, source))
+        words = renamed([*first, *preset, *argv], cls, prog)
+        check_tables(words, cls)
+        return tyro.cli(cls, args=words, prog=prog, description=description, registry=_NUMBERS)
     except ConfigError as error:
         sys.stderr.write(f"{prog}: {error}\n")
         raise SystemExit(2) from None
@@ -119,100 +120,64 @@ def parse(
 
 
 def flag_value(argv: Sequence[str], wanted: str) -> str | None:
-    """Return the value of the flag `wanted` without parsing the others; None if it is missing."""
+    """Return the value of the flag `wanted` without parsing the others; None if it is missing.
+
+    Raises:
+        ConfigError: the flag is there twice.
+    """
+    values = []
     for index, word in enumerate(argv):
         name, _, value = word.partition("=")
         if name == wanted:
-            return value or (argv[index + 1] if index + 1 < len(argv) else "")
-    return None
+            values.append(value or (argv[index + 1] if index + 1 < len(argv) else ""))
+    if len(values) > 1:
+        raise ConfigError(f"{wanted} is given twice, {values[0]} and {values[1]}; keep one of them")
+    return values[0] if values else None
 
 
 def _read_config(name: str | None) -> tuple[str, dict[str, Any]]:
     """Return the file that `--config` names and its settings; ("", {}) without `--config`."""
     if name is None:
         return "", {}
-    if "://" in name:
-        try:
-            return name, parse_yaml(Location.parse(name).read_text(), name)
-        except OSError as error:
-            raise ConfigError(f"--config {name}: {error}") from None
-    for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
-        if path.is_file():
-            return str(path), parse_yaml(path.read_text(), str(path))
+    place = name
+    try:
+        if "://" in name:
+            return name, parse_yaml(Location.parse(name).read_bytes(), name, as_words=True)
+        for path in (Path(name), RECIPES / name, RECIPES / f"{name}.yaml"):
+            place = str(path)
+            if path.is_file():
+                return place, parse_yaml(path.read_bytes(), place, as_words=True)
+    except OSError as error:  # its name is too long, or it cannot be read
+        raise ConfigError(f"--config {place[:200]}: {error.strerror or error}") from None
     known = ", ".join(sorted(path.name for path in RECIPES.glob("*.yaml")))
     raise ConfigError(f"--config {name}: no such file or recipe; the recipes are: {known}")
 
 
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Return the settings in YAML `text`; raises ConfigError, which names the file `source`."""
-    try:
-        settings = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {error}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{source} holds {type(settings).__name__}; settings are expected")
-    return settings
+_NUMBERS = ConstructorRegistry()
+"""How tyro reads numbers: what later computations cannot hold is refused by the flag's name."""
 
 
-def _as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") -> Iterator[str]:
-    """Yield the flags for nested settings of the file `path`."""
-    known = {f.name: f for f in fields(cls)}
-    earlier = {f.metadata["was"]: f for f in fields(cls) if "was" in f.metadata}
-    for name, value in settings.items():
-        if name not in known and name not in earlier:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; perhaps you meant {prefix}{near[0]}" if near else ""
-            raise ConfigError(f"{path}: {prefix}{name} is not a setting{hint}")
-        flag = _flag(f"{prefix}{name}")
-        group = (known.get(name) or earlier[name]).type
-        if is_dataclass(group) and not isinstance(value, dict):
-            raise ConfigError(f"{path}: {prefix}{name} is a group of settings, not {value!r}")
-        if is_dataclass(group):
-            yield from _as_flags(value, group, path, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif isinstance(value, bool):
-            yield flag if value else _flag(f"{prefix}no-{name}")
-        elif isinstance(value, list):
-            yield from (flag, *map(str, value))
-        elif isinstance(value, dict):
-            yield from (flag, *(word for pair in value.items() for word in map(_as_word, pair)))
-        else:
-            yield f"{flag}={value}"
+@_NUMBERS.primitive_rule
+def _number(about: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    kind: Any = about.type
+    if kind not in (int, float):
+        return None
 
+    def read(words: list[str]) -> int | float:
+        value: int | float = kind(words[0])
+        if kind is int and abs(value) >= 2**63:
+            raise ValueError(f"{words[0]:.40} has more than 64 bits")
+        if not math.isfinite(value):
+            raise ValueError(f"{words[0]:.40} is not a finite number")
+        return value
 
-def _flag(name: str) -> str:
-    return f"--{name}".replace("_", "-")
-
-
-def _renamed(words: Sequence[str], cls: type, prog: str) -> list[str]:
-    """Replace flags that had another name in earlier versions, with a warning for each."""
-    names = dict(_names_before(cls))
-    found, warned = [], set()
-    for word in words:
-        name, equals, value = word.partition("=")
-        now = names.get(name.replace("_", "-"))
-        if now is not None and name not in warned:
-            warned.add(name)
-            sys.stderr.write(f"{prog}: {name} is now called {now}; use the new name\n")
-        found.append(f"{now or name}{equals}{value}")
-    return found
-
-
-def _names_before(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the flags of `cls` that were renamed, as (old flag, new flag)."""
-    for item in fields(cls):
-        if is_dataclass(item.type):
-            yield from _names_before(item.type, f"{prefix}{item.name}.")  # type: ignore[arg-type]
-        elif "was" in item.metadata:
-            for no in ("", "no-"):
-                old = f"{prefix}{no}{item.metadata['was']}"
-                yield _flag(old), _flag(f"{prefix}{no}{item.name}")
-
-
-def _as_word(value: Any) -> str:
-    """Return a key or value of a table as one word of the command line."""
-    if value is None:
-        return ""
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda value: type(value) in (int, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
 
 
 def as_settings(config: object) -> dict[str, Any]:
@@ -243,13 +208,19 @@ def changed(old: dict[str, Any], config: object, prefix: str = "") -> list[str]:
         if item.metadata.get("may_change"):
             continue
         if is_dataclass(new):
-            lines += changed(old.get(item.name) or {}, new, f"{prefix}{item.name}.")
+            group = old.get(item.name) or {}
+            if not isinstance(group, dict):
+                raise ConfigError(
+                    f"the earlier start's {prefix}{item.name} is {group!r:.100}, not a group of"
+                    " settings: its config.yaml is damaged"
+                )
+            lines += changed(group, new, f"{prefix}{item.name}.")
             continue
         new = list(new) if isinstance(new, tuple) else new
         default = item.default if item.default is not MISSING else None
         default = list(default) if isinstance(default, tuple) else default
         was = old.get(item.name, old.get(item.metadata.get("was", item.name), default))
         if was != new:
-            flag = _flag(f"{prefix}{item.name}")
+            flag = flag_of(f"{prefix}{item.name}")
             lines.append(f"{flag} is {new}, but the run was started with {was}")
     return lines

@@ -40,7 +40,7 @@ def check_same(out: Location, config: object, began: str = "checkpoints") -> Non
         if folder != began and (out / folder).list():
             raise ConfigError(f"{out} holds {what}; give another --out")
     if path.exists() and (out / began).list():
-        lines = changed(parse_yaml(path.read_text(), str(path)), config)
+        lines = changed(parse_yaml(path.read_bytes(), str(path)), config)
         if lines:
             listing = "\n  ".join(lines)
             raise ConfigError(

@@ -38,7 +38,7 @@ def curves_png(
         axis.set(xlabel="epoch", ylabel=kind)
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure_png(figure)
 
 
@@ -62,13 +62,14 @@ def confusions_png(counts: list[list[int]], classes: Sequence[str], title: str) 
     figure.colorbar(image, label="share of the true class")
     axis.set(xlabel="predicted", ylabel="true")
     ticks = range(len(classes)) if len(classes) <= 40 else ()
-    axis.set_xticks(ticks, [classes[i] for i in ticks], rotation=90)
-    axis.set_yticks(ticks, [classes[i] for i in ticks])
+    names = [classes[i] for i in ticks]
+    axis.set_xticks(ticks, names, rotation=90, parse_math=False)  # a name may have a dollar sign
+    axis.set_yticks(ticks, names, parse_math=False)
     if len(classes) <= 20:
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, counts[row][column], ha="center", va="center", color=color)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure_png(figure)
 
 

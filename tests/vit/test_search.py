@@ -69,6 +69,9 @@ def test_any_field_by_name():
 @pytest.mark.parametrize(
     ("bounds", "words"),
     [
+        ({"lr": "1e-4...1e-2"}, "'1e-4...1e-2' has three dots; a range has two, as in 0..0.5"),
+        ({"depth": "1\u20265"}, "has three dots"),
+        ({"lr": "1e-4..1e-2 log in 99999999999999999999"}, "in 999999999"),
         ({"model.dept": "1..2"}, "perhaps you meant model.depth"),
         ({"heads": "1..2"}, "perhaps you meant model.num_heads"),
         ({"model.depth": "5..2"}, "model.depth '5..2' is empty: 5 is not below 2"),

@@ -7,6 +7,7 @@ import torch
 
 from jobs.classifier.evaluate import check_classes, choose_split, report
 from jobs.run.config import ConfigError
+from jobs.run.plots import confusions_png, curves_png
 from jobs.train import main
 
 
@@ -158,3 +159,11 @@ def test_the_settings_of_the_weights_hold_when_fields_are_checked(trained, capsy
     with pytest.raises(SystemExit):
         main([*flags, "33"])
     assert "num_heads 2 does not divide model.embed_dim 33" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_no_formulas():
+    names = ["$", "$x$", "$\\frac$", "a_b^c", "{}"]
+    counts = torch.eye(5, dtype=torch.int64).tolist()
+    assert confusions_png(counts, names, title="runs/$x^$").startswith(b"\x89PNG")
+    history = [{"epoch": 1, "train_loss": 1.0, "train_accuracy": 1.0}]
+    assert curves_png(history, "runs/$x^$").startswith(b"\x89PNG")

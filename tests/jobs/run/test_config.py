@@ -1,13 +1,14 @@
 """Flags and YAML to one config: what wins, what is refused, and in which words."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from jobs.classifier.task import TrainConfig
+from jobs.masks.config import MaskConfig
 from jobs.run.config import RECIPES, ConfigError, as_settings, as_yaml, changed, parse, parse_yaml
 from jobs.segmenter.config import FinetuneConfig
 from jobs.storage.location import Location
@@ -63,8 +64,8 @@ def test_recipes(recipe):
     """Every recipe parses, by its name too."""
     of = config_of(recipe, recipe.name)
     by_name = read("--config", recipe.name, "--data", "d", of=of)
-    again = read("--config", recipe.stem, "--config", recipe.name, "--data", "d", of=of)
-    assert by_name == again
+    again = read("--config", recipe.stem, "--data", "d", of=of)
+    assert by_name == replace(again, config=recipe.name)
 
 
 def test_a_config_comes_back_from_its_yaml(tmp_path):
@@ -98,7 +99,7 @@ def test_bad_yaml_names_the_file(capsys, tmp_path):
     path = tmp_path / "bad.yaml"
     for text, words in {
         "model: {dept: 3}": "model.dept is not a setting; perhaps you meant model.depth",
-        "model: [1": "is not YAML",
+        "model: [1": "is not YAML for settings",
         "- 1": "settings are expected",
         "model: {depth: few}": "settings come from",
         "model: 3": "model is a group of settings",
@@ -107,6 +108,111 @@ def test_bad_yaml_names_the_file(capsys, tmp_path):
         message = refused(capsys, "--config", str(path))
         assert words in message
         assert str(path) in message
+
+
+ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: {depth: 1}\nseed: 9\nmodel: {depth: 2}", "model is there twice, in lines 1 and 3"),
+        ("model:\n  depth: 1\n  depth: 3", "depth is there twice, in lines 2 and 3"),
+        ("space: {depth: 2..4, depth: 3..5}", "depth is there twice, in lines 1 and 1"),
+        ("epochs: [3]", "epochs takes one value, not the list ['3']"),
+        ("optim: {lr: [1e-3, 1e-4]}", "optim.lr takes one value, not the list"),
+        ("optim: {betas: [[0.9, 0.99]]}", "optim.betas holds ['0.9', '0.99'] where one value is"),
+        ("data: [a, ~]", "data holds None where one value is needed"),
+        ("data: [--epochs, 7]", "data holds '--epochs', which would be a flag"),
+        ("epochs: {a: 1}", "epochs is one setting, not a group"),
+        ("epochs:", "epochs has no value; give one, or leave the setting out"),
+        ("compile: perhaps", "compile is 'perhaps'; expected true or false"),
+        ("epochs: .inf", "--epochs"),
+        ("optim: {lr: .inf}", "--optim.lr"),
+        ("optim: {lr: nan}", "nan is not a finite number"),
+        ("optim: {lr: 1e999}", "1e999 is not a finite number"),
+        ("epochs: 2026-13-45", "--epochs"),
+        (f"epochs: {'9' * 5000}", "--epochs"),
+        (f"seed: {10**30}", "has more than 64 bits"),
+        ("epochs: !!python/object:os.system 3", "python/object:os.system is not a kind of value"),
+        ("epochs: !!timestamp 2026-13-45", "--epochs"),
+        ('out: "a\\0b"', "a NUL character in a text"),
+        ("[" * 5000, "more than 20 levels"),
+        ("model: &m {depth: 3, x: *m}", "an alias inside what it names"),
+        (ALIASES, "more than 20,000 values, with those of aliases"),
+        ("? [a, b]\n: 3", "a list or group stands where a name of a setting is needed"),
+        (b"epochs: 3\ndata: [caf\xe9]", "line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        (b"\x00\x01", "is not YAML"),
+        ("#" * 300_000, "has 300,000 bytes; settings have at most 262,144"),
+        (f"{'x' * 900}: 3", "is not a setting"),
+    ],
+)  # fmt: skip
+def test_yaml_that_means_something_else_or_nothing(capsys, tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert words in refused(capsys, "--config", str(path))
+
+
+def test_words_of_yaml_are_those_of_the_command_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(
+        "epochs: 010\nseed: 1_000\nout: 2026.10\ncompile: yes\ndata: 007\n"
+        "base: &base {depth: 4, embed_dim: 64}\n".replace("base: &base", "model: &base").encode(
+            "utf-16"
+        )
+    )
+    config = parse(TrainConfig, ["--config", str(path), "--model.num-heads", "2"], "jobs.train", "")
+    assert (config.epochs, config.seed, config.out, config.compile) == (10, 1000, "2026.10", True)
+    assert (config.data, config.model.depth) == (("007",), 4)
+    found = parse_yaml("a: 010\nb: 10\nc: 1.5\nd: yes\ne: true\nf: 2026-01-02\ng: ~", "")
+    assert found == {
+        "a": "010", "b": 10, "c": 1.5, "d": "yes", "e": True, "f": "2026-01-02", "g": None,
+    }  # fmt: skip
+    merged = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}", "")
+    assert merged["b"] == {"x": 1, "y": 3}
+
+
+def test_no_number_of_a_job_may_be_infinite_or_too_large(capsys):
+    """NaN passes every comparison with a limit; 400 digits fit no computation."""
+
+    def numbers(cls, prefix=""):
+        for item in fields(cls):
+            if is_dataclass(item.type):
+                yield from numbers(item.type, f"{prefix}{item.name}.")
+            elif item.type in (float, int, float | None, int | None):
+                yield f"--{prefix}{item.name}".replace("_", "-"), item.type
+
+    required = [item.name for item in fields(MaskConfig) if item.default is item.default_factory]
+    needed = [word for name in required for word in (f"--{name}", "x")]
+    found = list(numbers(MaskConfig))
+    assert len([flag for flag, _ in found if flag.startswith("--track.")]) > 5
+    assert "--time-limit" in dict(found)
+    for flag, kind in found:
+        value = "nan" if "float" in str(kind) else "9" * 400
+        with pytest.raises(SystemExit) as stop:
+            parse(MaskConfig, [*needed, f"{flag}={value}"], "job", "")
+        assert stop.value.code == 2
+        assert flag.removeprefix("--") in capsys.readouterr().err
+    for flag in ("--optim.lr=inf", "--optim.betas=0.9,1e999", "--model.init-values=-inf"):
+        refused(capsys, *flag.replace("=", ",").split(","))
+
+
+def test_what_is_given_twice_is_refused(capsys):
+    assert "--config is given twice, a and b" in refused(capsys, "--config", "a", "--config=b")
+    for twice in (
+        ["model.depth", "2..4", "optim.lr", "", "model.depth", "3..5"],
+        ["x", "1", "x", "1"],
+    ):
+        with pytest.raises(SystemExit):
+            read("--space", *twice, of=TuneConfig)
+        assert f"--space names {twice[0]} twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "/", "/etc/shadow/x", "a\0b"])
+def test_names_of_configs_that_are_no_files(capsys, name):
+    assert "--config" in refused(capsys, "--config", name)
 
 
 def test_what_may_change_on_resume():
