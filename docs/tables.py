@@ -27,6 +27,7 @@ from jobs.masks.exports import KINDS
 from jobs.masks.ledger import LEDGER_COLUMNS, SPAN_COLUMNS
 from jobs.masks.video import CODES, RETRIED
 from jobs.prompt import PromptConfig
+from jobs.prune import PruneConfig
 from jobs.run.config import RECIPES
 from jobs.run.contents import (
     EXIT_CODES,
@@ -147,6 +148,7 @@ FLAGS = {
     "jobs.click": ClickConfig,
     "jobs.prompt": PromptConfig,
     "jobs.mask": MaskConfig,
+    "jobs.prune": PruneConfig,
 }
 """The settings of each command."""
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]]] = {

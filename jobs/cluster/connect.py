@@ -15,7 +15,6 @@ import math
 import os
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -27,10 +26,11 @@ from typing import Any
 
 import ray
 from ray._private import ray_logging
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.utils import read_ray_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from jobs.cluster import nodes, own
+from jobs.cluster import nodes, own, running
 from jobs.cluster.capacity import Demand, amounts, fit, refusal_message, waiting_message
 from jobs.run.main import InputError, working
 from jobs.run.signals import Stop
@@ -90,7 +90,7 @@ def connect(say: Callable[[str], None] = _print) -> Iterator[None]:
     with own.on_loopback() if address == "local" else contextlib.nullcontext():
         try:
             say(_start() if address == "local" else _join(address))
-            with working():
+            with own.session() if address == "local" else contextlib.nullcontext(), working():
                 yield
         finally:
             if address == "local":
@@ -112,16 +112,7 @@ def _address() -> str | None:
     if address := os.environ.get("RAY_ADDRESS"):
         return address
     latest = read_ray_address()
-    return None if latest and _answers(latest, seconds=2) else "local"
-
-
-def _answers(address: str, seconds: float) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
-            return True
-    except (OSError, ValueError):
-        return False
+    return None if latest and running.answers(latest, seconds=2) else "local"
 
 
 def _start() -> str:
@@ -141,7 +132,13 @@ def _start() -> str:
             " default is TMPDIR or /tmp), and shared memory (/dev/shm; in Docker --shm-size=1g)."
         ) from error
     has = ray.cluster_resources()
-    return f"started Ray on this machine: {amounts(has.get('CPU', 0), has.get('GPU', 0))}"
+    line = f"started Ray on this machine: {amounts(has.get('CPU', 0), has.get('GPU', 0))}"
+    if others := list(running.started_elsewhere()):
+        line += (
+            f"\nNot joined: {', '.join(others)}, started by `ray start --temp-dir` on this machine;"
+            f" RAY_ADDRESS={others[0]} joins it"
+        )
+    return line
 
 
 def _join(address: str | None) -> str:
@@ -153,7 +150,7 @@ def _join(address: str | None) -> str:
             " ray job submit --address http://HEAD:8265 --working-dir . -- python -m ..."
         )
     name = address or read_ray_address()
-    if address not in (None, "auto") and not _answers(str(address), seconds=10):
+    if address not in (None, "auto") and not running.answers(str(address), seconds=10):
         raise ClusterError(
             f"nothing answers at RAY_ADDRESS {name}: start that cluster, or unset RAY_ADDRESS so"
             " that the job starts a Ray of its own"
@@ -167,6 +164,14 @@ def _join(address: str | None) -> str:
             " RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH) or RAY_AUTH_MODE=disabled, as for `ray start`."
             " With RAY_ADDRESS=local the job starts a Ray of its own."
         ) from error
+    name = ray.get_runtime_context().gcs_address
+    if is_token_auth_enabled() and running.takes_no_token(name):
+        raise ClusterError(
+            f"the Ray cluster at {name} was started without tokens, but this job uses one"
+            " (RAY_AUTH_MODE=token, or a token in ~/.ray/auth_token), so that no worker of that"
+            " cluster could answer it: set RAY_AUTH_MODE=disabled for this job, or start the"
+            " cluster with RAY_AUTH_MODE=token and the same token"
+        )
     return f"joined the Ray cluster at {name}"
 
 

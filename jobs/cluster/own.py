@@ -5,11 +5,20 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
+from filelock import FileLock
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
+
+from jobs.storage.cache import make_room
+from jobs.storage.prune import KEPT_DAYS, KEPT_DAYS_LOW, is_low, prune_unowned
+
+_MARK = ".patchray"
+"""File in a session's folder of Ray, which the job that started that Ray holds a lock on."""
 
 
 @contextmanager
@@ -49,6 +58,30 @@ def shielded() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Mark the folder of this Ray's temporary files as in use for the block, and delete old ones.
+
+    Ray itself never deletes them. Only those of Rays that jobs have started are marked.
+    """
+    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    prune_sessions(KEPT_DAYS_LOW if is_low(folder) else KEPT_DAYS)
+    make_room(folder)
+    with FileLock(folder / _MARK):
+        yield
+
+
+def prune_sessions(days: float, delete: bool = True) -> dict[Path, int]:
+    """Delete Ray's folders of jobs that have ended, if they are so old; returns their sizes.
+
+    Args:
+        days: age from which they are deleted.
+        delete: whether to delete, or only to list.
+    """
+    marks = Path(get_default_ray_temp_dir()).glob(f"session_*/{_MARK}")
+    return prune_unowned([mark.parent for mark in marks], _MARK, days * 86_400, delete)
 
 
 def kill_at_shutdown() -> None:

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from jobs.storage.errors import StorageError, explain, explained
 from jobs.storage.location import CHUNK, Entry, Location, copy_all
+from jobs.storage.prune import KEPT_DAYS_LOW, is_low, prune_cache
 from jobs.storage.publish import TEMPORARY, sync_path
 
 RETRY_WAITS = (0.5, 2.0, 5.0)
@@ -56,8 +57,19 @@ def once(path: Path, make: Callable[[Path], None]) -> Path:
         lock = FileLock(path.with_name(f"{TEMPORARY}{path.name}.lock")).acquire()
     with lock:
         if not path.exists():
+            make_room(path.parent)
             _make(path, make)
     return path
+
+
+def make_room(folder: Path) -> None:
+    """Delete what nobody used lately from the cache, if the disk of `folder` is nearly full."""
+    if is_low(folder) and (pruned := prune_cache(cache_folder(), KEPT_DAYS_LOW)):
+        print(
+            f"the disk of {folder} is nearly full: deleted {len(pruned):,} things from the cache"
+            f" that were not used for {KEPT_DAYS_LOW:g} days, {sum(pruned.values()) / 1e9:.1f} GB",
+            flush=True,
+        )
 
 
 def _make(path: Path, make: Callable[[Path], None]) -> None:
@@ -85,7 +97,7 @@ def localize(location: Location) -> Path:
     """A local path with the contents of `location`: itself, or a mirror of S3 in the node's cache.
 
     A mirror holds one state of the files: a changed name, size or time of any of them gives a new
-    one. Old mirrors stay until somebody deletes them.
+    one. Old mirrors stay until `jobs.prune` deletes them, or the disk is nearly full.
 
     Raises:
         StorageError: `location` is absent, or changed while it was copied.

@@ -2,12 +2,13 @@
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+from jobs.storage.prune import prune_unowned
 
 _PREFIX = "patchray-work-"
 _LOCK = ".lock"
@@ -33,9 +34,4 @@ def folder() -> Iterator[Path]:
 
 def sweep() -> None:
     """Delete folders whose owners have died."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError):  # it belongs to another user, was just deleted, or is locked
-            if time.time() - path.stat().st_mtime < _YOUNG:
-                continue
-            with FileLock(path / _LOCK, blocking=False):
-                shutil.rmtree(path)
+    prune_unowned(Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"), _LOCK, _YOUNG)
