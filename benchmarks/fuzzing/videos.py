@@ -116,7 +116,7 @@ def _mutated(random: Random, content: bytes) -> bytes:
 def _contents() -> list[tuple[str, bytes]]:
     """Return name and content of every clip, which are made once for each process."""
     with tempfile.TemporaryDirectory() as folder:
-        found = [_clip(Path(folder) / name, *rest) for name, *rest in _CLIPS]
+        found = [_clip(Path(folder) / clip[0], *clip[1:]) for clip in _CLIPS]
     joined = dict(found)["a.ts"] * 2
     pictures = [(f"a.{kind.lower()}", _picture(kind)) for kind in _PICTURES]
     lists = [(f"list{number}.mp4", text) for number, text in enumerate(_LISTS)]

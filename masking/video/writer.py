@@ -22,6 +22,9 @@ Picture: TypeAlias = "Packet[VideoStream]"  # generic only for type checkers
 
 _CLOCK = Fraction(1, 90_000)
 """Time base of the files: MPEG's clock, which every usual frame rate divides."""
+_LONGEST = 3600 * _CLOCK.denominator
+"""Units that a frame may last, an hour: the containers hold 6.6 hours, over several frames where they
+are stored in another order."""
 _FALLBACK_RATE = Fraction(25)
 """Frames per second where there are no timestamps, as in a folder of images."""
 _VIDEO = {
@@ -104,6 +107,12 @@ class Film:
         following = 0 if self._last < 0 else self._last + step
         at = following if time_s is None else round(time_s / _CLOCK)
         at = max(at, self._last + 1) if self._last >= 0 else max(at, 0)
+        if at - self._last > _LONGEST:
+            at = self._last + _LONGEST
+            self.notes.append(
+                f"the frame at {time_s:.0f} s is shown at {float(at * _CLOCK):.0f} s: no frame may"
+                " last longer than an hour"
+            )
         if image.shape[:2] != self._size:  # in a video whose size changes
             image = cv2.resize(image, self._size[::-1], interpolation=cv2.INTER_AREA)
         if image.shape[:2] != self._even:

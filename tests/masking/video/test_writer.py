@@ -25,6 +25,16 @@ def test_a_film_of_images_begins_at_once_and_has_one_size(tmp_path):
         assert container.streams.video[0].start_time == 0
 
 
+def test_a_frame_cannot_last_for_more_than_hours(tmp_path):
+    """Damaged timestamps; the containers cannot hold such a time, and the film would be lost."""
+    with Film(tmp_path / "film.mp4", "overlay", (32, 48)) as film:
+        for time in (0.0, 0.04, *np.arange(1e6, 9e6, 1e6)):
+            film.write(np.zeros((32, 48, 3), np.uint8), time)
+    assert "the frame at 1000000 s is shown at 3600 s" in film.notes[0]
+    with Video.open(tmp_path / "film.mp4") as video:
+        assert len(list(video)) == 10
+
+
 @pytest.mark.parametrize("lines", [720, 480])
 @pytest.mark.parametrize("kind", ["overlay", "cutout"])
 def test_film_keeps_colours_in_the_matrix_that_players_take(tmp_path, kind, lines):
