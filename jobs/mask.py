@@ -250,8 +250,8 @@ def finish(
     if stop.requested.is_set():
         return 0
     errors = [error for each in done.values() for error in each["errors"]]
-    for error in errors:
-        print(f"  {error}")
+    for line in (*errors, *(note for each in done.values() for note in each["notes"])):
+        print(f"  {line}")
     if config.score is not None:
         scores = {name: each["scores"] for name, each in done.items()}
         found = score.summarize(scores, failed)

@@ -60,7 +60,9 @@ def named_table(out: Location, record: Mapping[str, Any]) -> pa.Table:
     return with_names(table, names)
 
 
-def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind: str) -> None:
+def export_video(
+    out: Location, record: Mapping[str, Any], table: pa.Table, kind: str
+) -> Sequence[str]:
     """Write a format that has files of each video: a file per frame, or a film.
 
     Args:
@@ -68,6 +70,9 @@ def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind
         record: of the video.
         table: masks of the video.
         kind: davis, png, cutout or overlay.
+
+    Returns:
+        What a film lacks, such as sound of an unknown codec.
     """
     video_id, place = record["video_id"], out / "export" / kind
     folder = place / id_path(video_id)
@@ -83,7 +88,9 @@ def export_video(out: Location, record: Mapping[str, Any], table: pa.Table, kind
         _delete_objects(folder, objects)  # objects of an earlier manifest
     else:
         draw = _cut_out if kind == "cutout" else _overlay
-        _export_film(record["uri"], table, kind, draw, place / id_path(video_id, _ENDINGS[kind]))
+        target = place / id_path(video_id, _ENDINGS[kind])
+        return _export_film(record["uri"], table, kind, draw, target)
+    return ()
 
 
 def delete_exports(out: Location, videos: Collection[str]) -> None:
@@ -145,17 +152,18 @@ def export_all(
 
 def _export_film(
     uri: str, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], Pixels], target: Location
-) -> None:
+) -> list[str]:
     with scratch.folder() as folder:
         path = folder / "film"
         source = localize_in(folder / "video", Location.parse(uri))
-        _write_film(path, source, table, kind, draw)
+        notes = _write_film(path, source, table, kind, draw)
         target.upload(path)  # in chunks, as a cut-out may have gigabytes
+        return notes
 
 
 def _write_film(
     path: Path, source: Path, table: pa.Table, kind: str, draw: Callable[[Pixels, Rows], Pixels]
-) -> None:
+) -> list[str]:
     with Video.open(source) as video:
         frames = iter(video)
         first = next(frames)
@@ -167,6 +175,7 @@ def _write_film(
                 if rows is None:
                     raise ValueError("the video has more frames than were masked: mask it again")
                 film.write(draw(frame.image, rows), frame.time_s)
+        return film.notes
 
 
 def _overlay(image: Pixels, rows: Rows) -> Pixels:

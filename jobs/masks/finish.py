@@ -26,14 +26,18 @@ def finish_video(
         truth: path or s3:// address of the true masks; None: no scores.
 
     Returns:
-        `video_id`; `errors`, a message for each export or score that failed; and `scores`, as
+        `video_id`; `errors`, a message for each export or score that failed; `notes`, what films
+        lack; and `scores`, as
         `score_video` returns them, or None.
     """
-    errors, scores, table = [], None, None
+    errors: list[str] = []
+    notes: list[str] = []
+    scores, table = None, None
     for kind in kinds:
         try:
             table = named_table(out, record) if table is None else table
-            export_video(out, record, table, kind)
+            lacks = export_video(out, record, table, kind)
+            notes += [f"{record['video_id']} as {kind}: {note}" for note in lacks]
         except Exception as error:  # it costs neither the other videos nor the other formats
             reason = f"{type(error).__name__}: {error}"
             errors.append(f"not exported: {record['video_id']} as {kind}: {reason}")
@@ -43,7 +47,7 @@ def finish_video(
             scores = score_video(table, record["video_id"], Location.parse(truth))
     except Exception as error:
         errors.append(f"not scored: {record['video_id']}: {type(error).__name__}: {error}")
-    return {"video_id": record["video_id"], "errors": errors, "scores": scores}
+    return {"video_id": record["video_id"], "errors": errors, "notes": notes, "scores": scores}
 
 
 class Finisher:
@@ -78,7 +82,7 @@ class Finisher:
         except OSError as error:
             reason = str(error)
         failed = f"not exported: {record['video_id']}: {reason}"
-        finished = {"video_id": record["video_id"], "errors": [failed], "scores": None}
+        finished = {"video_id": record["video_id"], "errors": [failed], "notes": [], "scores": None}
         return {"finished": json.dumps(finished)}
 
 

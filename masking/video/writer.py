@@ -23,7 +23,7 @@ Picture: TypeAlias = "Packet[VideoStream]"  # generic only for type checkers
 _CLOCK = Fraction(1, 90_000)
 """Time base of the files: MPEG's clock, which every usual frame rate divides."""
 _LONGEST = 3600 * _CLOCK.denominator
-"""Units that a frame may last, an hour: the containers hold 6.6 hours, over several frames where they
+"""Units that a frame may last, an hour: the containers hold 6.6, over several frames where these
 are stored in another order."""
 _FALLBACK_RATE = Fraction(25)
 """Frames per second where there are no timestamps, as in a folder of images."""

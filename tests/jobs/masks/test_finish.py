@@ -166,6 +166,13 @@ def test_a_format_that_fails_costs_the_others_nothing(masked_run, monkeypatch):
     assert (out / "export/overlay/c.mp4").exists()
 
 
+def test_what_a_film_lacks_is_told(masked_run, monkeypatch):
+    _, out, record = masked_run
+    monkeypatch.setattr("jobs.masks.exports._write_film", lambda path, *_: path.touch() or ["mute"])
+    done = finish_video(out, record, ["davis", "overlay"], None)
+    assert (done["errors"], done["notes"]) == ([], ["c as overlay: mute"])
+
+
 def test_ids_beyond_an_indexed_png_are_refused_before_masking(tmp_path, capsys):
     film(tmp_path / "c.mp4", [shown(t) for t in range(3)])
     (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nc.mp4,256,0,30,40\n")

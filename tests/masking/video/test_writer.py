@@ -25,6 +25,18 @@ def test_a_film_of_images_begins_at_once_and_has_one_size(tmp_path):
         assert container.streams.video[0].start_time == 0
 
 
+def test_sound_of_an_unknown_codec_is_noted(tmp_path):
+    source = write_video(tmp_path / "a.mov", 5, sound="pcm_s16le")
+    source.write_bytes(source.read_bytes().replace(b"sowt", b"zzzz"))
+    with Video.open(source) as video:
+        image = next(iter(video)).image
+        with Film(tmp_path / "film", "overlay", image.shape[:2], video) as film:
+            film.write(image, 0)
+    assert film.notes == ["the film is silent: the codec of the sound is not known"]
+    with av.open(str(tmp_path / "film")) as container:
+        assert not container.streams.audio
+
+
 def test_a_frame_cannot_last_for_more_than_hours(tmp_path):
     """Damaged timestamps; the containers cannot hold such a time, and the film would be lost."""
     with Film(tmp_path / "film.mp4", "overlay", (32, 48)) as film:
