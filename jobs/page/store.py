@@ -22,6 +22,7 @@ from jobs.storage.errors import explained
 from jobs.storage.location import Location, StorageError, check_writable
 from masking.manifest.faults import ManifestError
 from masking.manifest.formats.read import FORMATS, format_of
+from masking.manifest.records import check_cells, check_columns
 from masking.manifest.rows import COLUMNS, given, parse_rows
 from masking.manifest.table import identity
 
@@ -64,10 +65,11 @@ class Store:
         self._journal = Journal(path)
         try:
             self._load(self._journal.read())
-            if not path.exists():
+            is_new = not path.exists()
+            if is_new:
                 self._group([*begin])
-            self._check_readable(self._rows)
-            if self._rows and not path.exists():
+            self._check_readable(self._rows, sound=not is_new)
+            if self._rows and is_new:
                 self._publish(self._content(self._rows))
         except BaseException:
             self.close()
@@ -160,6 +162,9 @@ class Store:
     def _save(self, kind: str, video_id: str, change: Change) -> None:
         after = self._rows | {video_id: change.apply(self.rows(video_id))}
         content = self._content(after)
+        columns = self._columns(after)
+        check_columns(len(columns))
+        check_cells(len(columns) * sum(map(len, after.values())), len(content))
         entry = Entry(
             kind, video_id, change.at, change.removed, change.added, self._known, _sha(content)
         )
@@ -181,9 +186,9 @@ class Store:
         self._place.write_bytes(content)
         self._known = _sha(content)
 
-    def _check_readable(self, rows: Mapping[str, Sequence[Record]]) -> None:
+    def _check_readable(self, rows: Mapping[str, Sequence[Record]], sound: bool = False) -> None:
         records = [row for some in rows.values() for row in some]
-        check_readable(self._ending, self._columns(rows), records, self._types)
+        check_readable(self._ending, self._columns(rows), records, self._types, sound)
 
     def _read(self) -> bytes | None:
         """Return the bytes of the manifest; None if it does not exist."""

@@ -16,7 +16,7 @@ from jobs.page.store import Store
 from jobs.page.videos import Clip, find
 from jobs.storage.location import Location, StorageError
 from masking.manifest.faults import ManifestError
-from masking.manifest.records import LONGEST_TEXT
+from masking.manifest.records import LONGEST_TEXT, MOST_COLUMNS
 from masking.manifest.rows import given
 from tests.jobs.page.rows import add, row
 
@@ -164,21 +164,32 @@ def test_columns_that_are_empty_stay_in_a_csv(tmp_path):
     assert (tmp_path / "m.csv").read_text().splitlines()[0] == "uri,note,object_id,frame,x,y"
 
 
-@pytest.mark.parametrize(
-    "name", ["a\rb", "\r", 'a"b', "a,b", "a\nb", " a ", "a;b", "=a", "\ufeffa", "~"]
-)
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_video_of_any_name_can_be_clicked(tmp_path, name, ending):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / f"{name}.mp4").touch()
+def test_more_columns_than_a_manifest_may_have_are_refused(tmp_path, ending):
+    own = {f"own {number}": "x" for number in range(MOST_COLUMNS - len(row()))}
+    store = Store(tmp_path / f"m{ending}", [row(**own)])
+    with pytest.raises(ManifestError, match=f"of {MOST_COLUMNS + 1} columns"):
+        add(store, "a", row(object_name="disc"))
+    assert len(reopened(store).rows("a")) == 1
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_videos_of_any_name_can_be_clicked(tmp_path, ending):
+    names = ["a\rb", "\r", 'a"b', "a,b", "a\nb", " a ", "a;b", "=a", "\ufeffa", "~"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.mp4").touch()
     path = tmp_path / f"m{ending}"
-    (clip,) = find(str(tmp_path), path, None).clips
-    assert clip.place.local_path == tmp_path / name / f"{name}.mp4"
+    clips = find(str(tmp_path), path, None).clips
+    assert {clip.place.local_path for clip in clips} == {
+        tmp_path / name / f"{name}.mp4" for name in names
+    }
     store = Store(path)
-    click = changed_row([], {"object_id": 1, "frame": 0, "x": 1, "y": 2}, clip)
-    store.replace(clip.video_id, store.revision(clip.video_id), [click])
+    for clip in clips:
+        click = changed_row([], {"object_id": 1, "frame": 0, "x": 1, "y": 2}, clip)
+        store.replace(clip.video_id, store.revision(clip.video_id), [click])
     store.close()
-    assert find(str(path), path, None).clips == (clip,)
+    assert find(str(path), path, None).clips == clips
 
 
 @pytest.mark.parametrize(
