@@ -64,7 +64,7 @@ class Seeing(nn.Module):
         found = []
         for place, kind, box, map_ in zip(points, labels, boxes, maps[:, 0], strict=True):
             where = place[kind == 1] if (kind == 1).any() else box.view(2, 2).mean(0)[None]
-            x, y = where.round().long().unbind(dim=1)
+            x, y = where.nan_to_num(0).round().long().unbind(dim=1)  # without any: a corner
             number = map_[y, x].mode().values
             mask = (map_ == number) if number else torch.zeros_like(map_, dtype=torch.bool)
             share = nn.functional.avg_pool2d(mask.float()[None, None], 4)[0, 0]

@@ -40,7 +40,11 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
         "left, top, width and height of the mask in pixels; null for an empty mask",
     ),
     "score": (pa.float32(), "IoU that the segmenter predicts for the mask, 0 to 1"),
-    "quality": (pa.float32(), "agreement with what motion and memory expected, 0 to 1"),
+    "quality": (
+        pa.float32(),
+        "agreement with what motion and memory expected, 0 to 1; of a prompted mask with the"
+        " segmenter's own, which is cut or filled where it does not obey a click",
+    ),
     "direction": (pa.string(), "where the mask comes from: prompt, forward, backward or both"),
     "frame_name": (
         pa.string(), "name of the frame's file; only videos that are folders of images have this",

@@ -18,7 +18,7 @@ from masking.images.arrays import Bools, Points
 from masking.manifest.prompt import FramePrompt
 from masking.tracking import motion
 from masking.tracking.memory import Memory
-from masking.tracking.prompting import Prompter, Query, sure_logits
+from masking.tracking.prompting import Prompter, Query, clicks_on_others, sure_logits
 from masking.tracking.state import NOTHING, VISIBLE, Scene, Track, TrackConfig, Tracker
 
 _DOUBTFUL = 0.3  # expected probability below which a point is taken to have left its object
@@ -61,6 +61,13 @@ def _move(track: Track, old: Points, new: Points, sure: Bools, scale: float) -> 
         logits = torch.from_numpy(motion.warped(logits.numpy(), matrix, scale, NOTHING))
     points, negatives = new[:count][kept[:count]], new[count:][kept[count:]]
     return replace(track, points=points, negatives=negatives, logits=logits)
+
+
+def _depths(expected: Tensor) -> Tensor:
+    """Return the distances (h, w) in cells to the edge of an expected mask; 0 outside of it."""
+    inside = np.pad((expected > 0.5).numpy().astype(np.uint8), 1)
+    depths = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return torch.from_numpy(depths)
 
 
 class Expectation:
@@ -157,9 +164,7 @@ class Expectation:
         deepest one: a click at the edge may have left its object."""
         if len(points) < 2:
             return points
-        inside = np.pad((expected > 0.5).numpy().astype(np.uint8), 1)
-        depths = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-        depth = self.prompter.sample(torch.from_numpy(depths), points)
+        depth = self.prompter.sample(_depths(expected), points)
         first = int((depth >= min(_INNER, depth.max())).argmax())
         return np.concatenate([points[first : first + 1], np.delete(points, first, axis=0)])
 
@@ -185,14 +190,24 @@ class Expectation:
         if not prompt.is_located:
             if mask is None:
                 return None
-            middle = self.prompter.middle(torch.sigmoid(mask))
+            middle = self.prompter.middle(self._without(torch.sigmoid(mask), points))
             points = np.concatenate([points, middle])
             labels = np.concatenate([labels, np.ones(len(middle), np.int64)])
         if self.config.exclusive:
-            others = [one for other, one in self.prompts.items() if other != row]
-            points = np.concatenate([points, *(one.points[one.labels == 1] for one in others)])
+            points = np.concatenate([points, clicks_on_others(self.prompts, row)])
             labels = np.pad(labels, (0, len(points) - len(labels)))  # 0: not this object
         return Query(row, points, labels, prompt.box, mask, prompt=prompt)
+
+    def _without(self, expected: Tensor, points: Points) -> Tensor:
+        """Return probabilities (h, w) that are 0 round points, as far as the nearest edge of what
+        is expected: clicks beside the object may lie in the middle of what was taken for it."""
+        depth = self.prompter.sample(_depths(expected), points)
+        y, x = np.ogrid[: expected.shape[0], : expected.shape[1]]
+        left = expected.clone()
+        for (column, row), reach in zip((points + 0.5) * self.prompter.scale, depth, strict=True):
+            distance = np.hypot(y + 0.5 - row, x + 0.5 - column)
+            left[torch.from_numpy(distance <= max(reach, 1.0))] = 0.0
+        return left
 
     def _sought(self, row: int) -> Query | None:
         """Query a lost object by the place where memory expects it."""

@@ -53,7 +53,8 @@ class Outcome:
     score: float = 0.0
     """IoU that the segmenter predicts; 0 for an empty mask."""
     quality: float = 0.0
-    """Agreement with the expected mask, from 0 to 1; 1 for a prompted one."""
+    """Agreement with the expected mask, from 0 to 1; of a prompted one with the segmenter's own
+    mask, 1 unless that was cut or filled to obey a click."""
 
 
 class Learning:
@@ -108,7 +109,7 @@ class Learning:
             answer.area,
             usual=(answer.predicted, *track.usual[1:]),
         )
-        return Outcome(started, answer.logits, answer.predicted, 1.0)
+        return Outcome(started, answer.logits, answer.predicted, answer.agreement)
 
     def _followed(self, track: Track, state: State, answer: Answer) -> Outcome:
         """Learn from a trusted mask."""

@@ -70,7 +70,7 @@ class Masking:
         reached = self._passes.reached
         if reached is None:
             raise ValueError("no frame has been masked yet; take the state after the first frame")
-        return replace(reached, backward=dict(reached.backward))
+        return replace(reached, backward=dict(reached.backward), given=dict(reached.given))
 
     def __iter__(self) -> Iterator[FrameMasks]:
         """Return itself."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from masking.images.arrays import Bools, Pixels
 from masking.images.geometry import iou
-from masking.tracking.state import VISIBLE, State
+from masking.tracking.state import VISIBLE, State, TrackedMasks
 
 Direction = Literal["prompt", "forward", "backward", "both"]
 
@@ -80,6 +80,16 @@ class FrameMasks:
 def absent_mask(size: tuple[int, int]) -> Mask:
     """Return the empty mask (H, W) of an object that a person marked as absent."""
     return Mask("absent", np.zeros(size, dtype=np.bool_), 0.0, 1.0, "prompt")
+
+
+def forward_masks(masks: TrackedMasks, logits: NDArray[np.float32]) -> list[Mask | None]:
+    """Return the masks of a step, with logits (K, H, W) at the size of the frame."""
+    return [
+        None if state is None else Mask(state, logits[i] > 0, score, quality, "forward")
+        for i, (state, score, quality) in enumerate(
+            zip(masks.states, masks.scores, masks.quality, strict=True)
+        )
+    ]
 
 
 def better_mask(forward: Mask | None, backward: Mask, is_later_nearer: bool) -> Mask:

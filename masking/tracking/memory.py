@@ -63,7 +63,12 @@ class Memory:
         return replace(self, recent=(*self.recent, frame)[-recent:] if recent else ())
 
     def keep(self, frame: Remembered) -> "Memory":
-        """Add a frame with prompts; for each object the first and the last of them stay."""
+        """Add a frame with prompts, if it is not remembered yet, as from an earlier pass; for each
+        object the first and the last of them stay."""
+        for one in self.prompted:
+            is_new = any(b and not a for a, b in zip(one.trusted, frame.trusted, strict=True))
+            if not is_new and torch.equal(one.keys, frame.keys):
+                return self
         frames, stay = (*self.prompted, frame), set[int]()
         for prompted in zip(*(one.trusted for one in frames), strict=True):
             mine = [number for number, is_prompted in enumerate(prompted) if is_prompted]

@@ -1,36 +1,59 @@
-"""Passes over a video, backward and forward, merged frame by frame.
+"""Passes over a video, merged frame by frame.
 
-Frames before an object's first prompt, and between two prompts, are tracked backward first; their
-masks wait as run lengths. Then the video is streamed forward, once. Between prompts the masks of
-both passes are merged (`masking.tracking.masks.better_mask`).
+1. If objects are prompted on several frames, the masks of these frames come first: a pass from the
+   first to the last of them, in which corrections start from the mask that is expected there.
+2. Frames before an object's first prompt, and between two prompts, are tracked backward; the masks
+   wait as run lengths.
+3. The video is streamed forward, once.
+
+The second and the third pass start from the masks of the first, and remember all prompted frames
+from their beginning: so a correction is known on all frames that look alike. Between prompts the
+masks of both are merged (`masking.tracking.masks.better_mask`).
 """
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from masking.images.geometry import iou
 from masking.images.masks import decode_rle, encode_rle
 from masking.manifest.plans import ObjectPlan
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Segmenter
 from masking.tracking import snapshot
-from masking.tracking.directions import Directions
-from masking.tracking.masks import FrameMasks, Mask, absent_mask, better_mask, logit_of
+from masking.tracking.directions import Directions, prompted_range
+from masking.tracking.masks import (
+    FrameMasks,
+    Mask,
+    absent_mask,
+    better_mask,
+    forward_masks,
+    logit_of,
+)
+from masking.tracking.memory import Memory
+from masking.tracking.obeying import obey_in_frame
 from masking.tracking.prefetch import prefetch_scenes
+from masking.tracking.prompting import Answer, clicks_on_others
 from masking.tracking.snapshot import KeptMask, MaskingState
-from masking.tracking.state import NOTHING, TrackConfig, TrackedMasks, begin
+from masking.tracking.state import NOTHING, TrackConfig, TrackedMasks, Tracker, begin
 from masking.tracking.step import advance
 from masking.video.frame import Frame
 from masking.video.reader import Video
 
+Kept = dict[int, tuple[KeptMask | None, ...]]
+"""Masks of the backward pass by frame, one for each object."""
+Given = dict[int, dict[int, Answer]]
+"""Answers to corrections by frame and object. Other prompts do not depend on what was tracked."""
+
 
 class Passes:
-    """Both passes over a video."""
+    """All passes over a video."""
 
     def __init__(
         self,
@@ -56,30 +79,40 @@ class Passes:
     def run(self) -> Generator[FrameMasks]:
         """Yield the masks of each frame, from the first one or after the state's last one."""
         try:
-            if self.start is None:
-                tracker, kept, first = begin(len(self.objects)), self._backward(), 0
-            else:
-                memory = snapshot.moved(self.start.tracker.memory, self.segmenter.device)
-                tracker = replace(self.start.tracker, memory=memory)
-                kept, first = dict(self.start.backward), self.start.next_frame
+            tracker, kept, given, first = self._begun()
             frames = self.video.forward(first)
             for frame, scene in prefetch_scenes(
                 self.segmenter, frames, self.size, self._needs_forward
             ):
                 found: list[Mask | None] = [None] * len(self.objects)
                 logits = np.full((len(self.objects), *frame.image.shape[:2]), NOTHING, "f4")
+                prompts = self._prompts(frame.index)
                 if scene is not None:
-                    prompts = self._prompts(frame.index)
-                    tracker, masks = advance(self.segmenter, self.config, tracker, scene, prompts)
+                    known = given.pop(frame.index, {})
+                    tracker, masks = advance(
+                        self.segmenter, self.config, tracker, scene, prompts, known
+                    )
                     logits = self._full_size(masks, frame)
-                    found = _forward_masks(masks, logits)
+                    found = forward_masks(masks, logits)
                 self._merge(frame, found, logits, kept.pop(frame.index, None))
-                self.reached = MaskingState(self.made_of, frame.index + 1, tracker, kept)
+                self._obey(frame, found, logits, prompts)
+                self.reached = MaskingState(self.made_of, frame.index + 1, tracker, kept, given)
                 yield FrameMasks(
                     frame.index, frame.time_s, frame.image, self.objects, tuple(found), logits
                 )
         finally:
             self.video.close()
+
+    def _begun(self) -> tuple[Tracker, Kept, Given, int]:
+        """Return where the forward pass starts: its tracker, the results of the passes before it,
+        and its first frame."""
+        if self.start is None:
+            tracker, given = self._prompted()
+            tracker, kept = self._backward(tracker, given)
+            return tracker, kept, given, 0
+        memory = snapshot.moved(self.start.tracker.memory, self.segmenter.device)
+        tracker = replace(self.start.tracker, memory=memory)
+        return tracker, dict(self.start.backward), dict(self.start.given), self.start.next_frame
 
     def _needs_forward(self, index: int) -> bool:
         """Return whether the forward pass tracks or prompts any object on a frame."""
@@ -99,14 +132,76 @@ class Passes:
                 prompts[row] = FramePrompt(role="end")
         return prompts
 
-    def _backward(self) -> dict[int, tuple[KeptMask | None, ...]]:
-        """Return the masks of the backward pass by frame, from the last prompt that needs it."""
-        kept: dict[int, tuple[KeptMask | None, ...]] = {}
+    def _prompted(self) -> tuple[Tracker, Given]:
+        """Track from the first prompt to the last one.
+
+        Returns:
+            A tracker that remembers the prompted frames, and the answers to corrections. Nothing
+            is remembered yet if no object is prompted on several frames.
+        """
+        tracker, given = begin(len(self.objects)), Given()
+        span = prompted_range(self.directions)
+        if span is None:
+            return tracker, given
+        corrected = max(
+            (
+                i
+                for one in self.directions
+                for i in one.plan.prompts
+                if one.is_correction(i) and i > one.first
+            ),
+            default=-1,
+        )
+        frames = self.video.forward(span[0])
+        for frame, scene in prefetch_scenes(
+            self.segmenter,
+            frames,
+            self.size,
+            lambda index: self._is_prompted(index) or span[0] <= index <= corrected,
+        ):
+            if scene is not None:
+                if frame.index > corrected:  # the frames before it were left out
+                    tracker = _remembering(tracker)
+                prompts = {
+                    row: prompt
+                    for row, prompt in self._prompts(frame.index).items()
+                    if frame.index >= self.directions[row].first
+                }
+                tracker, masks = advance(self.segmenter, self.config, tracker, scene, prompts)
+                self._note_corrections(given, frame.index, masks)
+            if frame.index >= span[1]:
+                break
+        return _remembering(tracker), given
+
+    def _is_prompted(self, index: int) -> bool:
+        """Return whether an object is prompted on a frame."""
+        return any(index in one.plan.prompts for one in self.directions)
+
+    def _note_corrections(self, given: Given, index: int, masks: TrackedMasks) -> None:
+        """Add the answers to the corrections of a frame to those given."""
+        for row, directions in enumerate(self.directions):
+            if masks.states[row] == "prompted" and directions.is_correction(index):
+                answer = Answer(masks.logits[row].clone(), masks.scores[row], masks.quality[row])
+                given.setdefault(index, {})[row] = answer
+
+    def _backward(self, tracker: Tracker, given: Given) -> tuple[Tracker, Kept]:
+        """Track backward, from the last prompt that needs it.
+
+        Args:
+            tracker: a tracker that remembers prompted frames.
+            given: answers to corrections; those of this pass are added.
+
+        Returns:
+            A tracker for the forward pass, and the masks that wait for it.
+        """
+        kept = Kept()
+        for row, one in enumerate(self.directions):
+            one.leave_out({index for index in one.plan.prompts if row not in given.get(index, {})})
         ranges = [span for one in self.directions if (span := one.backward_range()) is not None]
         if not ranges:
-            return kept
+            return tracker, kept
         first, last = min(span[0] for span in ranges), max(span[1] for span in ranges)
-        tracker = begin(len(self.objects))
+        is_known = bool(tracker.memory and tracker.memory.prompted)
 
         def needed(index: int) -> bool:
             return any(
@@ -119,9 +214,10 @@ class Passes:
                 break
             if scene is None:
                 continue
-            prompts = self._backward_prompts(frame.index)
-            tracker, masks = advance(self.segmenter, self.config, tracker, scene, prompts)
-            found = _forward_masks(masks, self._full_size(masks, frame))
+            prompts, known = self._backward_prompts(frame.index), given.get(frame.index, {})
+            tracker, masks = advance(self.segmenter, self.config, tracker, scene, prompts, known)
+            self._note_corrections(given, frame.index, masks)
+            found = forward_masks(masks, self._full_size(masks, frame))
             size = frame.image.shape[:2]
             kept[frame.index] = tuple(
                 KeptMask(one.state, encode_rle(one.mask), size, one.score, one.quality)
@@ -129,14 +225,16 @@ class Passes:
                 else None
                 for one, directions in zip(found, self.directions, strict=True)
             )
-        return kept
+        return (_remembering(tracker) if is_known or given else begin(len(self.objects))), kept
 
     def _backward_prompts(self, index: int) -> dict[int, FramePrompt]:
         """Return the prompts on a frame in the backward pass, by object."""
         prompts = {}
         for row, directions in enumerate(self.directions):
             if directions.starts_backward(index):
-                prompts[row] = replace(directions.plan.prompts[index], role="init")
+                prompt = directions.plan.prompts[index]
+                is_start = index >= directions.first
+                prompts[row] = replace(prompt, role="init") if is_start else prompt
             elif not directions.is_backward(index):
                 prompts[row] = FramePrompt(role="end")
         return prompts
@@ -160,7 +258,7 @@ class Passes:
     ) -> None:
         """Merge the masks that the backward pass kept for a frame into `found` and `logits`."""
         for row, (directions, forward) in enumerate(zip(self.directions, found, strict=True)):
-            prompted = frame.index in directions.plan.prompts
+            prompted = forward is not None and forward.state == "prompted"
             if forward is not None and prompted:
                 found[row] = replace(forward, direction="prompt")
             if not directions.is_wanted(frame.index):
@@ -179,14 +277,36 @@ class Passes:
             if cast(Mask, found[row]).mask is mask:
                 logits[row] = np.where(mask, logit_of(one.score), NOTHING)
 
+    def _obey(
+        self,
+        frame: Frame,
+        found: list[Mask | None],
+        logits: NDArray[np.float32],
+        prompts: Mapping[int, FramePrompt],
+    ) -> None:
+        """Cut and fill the masks of prompted objects in `found` and `logits` where they do not obey
+        the clicks at the frame's own size."""
+        h, w = frame.image.shape[:2]
+        scale = (h / self.size[0], w / self.size[1])
+        for row, prompt in prompts.items():
+            one = found[row]
+            if one is None or not len(prompt.points):
+                continue
+            others = clicks_on_others(prompts, row) if self.config.exclusive else prompt.points[:0]
+            points = np.concatenate([others, prompt.points])
+            labels = np.concatenate([np.zeros(len(others), np.int64), prompt.labels])
+            obedient = obey_in_frame(logits[row], points, labels, scale)
+            if obedient is not logits[row]:
+                mask = obedient > 0
+                agreed = float(iou(torch.from_numpy(one.mask), torch.from_numpy(mask)))
+                found[row] = replace(one, mask=mask, quality=one.quality * agreed)
+                logits[row] = obedient
 
-def _forward_masks(masks: TrackedMasks, logits: NDArray[np.float32]) -> list[Mask | None]:
-    return [
-        None if state is None else Mask(state, logits[i] > 0, score, quality, "forward")
-        for i, (state, score, quality) in enumerate(
-            zip(masks.states, masks.scores, masks.quality, strict=True)
-        )
-    ]
+
+def _remembering(tracker: Tracker) -> Tracker:
+    """Return a tracker that remembers the same prompted frames, and nothing else."""
+    memory = tracker.memory and Memory(tracker.memory.grid, tracker.memory.prompted)
+    return replace(begin(len(tracker.tracks)), memory=memory)
 
 
 def _hash(segmenter: Segmenter, plans: Sequence[ObjectPlan], size: tuple[int, int]) -> str:

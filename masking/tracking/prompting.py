@@ -4,21 +4,25 @@ Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: P 
 of low-resolution logits. Tensors are on the host.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from masking.images.arrays import Bools, Points
-from masking.images.geometry import deepest
+from masking.images.geometry import deepest, iou
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
+from masking.tracking.obeying import Clicks, disc_radius, obey
 
 SURE = 6.0
 """Logit of a cell that certainly belongs to an object; negated, of one that certainly does not."""
+_NONE = np.zeros((0, 2), np.float32)
 _LARGEST = 0.8  # share of the frame above which a mask is taken for the background
 
 
@@ -52,11 +56,12 @@ class Answer:
     """(h, w) float32."""
     predicted: float
     """IoU that the segmenter predicts."""
-    agreement: float
-    """Soft IoU with the expected mask; 1 if nothing was expected."""
-    inside: float
+    agreement: float = 1.0
+    """Soft IoU with the expected mask. Of a prompt, the IoU with the segmenter's own mask: 1,
+    unless that had to be cut or filled to obey a click."""
+    inside: float = 1.0
     """Share of the carried points that lie in the mask."""
-    similarity: float
+    similarity: float = 1.0
     """Mean of the expected probabilities inside the mask."""
 
     @property
@@ -68,6 +73,16 @@ class Answer:
 def sure_logits(expected: Tensor) -> Tensor:
     """Turn probabilities (h, w) into the logits that the segmenter is prompted with."""
     return SURE * (2 * expected - 1)
+
+
+def clicks_on_others(prompts: Mapping[int, FramePrompt], row: int) -> Points:
+    """Return the positive clicks (P, 2) of a frame on other objects than one, except those in a
+    pixel where a person clicked on the object, too."""
+    mine = prompts[row].points[prompts[row].labels == 1] if row in prompts else _NONE
+    others = [one.points[one.labels == 1] for other, one in prompts.items() if other != row]
+    points = np.concatenate([_NONE, *others])
+    shared = (np.floor(points)[:, None] == np.floor(mine)).all(axis=2).any(axis=1)
+    return points[~shared]
 
 
 class Prompter:
@@ -85,7 +100,8 @@ class Prompter:
         the mask of the round before, as SAM was trained (Kirillov et al. 2023, appendix A).
 
         In that training every later click was a correction. So a click that the mask obeys is not
-        given: the segmenter would take it for a sign that the mask is too small.
+        given: the segmenter would take it for a sign that the mask is too small. In the end all
+        clicks are obeyed, also those that the segmenter ignores.
         """
         given = {i: self._opening(query) for i, query in enumerate(queries)}
         open_queries, answers = given, dict[int, Answer]()
@@ -101,8 +117,67 @@ class Prompter:
                 if q.prompt is not None
             }
         )
-        obeying = {i: a for i, a in refined.items() if self._obeys(a, queries[i])}
-        return [(answers | obeying)[i] for i in range(len(queries))]
+        answers |= {i: a for i, a in refined.items() if self._obeys(a, queries[i])}
+        left = {i: q for i, q in enumerate(queries) if self._disobeyed(answers[i], q).any()}
+        answers |= self._insisted(left, answers)
+        return [answers[i] for i in range(len(queries))]
+
+    def _insisted(
+        self, queries: Mapping[int, Query], answers: Mapping[int, Answer]
+    ) -> dict[int, Answer]:
+        """Return answers that obey all clicks where the last ones do not.
+
+        All clicks are given at once, with the last mask and without one, and all outputs are
+        compared. What no output obeys is cut or filled.
+        """
+        if not queries:
+            return {}
+        again = [replace(query, mask=answers[i].logits) for i, query in queries.items()]
+        fresh = [replace(query, mask=None) for query in queries.values()]
+        logits, scores = self._decode(again + fresh)
+        found = {}
+        for place, (i, query) in enumerate(queries.items()):
+            places = [place, len(queries) + place]
+            outputs = [answers[i].logits, *logits[places].flatten(0, 1)]
+            values = [answers[i].predicted, *scores[places].flatten().tolist()]
+            found[i] = self._obeying(query, outputs, values)
+        return found
+
+    def _obeying(self, query: Query, outputs: list[Tensor], values: list[float]) -> Answer:
+        """Return the output that obeys most clicks, cut and filled where it does not obey.
+
+        Args:
+            query: the query.
+            outputs: (h, w) logits; the first are those of the rounds before.
+            values: IoU that the segmenter predicts for each.
+        """
+        answers = [Answer(one, value) for one, value in zip(outputs, values, strict=True)]
+        merits = [
+            (
+                not self._is_sensible(answer),
+                int(self._disobeyed(answer, query).sum()),
+                -answer.predicted - float(iou(answer.logits > 0, outputs[0] > 0)),
+            )
+            for answer in answers
+        ]
+        order = sorted(range(len(answers)), key=merits.__getitem__)
+        best, *others = (answers[number] for number in order)
+        return self._forced(query, best, others)
+
+    def _forced(self, query: Query, answer: Answer, others: list[Answer]) -> Answer:
+        """Cut and fill the mask of an answer where it does not obey; `others` say how far."""
+        clicks = self._clicks(query)
+        before = answer.logits > 0
+        alternatives = [(other.logits > 0).numpy() for other in others if self._is_sensible(other)]
+        candidates = [
+            chain(
+                (before.numpy() ^ other for other in alternatives), self._alike(before, clicks, n)
+            )
+            for n in range(len(clicks))
+        ]
+        radius = max(1.5, disc_radius(self.size) * self.scale)
+        logits = torch.from_numpy(obey(answer.logits.numpy(), clicks, radius, candidates))
+        return replace(answer, logits=logits.clone(), agreement=float(iou(before, logits > 0)))
 
     def answer(self, queries: Mapping[int, Query]) -> dict[int, Answer]:
         """Return an answer to each query, from one call of the decoder, with all clicks at once."""
@@ -134,6 +209,39 @@ class Prompter:
         labels = np.concatenate([given.labels, query.labels[new]])
         return replace(given, points=points, labels=labels, mask=answer.logits)
 
+    def _alike(self, mask: Tensor, clicks: Clicks, number: int) -> Iterator[Bools]:
+        """Yield the cells (h, w) that resemble a click more than what the click is not: clicks of
+        the other label, or else the mean of the mask (of the rest, for a click on the object)."""
+        keys = self.segmenter.keys(self.embeddings)[0].cpu()
+        side = mask if clicks.labels[number] == 0 else ~mask
+        cells = (
+            torch.from_numpy(clicks.places)
+            * torch.tensor(keys.shape[:2])
+            // torch.tensor(mask.shape)
+        )
+        at = keys[cells[:, 0], cells[:, 1]]
+        others = at[torch.from_numpy(clicks.labels != clicks.labels[number])]
+        if not len(others):
+            share = F.adaptive_avg_pool2d(side.float()[None], keys.shape[:2])[0]
+            others = F.normalize((keys * share[..., None]).sum(dim=(0, 1)), dim=0)[None]
+        nearer = keys @ at[number] - (keys @ others.T).amax(dim=2)
+        enlarged = F.interpolate(nearer[None, None], mask.shape, mode="bilinear")[0, 0]
+        y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
+        row, column = clicks.places[number]
+        reach = max(float(mask.sum()) / np.pi, (0.1 * max(mask.shape)) ** 2)
+        near = (y - row) ** 2 + (x - column) ** 2 <= reach
+        yield (side & (enlarged > 0)).numpy() & near
+
+    def _clicks(self, query: Query) -> Clicks:
+        """Return the clicks that a person made, as cells of the logits; the object's own last."""
+        prompt = query.prompt or FramePrompt()
+        mine = (query.points[:, None] == prompt.points).all(axis=2).any(axis=1)
+        others = ~mine & (query.labels == 0)
+        points = np.concatenate([query.points[others], prompt.points])
+        labels = np.concatenate([query.labels[others], prompt.labels])
+        scale = (self.scale, self.scale)
+        return Clicks.at(points, labels, self.low_res, scale)
+
     def _disobeyed(self, answer: Answer, query: Query) -> Bools:
         """Mark (P,) positive clicks outside of a mask, and negative ones inside."""
         wrong: Bools = (self.sample(answer.logits, query.points) > 0) != (query.labels == 1)
@@ -141,9 +249,12 @@ class Prompter:
 
     def _obeys(self, answer: Answer, query: Query) -> bool:
         """Return whether a mask obeys all clicks and is not empty or nearly the whole frame."""
+        return self._is_sensible(answer) and not self._disobeyed(answer, query).any()
+
+    def _is_sensible(self, answer: Answer) -> bool:
+        """Return whether a mask is neither empty nor nearly the whole frame."""
         h, w = (round(side * self.scale) for side in self.size)
-        share = float((answer.logits[:h, :w] > 0).float().mean())
-        return not self._disobeyed(answer, query).any() and 0 < share <= _LARGEST
+        return 0 < float((answer.logits[:h, :w] > 0).float().mean()) <= _LARGEST
 
     def _decode(self, queries: list[Query]) -> tuple[Tensor, Tensor]:
         """Return logits (Q, 4, h, w) and scores (Q, 4) of all outputs, on the host: many small
@@ -163,7 +274,7 @@ class Prompter:
         if query.expected is None:
             ambiguous = len(query.labels) == 1 and query.labels[0] == 1 and query.box is None
             best = 1 + int(scores[1:].argmax()) if ambiguous and query.mask is None else 0
-            return Answer(logits[best].clone(), float(scores[best]), 1.0, 1.0, 1.0)
+            return Answer(logits[best].clone(), float(scores[best]))
         p = torch.sigmoid(logits)
         both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)
         agreement = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)

@@ -6,7 +6,7 @@ A file holds plain containers, tensors and the names of dataclasses: what
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from masking.tracking.memory import Memory, Remembered
+from masking.tracking.prompting import Answer
 from masking.tracking.state import State, Track, Tracker
 
 _CLASS, _ARRAY = "class", "array"
@@ -47,6 +48,8 @@ class MaskingState:
     """The tracker of the forward pass."""
     backward: Mapping[int, tuple[KeptMask | None, ...]]
     """Masks of the backward pass on frames to come, by frame; one for each object."""
+    given: Mapping[int, Mapping[int, Answer]] = field(default_factory=dict)
+    """Answers to the corrections on frames to come, by frame and object."""
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file, which `load` reads."""
@@ -71,7 +74,10 @@ class MaskingState:
 
 
 _CLASSES: dict[str, type] = {
-    **{cls.__name__: cls for cls in (MaskingState, KeptMask, Tracker, Track, Memory, Remembered)},
+    **{
+        cls.__name__: cls
+        for cls in (MaskingState, KeptMask, Answer, Tracker, Track, Memory, Remembered)
+    },
     "_Kept": KeptMask,  # its name in the files of earlier versions
 }
 
@@ -80,7 +86,7 @@ def plain(value: Any) -> Any:
     """Turn dataclasses into dicts that name them, arrays into tensors, and mappings into lists of
     pairs; numbers and text stay as they are."""
     if is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        named = {item.name: plain(getattr(value, item.name)) for item in fields(value)}
         return {_CLASS: type(value).__name__, **named}
     if isinstance(value, np.ndarray):
         return {_ARRAY: torch.from_numpy(np.ascontiguousarray(value))}
@@ -115,7 +121,7 @@ def moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: moved(getattr(value, field.name), device) for field in fields(value)}
+        parts = {item.name: moved(getattr(value, item.name), device) for item in fields(value)}
         return replace(value, **parts)
     if isinstance(value, tuple):
         return tuple(moved(item, device) for item in value)

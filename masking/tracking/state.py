@@ -176,7 +176,8 @@ class TrackedMasks:
     scores: tuple[float, ...]
     """IoU that the segmenter predicts for each mask; 0 for an empty one."""
     quality: tuple[float, ...]
-    """Agreement of each mask with the expected one, from 0 to 1; 1 for a prompted one."""
+    """Agreement of each mask with the expected one, from 0 to 1; of a prompted one with the
+    segmenter's own mask, 1 unless that was cut or filled to obey a click."""
 
 
 def shrunk_grey(image: Pixels) -> Pixels:

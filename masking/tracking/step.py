@@ -22,6 +22,7 @@ def advance(
     tracker: Tracker,
     scene: Scene,
     prompts: Mapping[int, FramePrompt],
+    given: Mapping[int, Answer] | None = None,
 ) -> tuple[Tracker, TrackedMasks]:
     """Track all objects on the next frame.
 
@@ -31,16 +32,22 @@ def advance(
         tracker: the tracker after the frame before; `state.begin` before the first.
         scene: the frame.
         prompts: what a person says on this frame, by object, 0 to K - 1.
+        given: answers to some of the prompts, from a pass before; the segmenter is not asked again.
 
     Returns:
         The tracker after this frame, and the masks on it. The arguments are not changed.
     """
     prompter = Prompter(segmenter, scene.embeddings)
     expectation = Expectation(prompter, config, tracker, scene, prompts)
-    queries = expectation.queries()
+    given = given or {}
+    queries = [query for query in expectation.queries() if query.row not in given]
     answers = prompter.answer_in_rounds(queries)
     _query_again(config, expectation, queries, answers)
     answered = {q.row: (q, answer) for q, answer in zip(queries, answers, strict=True)}
+    for row, answer in given.items():
+        prompt = prompts[row]
+        query = Query(row, prompt.points, prompt.labels, prompt.box, prompt=prompt)
+        answered[row] = query, answer
     learning = Learning(prompter, config, tracker, scene, expectation)
     rows = range(len(expectation.tracks))
     return learning.remember(

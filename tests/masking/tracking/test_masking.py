@@ -107,8 +107,8 @@ def test_spans_ends_and_absence(clip, path):
 
 
 def test_prompts_without_a_place(clip, path):
-    """Negative points correct the mask that is there, and nothing is tracked backward from them;
-    an accept changes no mask."""
+    """Negative points correct the mask that is there, and it is tracked both ways from them; an
+    accept changes no mask."""
     rows = [
         row(0, 30, 40),
         {"object_id": 1, "frame": 9, "role": "accept"},
@@ -118,7 +118,7 @@ def test_prompts_without_a_place(clip, path):
     assert all(right(clip, found))
     assert found[9].states == ("tracked",)
     assert found[14].states == ("prompted",)
-    assert {frame.found[0].direction for frame in found[10:14]} == {"forward"}
+    assert {frame.found[0].direction for frame in found[10:14]} == {"both"}
     rows[1:] = [{"object_id": 1, "frame": 5, "role": "absent"}, rows[1]]
     states = [frame.states[0] for frame in masking.mask_video(path, rows, segmenter())]
     assert states[5:] == ["absent"] * 19

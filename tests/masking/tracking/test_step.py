@@ -142,12 +142,14 @@ def prompts_given(prompts, config=None):
 def test_only_clicks_that_correct_the_mask_are_given():
     places = np.array([[60, 20], [40, 40], [44, 44], [110, 60], [36, 36]], np.float32)
     rounds = prompts_given({0: FramePrompt(places, np.array([0, 1, 1, 1, 0]))})
-    assert rounds[:-1] == [
+    assert rounds[:3] == [
         [([[40, 40]], [1], False)],
         [([[40, 40], [110, 60]], [1, 1], True)],
         [([[40, 40], [110, 60], [36, 36]], [1, 1, 0], True)],
     ]
-    assert rounds[-1] == rounds[-2]  # once more, with its own mask
+    assert rounds[3] == rounds[2]  # once more, with its own mask
+    clicks = places[[0, 1, 2, 3, 4]].tolist(), [0, 1, 1, 1, 0]
+    assert rounds[4:] == [[(*clicks, True), (*clicks, False)]]  # it obeyed not all of them
 
 
 def test_a_box_is_given_before_the_clicks():
