@@ -12,7 +12,7 @@ import pyarrow as pa
 from jobs.masks.folder import read_marker, read_markers, table_of
 from jobs.masks.plan import is_accepted, key_of, settings_of, state_of
 from jobs.run.config import ConfigError, parse_yaml
-from jobs.storage.location import Location
+from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import locate
 from masking.images.arrays import Bools
 from masking.manifest.rows import Row, prompts
@@ -43,14 +43,19 @@ class MaskRun:
             ) from error
         self._settings = settings_of(locate(self.weights), precision, track)
         self._markers = read_markers(out)
-        self._tables: OrderedDict[str, pa.Table] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tables: OrderedDict[tuple[str, str], pa.Table] = OrderedDict()
+        self._unsound: dict[tuple[str, str], str] = {}  # masks that cannot be read, and why
+        self._lock = threading.Lock()  # never held while a file is read
 
     def refresh(self, video_id: str | None = None) -> None:
         """Read the marker of a video, or all markers, again."""
         if video_id is None:
             self._markers = read_markers(self.out)
+            unsound, self._unsound = self._unsound, {}
+            for each, _ in unsound:
+                self._table(each)  # jobs.mask may have made them again, byte for byte
             return
+        self._unsound = {k: why for k, why in self._unsound.items() if k[0] != video_id}
         marker = read_marker(self.out, video_id)
         if marker is not None:
             self._markers[video_id] = marker
@@ -113,13 +118,18 @@ class MaskRun:
         if marker is None:
             return "missing"
         state = state_of(uri)
+        if (video_id, marker.get("masks_sha256", "")) in self._unsound:
+            return "changed"
         if isinstance(state, str) or marker["key"] != key_of(self._settings, state, prompts(rows)):
             return "changed"
         return "failed" if marker["status"] == "failed" else "done"
 
     def error(self, video_id: str) -> str:
-        """Return why a video failed; empty if it did not."""
+        """Return why a video failed, or why its masks are no result; empty if neither is so."""
         marker = self._markers.get(video_id, {})
+        unsound = self._unsound.get((video_id, marker.get("masks_sha256", "")))
+        if unsound is not None:
+            return unsound
         return f"{marker['code']}: {marker['error']}" if marker.get("status") == "failed" else ""
 
     def _good(self, video_id: str) -> Marker | None:
@@ -130,14 +140,20 @@ class MaskRun:
         marker = self._good(video_id)
         if marker is None:
             return None
-        with self._lock:
-            name = f"{video_id} {marker['masks_sha256']}"
-            if name not in self._tables:
-                self._tables[name] = table_of(self.out, marker)
-            self._tables.move_to_end(name)
-            while len(self._tables) > _KEPT:
-                self._tables.popitem(last=False)
-            return self._tables[name]
+        name = video_id, str(marker["masks_sha256"])
+        found = self._tables.get(name)
+        if found is None and name not in self._unsound:
+            try:
+                found = table_of(self.out, marker)
+            except StorageError as error:  # they are missing or damaged: jobs.mask makes them again
+                self._unsound[name] = str(error)
+        if found is not None:
+            with self._lock:
+                self._tables[name] = found
+                self._tables.move_to_end(name)
+                while len(self._tables) > _KEPT:
+                    self._tables.popitem(last=False)
+        return found
 
 
 def _answer(rows: Sequence[Row], span: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 from jobs import mask, prompt
 from jobs.masks import batch
 from jobs.masks import plan as mask_plan
-from jobs.masks.folder import part_place, read_markers
+from jobs.masks.folder import masks_place, part_place
 from jobs.masks.results import read_results
 from jobs.page import videos as prompt_videos
 from jobs.page.review import MaskRun
@@ -104,6 +104,27 @@ def test_review_end_to_end_redoes_only_what_was_corrected(masked, tmp_path, caps
     again = Session(Store(path), source.clips, segmenter(), MaskRun(out))
     assert again.video("a")["status"] == again.video("b")["status"] == "done"
     again.close()
+
+
+def test_damaged_masks_cost_only_their_video_until_they_are_made_again(masked, tmp_path):
+    out, _ = masked
+    source = prompt_videos.find(str(out), tmp_path / "m.csv", None)
+    session = Session(
+        Store(tmp_path / "m.csv", source.rows), source.clips, segmenter(), MaskRun(out)
+    )
+    before, status = session.state("a")["states"], session.video("b")["status"]
+    place = masks_place(out, "b")
+    content = place.read_bytes()
+    place.write_bytes(content[:100])
+    assert session.state("b")["states"] == {}
+    assert session.masks("b", 3) == []
+    assert session.video("b")["status"] == "changed"
+    assert "run jobs.mask again" in session.video("b")["failure"]
+    assert session.state("a")["states"] == before
+    place.write_bytes(content)
+    assert session.videos()[1]["status"] == status
+    assert session.state("b")["states"]
+    session.close()
 
 
 def test_accepts_change_no_key_and_no_prompt(videos, tmp_path):
