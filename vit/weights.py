@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vit.config import DatasetConfig, ModelConfig
+from vit.hints import implied, is_square, prefix_of, strip
 from vit.model import VisionTransformer, num_patches, num_prefix_tokens
 from vit.numerics import Numerics
 
@@ -26,10 +26,10 @@ FORMAT = 1
 """Version of model.json."""
 FILE, ABOUT = "model.safetensors", "model.json"
 _HEAD = ("head.weight", "head.bias")
-_TIMM_HEAD = 64
-"""Channels of an attention head in nearly all of timm's Vision Transformers."""
-_LISTED = 10
-"""Number of names that a message lists for each kind of fault."""
+_LISTED, _LONGEST = 10, 200
+"""Number of names that a message lists for each kind of fault, and their longest length."""
+_LFS = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that Git LFS puts in place of a large one."""
 
 
 class WeightsError(ValueError):
@@ -65,14 +65,17 @@ class About:
                 " again with the command of their training and the same --out"
             )
         try:
+            classes = tuple(found["classes"])
+            if not all(isinstance(name, str) for name in classes):
+                raise TypeError("classes are not all text")
             return cls(
-                tuple(found["classes"]),
+                classes,
                 ModelConfig(**found["model"]),
                 DatasetConfig(**{k: _tuple(v) for k, v in found["dataset"].items()}),
                 Numerics(**found["numerics"]),
                 found["checkpoint"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise WeightsError(f"{source} was not written by an export: {error!r}") from error
 
 
@@ -110,8 +113,11 @@ def read(path: Path) -> Weights:
     """
     file = _find(path)
     try:
+        _refuse_pointer(file)
         tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # damaged headers raise all kinds
         pickled = " It may be a pickle, which can run code and is never opened:"
         other = " If it has another format,"
         hint = pickled if file.suffix in (".pt", ".pth", ".bin", ".tar") else other
@@ -122,9 +128,52 @@ def read(path: Path) -> Weights:
     about = file.with_name(ABOUT)
     try:
         found = json.loads(about.read_text()) if about.is_file() else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{about} cannot be read: {error}") from error
-    return Weights(tensors, About.from_json(found, about) if found else None, str(file))
+    if found is None:
+        return Weights(tensors, None, str(file))
+    known = About.from_json(found, about)
+    _check_sizes(known, tensors, about)
+    return Weights(tensors, known, str(file))
+
+
+def _refuse_pointer(file: Path) -> None:
+    """Raise WeightsError for what Git LFS leaves in place of a file."""
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS)) == _LFS:
+            raise WeightsError(
+                f"{file} is a Git LFS pointer, which stands for the weights: fetch them with"
+                " `git lfs pull` in the repository, or download the file itself"
+            )
+
+
+def _check_sizes(about: About, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raise WeightsError if no model of this shape can be that of the weights.
+
+    This is checked before the model is built, since a shape of few bytes may take any memory.
+    """
+    config, again = (
+        about.model,
+        ("Export them again with the command of their training and the same --out"),
+    )
+    if _HEAD[1] in tensors and tensors[_HEAD[1]].shape != (len(about.classes),):
+        raise WeightsError(
+            f"{source} names {len(about.classes)} classes; the head of the weights beside it has a"
+            f" bias of shape {tuple(tensors[_HEAD[1]].shape)}. {again}"
+        )
+    depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+    if config.depth != depth:
+        raise WeightsError(
+            f"{source} says depth {config.depth}; the weights beside it have {depth} blocks."
+            f" {again}"
+        )
+    patches, positions = num_patches(config), tensors.get("pos_embed")
+    rows = None if positions is None or positions.ndim != 3 else positions.shape[1]
+    if rows is not None and rows not in (patches, patches + num_prefix_tokens(config)):
+        raise WeightsError(
+            f"{source} says image_size {config.image_size} and patch_size {config.patch_size}, so"
+            f" {patches:,} patches; the weights beside it have {rows:,} positions. {again}"
+        )
 
 
 def _find(path: Path) -> Path:
@@ -155,6 +204,8 @@ def fit(weights: Weights, model: VisionTransformer, classes: Sequence[str] | Non
             shows differ; one message lists them.
     """
     config, wanted = model.config, model.state_dict()
+    if prefix := prefix_of(weights.tensors, wanted):
+        raise WeightsError(strip(weights.tensors, weights.source, prefix, config))
     tensors, notes = dict(weights.tensors), []
     if note := _other_classes(weights, wanted, classes):
         tensors |= {name: wanted[name] for name in _HEAD}
@@ -162,11 +213,12 @@ def fit(weights: Weights, model: VisionTransformer, classes: Sequence[str] | Non
     if "pos_embed" in tensors:
         given = tensors["pos_embed"]
         tensors["pos_embed"] = resample_positions(given, config)
-        before, after = given.shape[1], tensors["pos_embed"].shape[1]
-        if before != after:
+        if tensors["pos_embed"] is not given:
+            before, after = given.shape[1], tensors["pos_embed"].shape[1]
             notes.append(f"positions resampled, from {before} to {after}")
     if faults := _settings(weights.about, config) + _faults(tensors, wanted):
-        said = [] if weights.about is not None else _implied(weights.tensors, config)
+        flags = "" if weights.about is not None else implied(weights.tensors, config)
+        said = [f"try {flags}; with the current flags:"] if flags else []
         lines = [f"{weights.source} does not fit the model that --model.* sets:", *said, *faults]
         raise WeightsError("\n  ".join(lines))
     kept = len(wanted) - (len(_HEAD) if note else 0)
@@ -190,20 +242,20 @@ def resample_positions(positions: Tensor, config: ModelConfig) -> Tensor:
     """
     prefix, side = num_prefix_tokens(config), math.isqrt(num_patches(config))
     rows = positions.shape[1] if positions.ndim == 3 else 0
-    given = prefix if _is_square(rows - prefix) else 0
-    if not _is_square(rows - given):
+    if positions.shape != (1, rows, config.embed_dim) or not positions.is_floating_point():
+        return positions
+    given = prefix if is_square(rows - prefix) else 0
+    if not is_square(rows - given):
         return positions
     head, grid = positions[:, :given], positions[:, given:]
     old = math.isqrt(rows - given)
+    if old == side and given == prefix:
+        return positions
     if old != side:
         square = grid.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)
         square = F.interpolate(square, size=(side, side), mode="bicubic", antialias=True)
         grid = square.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
     return torch.cat([F.pad(head, (0, 0, 0, prefix - given)), grid], dim=1)
-
-
-def _is_square(number: int) -> bool:
-    return number > 0 and math.isqrt(number) ** 2 == number
 
 
 def _other_classes(
@@ -212,6 +264,8 @@ def _other_classes(
     """Say why the head of the weights does not fit; empty if it does."""
     if not all(name in weights.tensors for name in _HEAD):
         return "the weights have none"
+    if weights.tensors[_HEAD[1]].ndim != 1:
+        return ""  # a fault of its shape
     there, here = len(weights.tensors[_HEAD[1]]), len(wanted[_HEAD[1]])
     if there != here:
         return f"the weights have {there} classes, the model has {here}"
@@ -226,53 +280,20 @@ def _faults(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list
     """List keys that are missing, of another shape or unexpected, the first few of each."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    odd = {name: tensor for name, tensor in tensors.items() if not tensor.is_floating_point()}
     kinds = (
         [f"{k}: missing, expected {v}" for k, v in expected.items() if k not in shapes],
         [f"{k}: {shapes[k]}, expected {v}" for k, v in expected.items() if shapes.get(k, v) != v],
         [f"{k}: {v}, not expected" for k, v in shapes.items() if k not in expected],
+        [f"{k}: {x.dtype}, expected floating point" for k, x in odd.items() if k in expected],
     )
     return [line for lines in kinds for line in _first(lines)]
 
 
 def _first(lines: list[str]) -> list[str]:
     more = len(lines) - _LISTED
-    return lines if more <= 0 else [*lines[:_LISTED], f"... and {more} more like these"]
-
-
-def _implied(tensors: Mapping[str, Tensor], config: ModelConfig) -> list[str]:
-    """Suggest flags for weights without a model.json, from their names and shapes."""
-    try:
-        width, _, patch, _ = tensors["patch_embed.proj.weight"].shape
-        hidden, _ = tensors["blocks.0.mlp.fc1.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
-        rows = tensors["pos_embed"].shape[1]
-    except (KeyError, ValueError):  # another kind of network
-        return []
-    registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-    prefix = registers + ("cls_token" in tensors)  # timm's no_embed_class has no positions of them
-    grid = math.isqrt(rows - prefix if _is_square(rows - prefix) else rows)
-    has = {
-        "image_size": grid * patch,
-        "patch_size": patch,
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": max(1, width // _TIMM_HEAD),
-        "mlp_ratio": hidden / width,
-        "global_pool": "token" if "cls_token" in tensors else "avg",
-        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
-        "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
-        "reg_tokens": registers,
-    }
-    flags = [_flag(name, value) for name, value in has.items() if value != getattr(config, name)]
-    heads = f"shapes do not show the number of heads; most of timm's have {_TIMM_HEAD} channels"
-    return [f"try {' '.join(flags)} ({heads}); with the current flags:"] if flags else []
-
-
-def _flag(name: str, value: object) -> str:
-    flag = f"--model.{name.replace('_', '-')}"
-    if isinstance(value, bool):
-        return flag if value else flag.replace("--model.", "--model.no-")
-    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+    shown = [line[:_LONGEST] for line in lines[:_LISTED]]
+    return shown if more <= 0 else [*shown, f"... and {more} more like these"]
 
 
 _STRUCTURE = (
@@ -286,6 +307,9 @@ def _settings(about: About | None, config: ModelConfig) -> list[str]:
     if about is None:
         return []
     pairs = [(name, getattr(about.model, name), getattr(config, name)) for name in _STRUCTURE]
+    scales = (about.model.init_values, config.init_values)
+    if (scales[0] is None) != (scales[1] is None):
+        pairs.append(("init_values", *scales))
     return [
         f"--model.{name.replace('_', '-')} is {new}; the weights have {old}"
         for name, old, new in pairs

@@ -142,6 +142,93 @@ def test_a_model_json_of_another_version_is_refused(tmp_path, trained):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "a.encoder.", "_orig_mod."])
+@pytest.mark.parametrize("depth", [2, 12])
+def test_prefixes_of_names_are_named_and_how_to_take_them_off(prefix, depth, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = {prefix + name: x for name, x in timm_model(32).state_dict().items()}
+    save_file(state | {"decode_head.weight": torch.ones(2)}, tmp_path / "timm.safetensors")
+    config = ModelConfig(image_size=32, **(SMALL | {"depth": depth}))
+    with pytest.raises(WeightsError) as caught:
+        fit(read(tmp_path / "timm.safetensors"), build(config, 10, seed=0), None)
+    first, *code = str(caught.value).splitlines()
+    assert f"32 of its 33 names begin with {prefix!r}" in first
+    assert ("--model.depth 2" in code.pop()) if depth == 12 else True
+    exec("\n".join(line.strip() for line in code))
+    model = build(ModelConfig(image_size=32, **SMALL), 10, seed=0)
+    assert fit(read(tmp_path / "weights.safetensors"), model, None)
+
+
+def test_weights_without_layer_scale_say_so(tmp_path):
+    weights = saved(timm_model(32), tmp_path)
+    with pytest.raises(
+        WeightsError, match=r"try --model.init-values None .*\n.*ls1.gamma: missing"
+    ):
+        fit(weights, build(ModelConfig(image_size=32, init_values=0.1, **SMALL), 10, 0), None)
+
+
+def test_layer_scale_of_an_export_is_a_setting_that_differs(trained):
+    config = ModelConfig(**(vars(trained.config.model) | {"init_values": 0.1}))
+    with pytest.raises(WeightsError, match=r"init-values is 0.1; the weights have None"):
+        fit(read(trained.out), build(config, 10, 1), None)
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n")
+    with pytest.raises(WeightsError, match=r"model.safetensors is a Git LFS pointer.*git lfs pull"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 10**9}, "says depth 1000000000; the weights beside it have 2 blocks"),
+        ({"image_size": 10**6, "patch_size": 1}, "so 1,000,000,000,000 patches; the weights"),
+        ({"classes": 3}, r"names 3 classes; the head of the weights beside it has a bias of shape"),
+        ({"mlp_ratio": float("nan")}, "was not written by an export"),
+        ({"depth": "x"}, "was not written by an export"),
+    ],
+)
+def test_a_model_json_of_another_size_is_refused_before_a_model_is_built(
+    change, message, tmp_path, trained
+):
+    about = json.loads((trained.out / "export" / weights.ABOUT).read_text())
+    (tmp_path / weights.FILE).write_bytes((trained.out / "export" / weights.FILE).read_bytes())
+    about["classes"] = about["classes"][: change.pop("classes", None)]
+    about["model"] |= change
+    (tmp_path / weights.ABOUT).write_text(json.dumps(about))
+    with pytest.raises(WeightsError, match=message):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"pos_embed": torch.ones(())},
+        {"pos_embed": torch.ones(1, 65)},
+        {"pos_embed": torch.ones(1, 17, 5)},
+        {"pos_embed": torch.ones(1, 17, 32, dtype=torch.complex64)},
+        {"head.bias": torch.ones(())},
+        {"head.bias": torch.ones(10, 2)},
+        {"reg_token": torch.ones(())},
+        {"norm.bias": torch.ones(32, dtype=torch.complex64)},
+        {
+            "patch_embed.proj.weight": torch.ones(0, 0, 0, 0),
+            "blocks.0.mlp.fc1.weight": torch.ones(0, 0),
+        },
+    ],
+)
+def test_tensors_of_odd_shapes_are_listed(odd, tmp_path):
+    save_file(timm_model(32).state_dict() | odd, tmp_path / "timm.safetensors")
+    with pytest.raises(WeightsError, match=next(iter(odd))):
+        fit(
+            read(tmp_path / "timm.safetensors"),
+            build(ModelConfig(image_size=32, **SMALL), 10, 0),
+            None,
+        )
+
+
 def test_a_training_starts_from_them(tmp_path, trained):
     task_of = lambda **changes: VitTask(  # noqa: E731
         config := small_config(tmp_path, **changes), load(config), torch.device("cpu"), Ranks(0, 1)
@@ -181,6 +268,7 @@ def test_from_s3_only_the_export_is_copied(what, trained, s3, cache):
         {"reg_tokens": 4, "mlp_ratio": 2.5, "qkv_bias": False},
         {"reg_tokens": 2},
         {"reg_tokens": 2, "no_embed_class": True},
+        {"init_values": 1e-6},
     ],
 )
 def test_weights_of_another_shape_say_by_which_flags_they_fit(changes, tmp_path):
