@@ -24,9 +24,10 @@ from jobs.run.progress import clock
 from jobs.run.signals import Stop
 from jobs.run.submitted import absolute, check_present, refuse_relative
 from jobs.segmenter import evaluate
+from jobs.segmenter.clips import ClipTask, load_films
 from jobs.segmenter.config import FinetuneConfig
 from jobs.segmenter.data import check_pairs, load
-from jobs.segmenter.export import FIGURES, export
+from jobs.segmenter.export import export
 from jobs.segmenter.network import is_name, starting_network
 from jobs.segmenter.task import SegmentTask
 from jobs.storage.lease import exclusive
@@ -57,6 +58,8 @@ def work(config: FinetuneConfig, device: torch.device, hooks: Hooks) -> Training
         sets = load(config)
         if ranks.rank == 0 and is_remote(config) and not has_checkpoint(out):
             check_pairs(config, sets)  # local data were checked by the driver
+        if config.clips:
+            return ClipTask(config, sets, load_films(config), device, ranks)
         return SegmentTask(config, sets, device, ranks)
 
     try:
@@ -71,7 +74,7 @@ def finetune(config: FinetuneConfig) -> int:
     # 1. Checks that need no workers.
     refuse_relative(config.out)
     start = () if is_name(config.init_weights) else ("init_weights",)
-    config = absolute(config, "out", "data", "val", *start)
+    config = absolute(config, "out", "data", "val", "clips", *start)
     out = Location.parse(config.out)
     check_same(out, config)
     if done := finished(out, config.patience):
@@ -95,7 +98,8 @@ def finetune(config: FinetuneConfig) -> int:
 
 def is_remote(config: FinetuneConfig) -> bool:
     """Return whether any of the data are in object storage."""
-    return not all(Location.parse(path).local_path for path in (*config.data, *config.val))
+    paths = (*config.data, *config.val, *config.clips)
+    return not all(Location.parse(path).local_path for path in paths)
 
 
 def check(config: FinetuneConfig) -> None:
@@ -103,9 +107,11 @@ def check(config: FinetuneConfig) -> None:
 
     Data in object storage are checked by the workers, because each node has its own copy.
     """
-    check_present("--data, --val", (*config.data, *config.val))
+    check_present("--data, --val, --clips", (*config.data, *config.val, *config.clips))
     if not is_remote(config):
         check_pairs(config, load(config))
+        if config.clips:
+            load_films(config)
     starting_network(config)
 
 
@@ -116,7 +122,7 @@ def conclude(config: FinetuneConfig, out: Location, result: TrainingResult, stop
     """
     if (code := failed(result, stop, "jobs.finetune")) is not None:
         return code
-    kinds = ("loss", "miou_1", "miou_3", "miou_5")
+    kinds = ("loss", *(name for name in config.figures if "iou" in name))
     (out / "curves.png").write_bytes(curves_png(result.state.history, str(out), kinds))
     summary = summarize(config, result)
     export(config, out, summary)
@@ -128,7 +134,7 @@ def conclude(config: FinetuneConfig, out: Location, result: TrainingResult, stop
 def summarize(config: FinetuneConfig, result: TrainingResult) -> dict[str, Any]:
     """Return summary.json; its figures are those of the best epoch."""
     return {
-        **{name: validation_metric(result.best_row, name) for name in FIGURES},
+        **{name: validation_metric(result.best_row, name) for name in config.figures},
         **shared_summary(config, result),
         "precision": result.state.facts["precision"],
     }
@@ -136,9 +142,13 @@ def summarize(config: FinetuneConfig, result: TrainingResult) -> dict[str, Any]:
 
 def print_result(out: Location, summary: dict[str, Any]) -> None:
     """Print the figures of a finished run, and where its files are."""
+    clicks = (summary.get(f"miou_{count}") for count in (1, 3, 5))
+    if "iou" in summary:
+        reached = f"{summary['iou']:.3f} through videos"
+    else:
+        reached = " / ".join(f"{iou:.3f}" for iou in clicks) + " after 1 / 3 / 5 clicks"
     print(
-        f"done: mean IoU {summary['miou_1']:.3f} / {summary['miou_3']:.3f} /"
-        f" {summary['miou_5']:.3f} after 1 / 3 / 5 clicks (epoch {summary['best_epoch']} of"
+        f"done: mean IoU {reached} (epoch {summary['best_epoch']} of"
         f" {summary['epochs']}), {summary['images_per_s']:,.1f} images/s,"
         f" {clock(summary['wall_s'])}\n"
         f"  curve    {out / 'curves.png'}\n"

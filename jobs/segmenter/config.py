@@ -7,6 +7,7 @@ from typing import Literal
 from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.training.task import TrainingConfig
 from jobs.weights.segmenter import OFFICIAL, OFFICIAL_SIDE
+from masking.training.clips import ClipConfig
 from masking.training.compose import ComposeConfig
 from masking.training.pairs import PairsConfig
 from masking.training.steps import PromptConfig
@@ -20,6 +21,13 @@ class FinetuneConfig(TrainingConfig):
     """Images with masks, local or s3://: Parquet files (columns image, masks, ignore); COCO JSON
     (in S3 it must lie in the folder of its images, or in a folder `annotations` beside that); DAVIS
     folders; or the --out of a jobs.mask run whose videos still exist."""
+    clips: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
+    """Videos whose masks are known, local or s3://, as folders with JPEGImages and Annotations
+    (DAVIS). With them, only the part of `mini` is trained that follows objects from frame to frame:
+    on these videos, and on clips that are made of --data. Clicks on single images stay as they
+    are."""
+    held_clips: tuple[str, ...] = ()
+    """Names of videos of --clips that are held back for validation. Default: one in five."""
     val: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
     """Images with masks for validation, local or s3://. Default: a share of --data is held back."""
     val_fraction: float = 0.03
@@ -57,10 +65,16 @@ class FinetuneConfig(TrainingConfig):
     pairs: PairsConfig = field(default_factory=PairsConfig)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     prompts: PromptConfig = field(default_factory=PromptConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     epochs: int = 20
     """Number of passes over the training set; the learning rate falls over all of them."""
     batch_size: int = 8
-    """Number of images in the global batch, each with compose.objects prompts."""
+    """Number of images in the global batch, each with compose.objects prompts; or of clips."""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of the validation's metrics that the summary has."""
+        return ("iou",) if self.clips else ("miou_1", "miou_3", "miou_5", "clicks_to_85")
 
     def __post_init__(self) -> None:
         """Check ranges, and settings against each other."""
@@ -90,6 +104,13 @@ class FinetuneConfig(TrainingConfig):
                 " --encoder-lr at least 0, both finite"
             )
 
+        if self.held_clips and not self.clips:
+            raise ConfigError("--held-clips names videos of --clips, which is missing")
+        if self.clips and self.init_weights in OFFICIAL:
+            raise ConfigError(
+                f"--clips trains a part of mini, which {self.init_weights} does not have; use"
+                " --init-weights mini, or leave out --clips"
+            )
         side = self.compose.size
         if self.init_weights in OFFICIAL and side != OFFICIAL_SIDE:
             whole = OFFICIAL_SIDE

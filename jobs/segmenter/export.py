@@ -25,12 +25,10 @@ pipeline_tag: mask-generation
 `{architecture}`, {millions:.2f} million parameters, from `{start}`: {samples:,} images seen in
 {time}, {workers} on {hardware}.
 
-| mean IoU after 1 click | 3 clicks | 5 clicks | clicks to IoU 0.85 |
-| --- | --- | --- | --- |
-| {miou_1:.3f} | {miou_3:.3f} | {miou_5:.3f} | {clicks_to_85:.2f} |
+{figures}
 
-Measured with simulated clicks on images that were held back from the data. To use the weights, give
-the folder of this file as `--weights` of `jobs.mask`, `jobs.click` or `jobs.prompt`.
+{measured} To use the weights, give the folder of this file as `--weights` of `jobs.mask`,
+`jobs.click` or `jobs.prompt`.
 
 ## Recipe
 
@@ -44,9 +42,18 @@ the weights they started from, may restrict that choice.
 """
 
 
-FIGURES = ("miou_1", "miou_3", "miou_5", "clicks_to_85")
-"""Figures of summary.json that the card shows."""
-_PLACES = ("out", "config", "data", "val")
+_TITLES = {
+    "miou_1": "mean IoU after 1 click",
+    "miou_3": "3 clicks",
+    "miou_5": "5 clicks",
+    "clicks_to_85": "clicks to IoU 0.85",
+    "iou": "mean IoU through videos, one click on the first frame",
+}
+_MEASURED = {
+    False: "Measured with simulated clicks on images that were held back from the data.",
+    True: "Measured with simulated clicks on videos that were held back from --clips.",
+}
+_PLACES = ("out", "config", "data", "val", "clips")
 """Settings that hold paths of the machine that trained."""
 
 
@@ -74,6 +81,11 @@ def card(
     places = {*_PLACES, *(() if is_name(config.init_weights) else ("init_weights",))}
     recipe = {name: value for name, value in as_settings(config).items() if name not in places}
     machine, count = summary["hardware"], summary["workers"]
+    table = (
+        [_TITLES[name] for name in config.figures],
+        ["---"] * len(config.figures),
+        [f"{summary[name]:.3f}" for name in config.figures],
+    )
     return _CARD.format(
         architecture=kind,
         millions=sum(tensor.numel() for tensor in weights.values()) / 1e6,
@@ -83,5 +95,6 @@ def card(
         workers=f"{count} worker{'s' * (count > 1)}",
         hardware=", ".join(machine["gpus"]) or machine["cpu"],
         recipe=yaml.safe_dump(recipe, sort_keys=False),
-        **{name: summary[name] for name in FIGURES},
+        figures="\n".join(f"| {' | '.join(cells)} |" for cells in table),
+        measured=_MEASURED[bool(config.clips)],
     )

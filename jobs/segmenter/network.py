@@ -46,7 +46,19 @@ def starting_network(config: FinetuneConfig, saved: Mapping[str, Tensor] | None 
     if wanted := network.training_side(size):
         raise ConfigError(f"--compose.size is {size}; these weights need {wanted}")
     freeze(network, config)
+    if isinstance(network, Mini) and network.memory is not None and not config.clips:
+        keep_memory_part(network, config)
     return network
+
+
+def keep_memory_part(network: Mini, config: FinetuneConfig) -> None:
+    """Keep the part that follows objects if the features that it was trained on stay the same, else
+    remove it; `--clips` trains it again."""
+    if config.encoder_lr == 0:
+        assert network.memory is not None
+        network.memory.requires_grad_(False)
+    else:
+        network.memory = None
 
 
 def exported_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

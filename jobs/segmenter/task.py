@@ -44,6 +44,7 @@ class SegmentTask:
         self.steps_per_epoch = steps.steps_per_epoch(len(sets.train), config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.warmup_steps = round(self.steps_per_epoch * config.warmup_epochs)
+        self._seed = config.seed % _SEEDS
         self.batches = Prefetcher(self._compose, max(1, int(config.cpus_per_worker)))
 
     def build(self) -> nn.Module:
@@ -102,7 +103,7 @@ class SegmentTask:
     def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
         """Compute the gradient of this rank's part of batch `index` of `epoch`; see `Task`."""
         prompts = self.config.prompts
-        draw = np.random.default_rng((self.config.seed % _SEEDS, step))
+        draw = np.random.default_rng((self._seed, step))
         fewest, most = prompts.rounds
         rounds = int(draw.integers(fewest, most + 1))
         between = draw.permutation(np.arange(1, rounds - 1))[: max(0, prompts.graded - 2)]
@@ -118,13 +119,13 @@ class SegmentTask:
             self.ranks.world,
         )
 
-    def _compose(self, epoch: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _compose(self, epoch: int, index: int) -> tuple[Tensor, ...]:
         """Compose this rank's part of a batch: images, masks, ignore, seeds.
 
         It depends only on the seed, the epoch and the index. The images are (b, 3, S, S) uint8,
         masks and ignore bool, the seeds (b,) int64, one for every sample.
         """
-        n, seed = len(self.sets.train), self.config.seed % _SEEDS
+        n, seed = len(self.sets.train), self._seed
         rows = steps.batch(n, self.config.batch_size, seed, epoch, index)
         rows = steps.shard(rows, self.ranks.rank, self.ranks.world)
         made = [self._sample(epoch, row) for row in rows.tolist()]
@@ -134,14 +135,14 @@ class SegmentTask:
             for name in ("masks", "ignore")
         )
         parts = (images, masks, ignore, rows + (epoch << 32) + (seed << 48))
-        return tuple(part.pin_memory() if self.device.type == "cuda" else part for part in parts)  # type: ignore[return-value]
+        return tuple(part.pin_memory() if self.device.type == "cuda" else part for part in parts)
 
     def _sample(self, epoch: int, row: int) -> Sample:
         """Compose a sample from image `row`, or from the next one that can be used."""
         pairs = self.sets.train
         for other in range(row, row + len(pairs)):
             try:
-                where = (self.config.seed % _SEEDS, epoch, other % len(pairs))
+                where = (self._seed, epoch, other % len(pairs))
                 return sample(pairs, self.config.compose, *where)
             except ImageError as error:
                 reason = error

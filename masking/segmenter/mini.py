@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from masking.segmenter.layers import Attention, ChannelNorm, Residual, enlarge
 from masking.segmenter.lite0 import TAPS, Trunk
+from masking.segmenter.matching import MAPS, Matching
 from masking.segmenter.prompt_maps import CLICK_DEPTHS, STRIDES, Prompt, PromptMaps, click_depths
 
 OUTPUTS = 4
@@ -81,13 +82,20 @@ def _unit(x: Tensor) -> Tensor:
 class Decoder(nn.Module):
     """Features and prompts to masks: attention at stride 16, then up to stride 4."""
 
-    def __init__(self, config: MiniConfig) -> None:
-        """Build the decoder with random weights."""
+    def __init__(self, config: MiniConfig, outputs: int = OUTPUTS, memory: int = 0) -> None:
+        """Build the decoder with random weights.
+
+        Args:
+            config: the sizes.
+            outputs: masks of a prompt set.
+            memory: channels of the maps from memory that it takes beside the prompts.
+        """
         super().__init__()
         fine, middle, coarse = config.widths
+        self.outputs, self.memory = outputs, memory
         self.maps = PromptMaps()
         self.draw = nn.ModuleList(
-            nn.Conv2d(PromptMaps.CHANNELS, c, 3, padding=1) for c in config.widths
+            nn.Conv2d(PromptMaps.CHANNELS + memory, c, 3, padding=1) for c in config.widths
         )
         self.blocks = nn.Sequential()
         for _ in range(config.blocks):
@@ -95,30 +103,46 @@ class Decoder(nn.Module):
             self.blocks.append(Attention(coarse, config.heads))
         self.up = nn.ModuleList([nn.Conv2d(middle, fine, 1), nn.Conv2d(coarse, middle, 1)])
         self.refine = nn.ModuleList([Residual(fine, False), Residual(middle, False)])
-        self.head = nn.Conv2d(fine, OUTPUTS, 3, padding=1)
-        self.score = nn.Sequential(
-            nn.Linear(2 * coarse + 2 * fine + 3 + 2 * OUTPUTS + CLICK_DEPTHS, coarse),
-            nn.ReLU(),
-            nn.Linear(coarse, 1),
-        )
+        self.head = nn.Conv2d(fine, outputs, 3, padding=1)
+        known = 2 * coarse + 2 * fine + 3 + 2 * outputs + CLICK_DEPTHS + (memory + 1) * bool(memory)
+        self.score = nn.Sequential(nn.Linear(known, coarse), nn.ReLU(), nn.Linear(coarse, 1))
 
-    def forward(self, features: tuple[Tensor, ...], prompt: Prompt) -> tuple[Tensor, Tensor]:
-        """Map the features of each set's image, (N, ...), to logits (N, 4, h / 4, w / 4) and
-        predicted IoU (N, 4)."""
+    def forward(
+        self, features: tuple[Tensor, ...], prompt: Prompt, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Decode N prompt sets.
+
+        Args:
+            features: what the encoder returns of each set's image, (N, ...).
+            prompt: clicks, boxes and earlier masks.
+            memory: (N, M, ...) maps from memory of any size, if the decoder takes them; the first
+                is where the object is expected, from 0 to 1.
+
+        Returns:
+            Logits (N, K, h / 4, w / 4) and predicted IoU (N, K) of K outputs, float32.
+        """
         content, keys = features[:3], features[3:]
-        drawn = [
-            draw(self.maps(key, prompt, stride))
-            for draw, key, stride in zip(self.draw, keys, STRIDES, strict=True)
-        ]
+        if memory is not None and memory.shape[-2:] != (size := keys[1].shape[-2:]):
+            memory = F.interpolate(memory, size, mode="bilinear", align_corners=False)
+        drawn = []
+        for draw, key, stride in zip(self.draw, keys, STRIDES, strict=True):
+            maps = self.maps(key, prompt, stride)
+            if memory is not None:
+                size = maps.shape[-2:]
+                seen = F.interpolate(memory, size, mode="bilinear", antialias=stride > STRIDES[1])
+                maps = torch.cat([maps, seen.to(maps.dtype)], dim=1)
+            drawn.append(draw(maps))
         coarse = self.blocks(content[2] + drawn[2])
         middle = self.refine[1](content[1] + drawn[1] + enlarge(self.up[1](coarse)))
         fine = self.refine[0](content[0] + drawn[0] + enlarge(self.up[0](middle)))
         fine = F.relu(fine)
         logits = self.head(fine).float()
-        return logits, self._scores(logits.detach(), fine.detach(), coarse, prompt)
+        return logits, self._scores(logits.detach(), fine.detach(), coarse, prompt, memory)
 
-    def _scores(self, logits: Tensor, fine: Tensor, coarse: Tensor, prompt: Prompt) -> Tensor:
-        """Predict the IoU (N, 4) of each mask.
+    def _scores(
+        self, logits: Tensor, fine: Tensor, coarse: Tensor, prompt: Prompt, memory: Tensor | None
+    ) -> Tensor:
+        """Predict the IoU (N, K) of each mask.
 
         It follows from the features in the mask and at its edge, from its shape, from how far it
         agrees with the other masks, and from how deep in it the clicks lie: people click in the
@@ -135,13 +159,69 @@ class Decoder(nn.Module):
         high, low = ((logits > at).float().sum(dim=(2, 3)) + 1 for at in (1.0, -1.0))
         shape = torch.stack([area.sqrt(), edge.mean(dim=(2, 3)) / (area + 1e-3), high / low], dim=2)
         n = len(logits)
-        whole = coarse.float().mean(dim=(2, 3))[:, None].expand(n, OUTPUTS, -1)
-        which = torch.eye(OUTPUTS, device=logits.device).expand(n, OUTPUTS, OUTPUTS)
+        whole = coarse.float().mean(dim=(2, 3))[:, None].expand(n, self.outputs, -1)
+        count = self.outputs
+        which = torch.eye(count, device=logits.device).expand(n, count, count)
         both = torch.einsum("nkhw,nlhw->nkl", small, small) / small[0, 0].numel()
         agreement = both / (area[:, :, None] + area[:, None] - both + 1e-3)
         depths = click_depths(p, prompt)
-        known = torch.cat([whole, inside, border, shape, which, deep, agreement, depths], dim=2)
+        parts = [whole, inside, border, shape, which, deep, agreement, depths]
+        if memory is not None:
+            parts.append(_recalled(p, memory))
+        known = torch.cat(parts, dim=2)
         return torch.sigmoid(self.score(known)[..., 0].float())
+
+
+def _recalled(p: Tensor, memory: Tensor) -> Tensor:
+    """Compare masks with what is remembered.
+
+    Args:
+        p: (N, K, h, w) probabilities of the masks.
+        memory: (N, M, h / 2, w / 2) maps, as `Decoder` takes them.
+
+    Returns:
+        (N, K, M + 1): the mean of each map in each mask, and the soft IoU of mask and expected one.
+    """
+    small, memory = F.avg_pool2d(p, 2), memory.detach().float()
+    means = torch.einsum("nkhw,nmhw->nkm", small, memory)
+    means = means / (small.sum(dim=(2, 3)) + 1)[..., None]
+    both = torch.minimum(small, memory[:, :1]).sum(dim=(2, 3))
+    either = torch.maximum(small, memory[:, :1]).sum(dim=(2, 3))
+    return torch.cat([means, ((both + 0.1) / (either + 0.1))[..., None]], dim=2)
+
+
+class Remembering(nn.Module):
+    """What `mini` follows objects with, from frame to frame: keys, and a decoder of its own."""
+
+    def __init__(self, config: MiniConfig) -> None:
+        """Build it with random weights."""
+        super().__init__()
+        _, middle, coarse = config.widths
+        self.matching = Matching(middle, coarse, config.keys[1])
+        self.decoder = Decoder(config, outputs=1, memory=MAPS)
+
+    @torch.no_grad()
+    def start_from(self, encoder: Encoder, decoder: Decoder, config: MiniConfig) -> None:
+        """Take the weights of the encoder's keys and of the decoder of prompts.
+
+        It then answers with the single mask of that decoder, whatever the memory holds.
+        """
+        self.matching.middle.load_state_dict(encoder.key[1].state_dict())
+        nn.init.zeros_(self.matching.coarse.weight)
+        weights = decoder.state_dict()
+        for name in ("head.weight", "head.bias"):
+            weights[name] = weights[name][:1]
+        for number in range(len(STRIDES)):
+            weight = weights[f"draw.{number}.weight"]
+            empty = weight.new_zeros(len(weight), MAPS, *weight.shape[2:])
+            weights[f"draw.{number}.weight"] = torch.cat([weight, empty], dim=1)
+        fine, _, coarse = config.widths
+        sizes = [coarse + 2 * fine + 3, OUTPUTS, coarse, OUTPUTS, CLICK_DEPTHS]
+        before, which, deep, agreement, depths = weights["score.0.weight"].split(sizes, dim=1)
+        empty = before.new_zeros(len(before), MAPS + 1)
+        parts = (before, which[:, :1], deep, agreement[:, :1], depths, empty)
+        weights["score.0.weight"] = torch.cat(parts, dim=1)
+        self.decoder.load_state_dict(weights)
 
 
 class Mini(nn.Module):
@@ -151,12 +231,13 @@ class Mini(nn.Module):
     fill: tuple[float, ...] = (0.0, 0.0, 0.0)
     autocast = True
 
-    def __init__(self, config: MiniConfig = MiniConfig()) -> None:
-        """Build the network with random weights."""
+    def __init__(self, config: MiniConfig = MiniConfig(), remembers: bool = False) -> None:
+        """Build the network with random weights; `remembers`: with the part for clips."""
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.memory = Remembering(config) if remembers else None
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Return the parameters of the trunk's 8 stages, which an ImageNet start loads."""
@@ -189,8 +270,12 @@ class Mini(nn.Module):
         return features
 
     def keys(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Return the keys of stride 8: on DAVIS they recognise objects better than coarser ones."""
-        return features[4]
+        """Return keys of stride 8: those that are trained for it, or else those of the encoder,
+        which on DAVIS recognise objects better than coarser ones."""
+        if self.memory is None:
+            return features[4]
+        keys: Tensor = self.memory.matching(features)
+        return keys
 
     def decode(
         self,
@@ -202,9 +287,42 @@ class Mini(nn.Module):
         mask_input: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Return logits (N, 4, h / 4, w / 4) and predicted IoU (N, 4), as `Network.decode`."""
-        # Prompts count pixels from (0, 0) at the centre of the first, maps from its corner.
-        prompt = Prompt(points + 0.5, labels, boxes + 0.5, mask_input)
-        if frames is not None:
-            features = tuple(x[frames] for x in features)
+        features, prompt = _inputs(features, frames, points, labels, boxes, mask_input)
         logits, scores = self.decoder(features, prompt)
         return logits, scores
+
+    def follow(
+        self,
+        features: tuple[Tensor, ...],
+        frames: Tensor | None,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        mask_input: Tensor | None,
+        maps: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (N, 1, h / 4, w / 4) and predicted IoU (N, 1) of objects that memory
+        expects; `maps` (N, MAPS, h / 8, w / 8) are `matching.recalled`, the rest as for `decode`.
+        """
+        assert self.memory is not None
+        features, prompt = _inputs(features, frames, points, labels, boxes, mask_input)
+        logits, scores = self.memory.decoder(features, prompt, maps)
+        return logits, scores
+
+
+def _inputs(
+    features: tuple[Tensor, ...],
+    frames: Tensor | None,
+    points: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    mask_input: Tensor | None,
+) -> tuple[tuple[Tensor, ...], Prompt]:
+    """Return the features of each set's image, and its prompt as maps count pixels.
+
+    Prompts count from (0, 0) at the centre of the first pixel, maps from its corner.
+    """
+    prompt = Prompt(points + 0.5, labels, boxes + 0.5, mask_input)
+    if frames is not None:
+        features = tuple(x[frames] for x in features)
+    return features, prompt

@@ -117,6 +117,30 @@ class Network(Protocol):
         """Return (B, C, h, w): features whose cosine is high where two frames show one thing."""
 
 
+class Follower(Network, Protocol):
+    """A network with a part of its own for what memory expects on a frame."""
+
+    def follow(
+        self,
+        features: tuple[Tensor, ...],
+        frames: Tensor | None,
+        points: Tensor,
+        labels: Tensor,
+        boxes: Tensor,
+        mask_input: Tensor | None,
+        maps: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode N objects that are expected.
+
+        Args:
+            features, frames, points, labels, boxes, mask_input: as for `decode`.
+            maps: (N, MAPS, ...) float32, from `masking.segmenter.matching.recalled`.
+
+        Returns:
+            Logits (N, 1, h, w) and predicted IoU (N, 1), float32; the IoU with nothing is 0.
+        """
+
+
 def resolve(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
     """Return the precision that is computed in: auto is bfloat16 where it is multiplied natively,
     else float32."""

@@ -13,7 +13,7 @@ Shapes: T frames of H x W pixels, N prompt sets of up to P points, K masks of ea
 low-resolution logits. The CUDA path has not been run yet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 from masking.segmenter import weights
 from masking.segmenter.mini import Mini
-from masking.segmenter.network import Embeddings, Masks, Network, Precision, Prepared, resolve
+from masking.segmenter.network import (
+    Embeddings,
+    Follower,
+    Masks,
+    Network,
+    Precision,
+    Prepared,
+    resolve,
+)
 from masking.segmenter.prompts import PromptError, Prompts
 from masking.segmenter.weights import SegmenterWeightsError
 
@@ -169,11 +177,44 @@ class Segmenter:
 
         The single mask is the first. Raises PromptError as `decode` does.
         """
+        return self._decoded(embeddings, prompts, self.network.decode, None, outputs=4)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the network has a part of its own that follows objects; see `follow`."""
+        return getattr(self.network, "memory", None) is not None
+
+    @torch.no_grad()
+    def follow(
+        self, embeddings: Embeddings, prompts: Prompts, maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return masks of objects that memory expects, for a network that `remembers`.
+
+        Args:
+            embeddings: the frames.
+            prompts: N carried points with the expected masks as `mask_input`.
+            maps: (N, MAPS, ...) from `masking.segmenter.matching.recalled`.
+
+        Returns:
+            Logits (N, 1, h, w) and predicted IoU (N, 1), float32. Raises PromptError as `decode`.
+        """
+        network = cast(Follower, self.network)
+        return self._decoded(embeddings, prompts, network.follow, maps.to(self.device), outputs=1)
+
+    def _decoded(
+        self,
+        embeddings: Embeddings,
+        prompts: Prompts,
+        decode: Callable[..., tuple[Tensor, Tensor]],
+        maps: Tensor | None,
+        outputs: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (N, outputs, h, w) and scores (N, outputs) of a decoder of the network."""
         size = embeddings.frame_size
         _check(prompts, embeddings, self.low_res(size))
         prompts = prompts.to(self.device)
         if not len(prompts):
-            none = torch.empty(0, 4, *self.low_res(size), device=self.device)
+            none = torch.empty(0, outputs, *self.low_res(size), device=self.device)
             return none, none[..., 0, 0]
         points = self._on_canvas(prompts.points, size)
         boxes = self._on_canvas(prompts.boxes.view(-1, 2, 2), size).flatten(1)
@@ -181,8 +222,9 @@ class Segmenter:
         for some in self._parts(len(prompts)):
             mask = None if prompts.mask_input is None else prompts.mask_input[some]
             sets = (prompts.frames[some], points[some], prompts.labels[some], boxes[some], mask)
+            more = () if maps is None else (maps[some],)
             with self._autocast:
-                parts.append(self.network.decode(embeddings.features, *sets))
+                parts.append(decode(embeddings.features, *sets, *more))
         logits, scores = (torch.cat(part) for part in zip(*parts, strict=True))
         return logits, scores
 
@@ -211,7 +253,8 @@ class Segmenter:
             (T, h, w, C) float32 unit vectors; they cover the canvas as the logits do, on at most
             `KEY_CELLS` cells along the longer side.
         """
-        keys = self.network.keys(embeddings.features).float()
+        with self._autocast:
+            keys = self.network.keys(embeddings.features).float()
         share = KEY_CELLS / max(keys.shape[-2:])
         if share < 1:
             size = [max(1, round(side * share)) for side in keys.shape[-2:]]
@@ -344,6 +387,6 @@ def build(tensors: Mapping[str, Tensor], architecture: str, file: Path) -> "Mini
         from masking.segmenter import official  # here: it imports torchvision, which takes seconds
 
         return official.Official(official.build(tensors, file))
-    mini = Mini()
+    mini = Mini(remembers=any(name.startswith("memory.") for name in tensors))
     weights.fill(mini, tensors, file, "`mini`")
     return mini
