@@ -11,8 +11,9 @@ from PIL import Image
 
 from jobs import mask
 from jobs.masks import batch, score
-from jobs.masks.exports import named_table
-from jobs.masks.folder import table_of
+from jobs.masks.exports import export_video, named_table
+from jobs.masks.folder import file_name, id_path, read_markers, table_of
+from jobs.masks.plan import frame_names, state_of
 from jobs.storage.location import Location
 from masking.images.decode import ImageError
 from masking.outputs.formats import davis_png
@@ -148,3 +149,23 @@ def test_a_truth_with_soft_edges_is_refused_unless_it_is_of_one_object(run, tmp_
     with pytest.raises(ImageError, match=r"00000\.png has soft edges: of its \d+ numbers"):
         score.score_video(table, "clip", Location.parse(tmp_path / "all"))
     assert score.score_video(table, "clip", Location.parse(tmp_path / "one"))["frames"] == 1
+
+
+def test_folders_in_s3_have_names_and_gaps_too(run, s3):
+    folder, out, record, _ = run
+    place = Location.parse(f"{s3}/clip")
+    place.upload(folder / "clip")
+    assert frame_names(str(place)) == NAMES
+    assert [name for name, _, _ in state_of(str(place))] == NAMES
+    moved = Location.parse(f"{s3}/run")
+    hard = record | {"video_id": "a.png/.patchray-x"}
+    (moved / ".parts/masks" / file_name(hard["video_id"])).write_bytes(
+        (out / "masks/clip.parquet").read_bytes()
+    )
+    batch.publish(hard, moved, moved / ".parts")
+    assert read_markers(moved)[hard["video_id"]] == hard
+    export_video(moved, hard, named_table(moved, hard), "davis")
+    names = [entry.name for entry in (moved / "export/davis" / id_path(hard["video_id"])).list()]
+    assert names == [name.replace(".jpg", ".png") for name in NAMES]
+    (place / "00003.heic").write_bytes(b"a picture")
+    assert "00003.heic: a format that is not read" in state_of(str(place))
