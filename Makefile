@@ -1,5 +1,8 @@
-# The first `make` of any target installs requirements.lock in a virtual environment.
-# TORCH_INDEX: address of a package index with CPU builds of torch, for a smaller set-up.
+# The first `make demo` installs requirements.lock and requirements-torch.lock in a virtual environment,
+# `make test`, `make check` and others requirements-dev.lock too. Every file must have the SHA-256 that
+# is listed there, and nothing that is not listed is installed. The one exception is TORCH_INDEX, the
+# address of a package index with CPU builds of torch, for a smaller set-up: torch and torchvision come
+# from there in the versions of requirements-torch.lock, and pip does not check their hashes.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -9,6 +12,15 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	&& { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
+INSTALL := PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
+HASHED := --require-hashes --no-deps
+SHOW_LARGE := | { grep --line-buffered -E 'Downloading .* \(([0-9]{2}.*M|.*G)B\)' || true; }
+ifdef TORCH_INDEX
+TORCH = --no-deps --extra-index-url $(TORCH_INDEX) $$(grep -oE '^torch(vision)?==[^ ]+' requirements-torch.lock)
+else
+TORCH = $(HASHED) --requirement requirements-torch.lock
+endif
 export RAY_USAGE_STATS_ENABLED := 0
 ifneq ($(wildcard ../shared/data/README.md),)
 export VISION_DATA ?= $(abspath ../shared/data)
@@ -16,17 +28,21 @@ endif
 
 .PHONY: setup demo test slow gpu check lint types imports bench clean
 
-setup: $(READY)
+setup: $(DEV)
 
-$(READY): requirements.lock
+$(READY): requirements.lock requirements-torch.lock
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; set PYTHON=/path/to/it"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing requirements.lock in $(VENV). The usual torch for Linux includes CUDA: several GB" \
 		"are downloaded; with TORCH_INDEX=ADDRESS of an index with CPU builds, a few hundred MB." \
 		"The files above 10 MB:"
-	@PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off \
-		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --requirement requirements.lock \
-		| { grep --line-buffered -E 'Downloading .* \(([0-9]{2}.*M|.*G)B\)' || true; }
+	@$(INSTALL) $(HASHED) --requirement requirements.lock $(SHOW_LARGE)
+	@$(INSTALL) $(TORCH) $(SHOW_LARGE)
+	@touch $@
+
+$(DEV): $(READY) requirements-dev.lock
+	@echo "Installing requirements-dev.lock, which tests and checks need"
+	@$(INSTALL) $(HASHED) --requirement requirements-dev.lock $(SHOW_LARGE)
 	@touch $@
 
 demo: $(READY)
@@ -40,29 +56,29 @@ demo: $(READY)
 	@echo "the clips' clicks in a browser: $(BIN)/python -m jobs.prompt docs/demo.csv" \
 		"--root runs/demo/clips --out runs/demo/clicks.csv"
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not ray" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "not slow and not gpu and ray" tests/jobs/test_*.py
 
-slow: $(READY)
+slow: $(DEV)
 	$(BIN)/python -m pytest -m slow
 
-gpu: $(READY)
+gpu: $(DEV)
 	$(BIN)/python -m pytest -m gpu -p tests.fail_if_all_skipped
 
 check: lint types imports
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(DEV)
 	$(BIN)/mypy
 
-imports: $(READY)
+imports: $(DEV)
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-bench: $(READY)
+bench: $(DEV)
 	$(BIN)/python -m benchmarks.training.augment
 	$(BIN)/python -m benchmarks.training.train
 	$(BIN)/python -m benchmarks.masking.sam

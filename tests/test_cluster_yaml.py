@@ -13,6 +13,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+INSTALL = "pip install --no-cache-dir --require-hashes --no-deps"
+LOCKS = ("requirements.lock", "requirements-torch.lock")
 ON_THE_USERS_MACHINE = {"~/.ray/auth_token"}  # the comments in cluster.yaml say how to create it
 
 
@@ -48,6 +50,7 @@ def unknown_keys(value, shape, where):
 
 def image_faults(config):
     tag = rf"rayproject/ray:{re.escape(pinned('ray'))}-py(\d)(\d+)-(cpu|gpu|cu\d+)"
+    tag += r"(@sha256:[0-9a-f]{64})?"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     low, high = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", project["requires-python"]).groups()
     pythons = set()
@@ -80,6 +83,8 @@ def node_faults(config):
             yield f"{name}: resources have no GPU"
         if "IamInstanceProfile" not in node:
             yield f"{name}: no IamInstanceProfile, so no S3"
+        if node.get("MetadataOptions", {}).get("HttpTokens") != "required":
+            yield f"{name}: IMDSv2 is not required"
 
 
 def command_faults(config):
@@ -96,9 +101,10 @@ def command_faults(config):
     for source in set(mounts.values()) - ON_THE_USERS_MACHINE:
         if not (ROOT / source).exists():
             yield f"file_mounts: {source} does not exist"
-    lock = next((path for path, source in mounts.items() if source == "requirements.lock"), None)
-    if not lock or f"pip install --no-cache-dir -r {lock}" not in config.get("setup_commands", []):
-        yield "setup_commands do not install requirements.lock"
+    locks = [path for path, source in mounts.items() if source in LOCKS]
+    install = " ".join([INSTALL, *(f"-r {path}" for path in locks)])
+    if len(locks) < len(LOCKS) or install not in config.get("setup_commands", []):
+        yield "setup_commands do not install requirements.lock and check its hashes"
 
 
 def faults(config):
@@ -149,6 +155,9 @@ NODE = f"{GPU}/node_config"
         (f"{NODE}/InstanceMarketOptions/MarketType", "Spot", "'Spot' is not one of"),
         (f"{NODE}/IamInstanceProfile", "patchray-worker", "not a structure"),
         (f"{NODE}/IamInstanceProfile", None, "no S3"),
+        (f"{NODE}/MetadataOptions", None, "IMDSv2 is not required"),
+        (f"{NODE}/MetadataOptions", {"HttpTokens": "optional"}, "IMDSv2 is not required"),
+        (f"{NODE}/MetadataOptions/HttpTokens", "always", "'always' is not one of"),
         (f"{NODE}/BlockDeviceMappings", [{"Ebs": {"Size": 200}}], "Ebs.Size is not a parameter"),
         (f"{GPU}/min_workers", 1, "min_workers is not 0"),
         (f"{GPU}/resources", {"CPU": 4}, "no GPU"),
@@ -165,6 +174,7 @@ NODE = f"{GPU}/node_config"
         ),
         ("setup_commands", "pip install -r requirements.lock", "setup_commands is not a list"),
         ("setup_commands", [], "do not install requirements.lock"),
+        ("setup_commands", ["pip install -r /home/ray/requirements.lock"], "check its hashes"),
         ("worker_start_ray_commands", ["ray start --address=$RAY_HEAD_IP:6379"], "RAY_AUTH_MODE"),
         ("head_start_ray_commands", ["ray start --head"], "RAY_AUTH_MODE"),
         ("provider/region", None, "region"),
@@ -222,3 +232,34 @@ def test_all_code_is_sent_with_a_submitted_job():
     if listed.returncode:
         pytest.skip("not a git checkout")
     assert listed.stdout == ""
+
+
+def test_an_image_may_be_pinned_by_its_digest():
+    config = copy.deepcopy(CONFIG)
+    config["docker"]["head_image"] += f"@sha256:{'0a' * 32}"
+    assert faults(config) == []
+    config["docker"]["head_image"] += "b"
+    assert any("not an image of the pinned Ray" in line for line in faults(config))
+    ray_accepts(config)
+
+
+@pytest.mark.parametrize("name", [*LOCKS, "requirements-dev.lock"])
+def test_every_locked_package_has_its_version_and_hashes(name):
+    entries = re.split(r"^(?=\w)", (ROOT / name).read_text(), flags=re.MULTILINE)[1:]
+    assert len(entries) > 10
+    entry = r"[\w.-]+==[^\s;]+( ;[^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n"
+    assert [each for each in entries if not re.fullmatch(entry, each)] == []
+
+
+def test_what_only_the_development_needs_is_not_installed_by_the_demo():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(lines):
+        found = (re.match(r"[\w.-]+", line) for line in lines)
+        return {re.sub(r"[_.]", "-", each[0]).lower() for each in found if each}
+
+    needed = names(line for name in LOCKS for line in (ROOT / name).read_text().splitlines())
+    dev = names((ROOT / "requirements-dev.lock").read_text().splitlines())
+    assert names(project["dependencies"]) <= needed
+    assert names(project["optional-dependencies"]["dev"]) <= dev
+    assert needed & dev == set()

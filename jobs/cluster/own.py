@@ -66,7 +66,8 @@ def session() -> Iterator[None]:
 
     Ray itself never deletes them. Only those of Rays that jobs have started are marked.
     """
-    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    node: Any = ray._private.worker._global_node
+    folder = Path(node.get_session_dir_path())
     prune_sessions(KEPT_DAYS_LOW if is_low(folder) else KEPT_DAYS)
     make_room(folder)
     with FileLock(folder / _MARK):
