@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from io import BytesIO
+from itertools import islice
 from typing import TypeAlias, cast
 
+import av
 from av import CodecContext
 from av.audio.codeccontext import AudioCodecContext
 from av.audio.layout import AudioLayout
@@ -30,6 +33,8 @@ _HELD = {
 """Codecs of sound that a container can hold; others are encoded again."""
 _USUAL = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 5: "5.0", 6: "5.1", 8: "7.1"}
 """Usual layout of a number of channels."""
+_TRIED = 3
+"""Packets of a trial of whether a film can hold a sound."""
 
 
 class Sound:
@@ -93,9 +98,8 @@ class Sound:
 
     def _made(self, stream: AudioStream) -> Iterator[MaybePacket]:
         """Yield packets of the film; None: not before more frames of the video are read."""
-        holds = stream.codec_context.name in _HELD[self._target.format.name]
         last: int | None = None
-        for packet in (self._copied if holds else self._as_aac)(stream):
+        for packet in (self._copied if self._holds(stream) else self._as_aac)(stream):
             if packet is None:
                 yield None
                 continue
@@ -106,10 +110,30 @@ class Sound:
                 last = packet.dts
                 yield packet
 
+    def _holds(self, stream: AudioStream) -> bool:
+        """Return whether the film can hold the sound as it is; its header may be damaged."""
+        form = self._target.format.name
+        if stream.codec_context.name not in _HELD[form]:
+            return False
+        try:
+            with open_input(self._video.path) as source, av.open(BytesIO(), "w", form) as trial:
+                copy = trial.add_stream_from_template(source.streams[stream.index])
+                for packet in islice(source.demux(stream.index), _TRIED):
+                    if packet.size:
+                        packet.stream = copy
+                        trial.mux(packet)
+        except (FFmpegError, ValueError):
+            return False
+        return True
+
     def _copied(self, stream: AudioStream) -> Iterator[MaybePacket]:
         copy = self._target.add_stream_from_template(stream)
         for packet in self._packets(stream):
             if packet is not None:
+                try:
+                    packet.decode()
+                except FFmpegError:  # the film could not be finished with a damaged packet
+                    continue
                 packet.stream = copy
             yield packet
 

@@ -25,6 +25,21 @@ def test_a_film_of_images_begins_at_once_and_has_one_size(tmp_path):
         assert container.streams.video[0].start_time == 0
 
 
+def test_sound_with_a_damaged_header_costs_no_film(tmp_path):
+    source = write_video(tmp_path / "a.mkv", 25, sound="libopus", rate=48_000)
+    at = source.read_bytes().index(b"OpusHead")
+    content = bytearray(source.read_bytes())
+    content[at - 3 : at - 1] = b"\x63\xa3"  # another element: the header is not found
+    source.write_bytes(content)
+    with Video.open(source) as video:
+        image = next(iter(video)).image
+        with Film(tmp_path / "film", "overlay", image.shape[:2], video) as film:
+            film.write(image, 0)
+    assert film.notes == []
+    with av.open(str(tmp_path / "film")) as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
+
+
 def test_sound_of_an_unknown_codec_is_noted(tmp_path):
     source = write_video(tmp_path / "a.mov", 5, sound="pcm_s16le")
     source.write_bytes(source.read_bytes().replace(b"sowt", b"zzzz"))
