@@ -9,110 +9,24 @@ except the one before the last, which a person can return to.
 
 import hashlib
 import json
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import re
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
 
 from jobs.storage.location import Location
+from jobs.training.snapshot import Snapshot
 
 FORMAT = 1
 """Version of a checkpoint's layout, in its `files.json`."""
+_NAME = re.compile(r"step-(\d{1,18})-.+")
+_FILES = ("weights.safetensors", "optimizer.safetensors", "average.safetensors", "state.json")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read; the message names the file and says what to do."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a training, copied to the host: training continues while it is written."""
-
-    step: int
-    """Optimizer steps taken so far."""
-    weights: dict[str, Tensor]
-    """The model's state dict."""
-    optimizer: dict[str, Tensor]
-    """The optimizer's state: tensors by the names `<key>/<parameter>`."""
-    state: dict[str, Any]
-    """The part that is not tensors: the fields of `jobs.training.state.State`."""
-    average: dict[str, Tensor] = field(default_factory=dict)
-    """The state dict of the averaged weights; empty if no average is kept."""
-    wait: Callable[[], None] = lambda: None
-    """Waits until the copies from the device have arrived."""
-
-
-def snapshot(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None,
-    step: int,
-    state: dict[str, Any],
-) -> Snapshot:
-    """Copy a bare model, its optimizer and its average to the host, not waiting for the device."""
-    averaged = {} if average is None else average.state_dict()
-    weights = {name: _to_host(tensor) for name, tensor in model.state_dict().items()}
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    states = {
-        f"{key}/{names[parameter]}": _to_host(tensor)
-        for parameter, entries in optimizer.state.items()
-        for key, tensor in entries.items()
-    }
-    kept = {name: _to_host(tensor) for name, tensor in averaged.items()}
-    wait: Callable[[], None] = lambda: None  # noqa: E731
-    if torch.cuda.is_available() and any(p.is_cuda for p in model.parameters()):
-        event = torch.cuda.Event()
-        event.record()
-        wait = event.synchronize
-    return Snapshot(step, weights, states, state, kept, wait)
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """Return a copy that later steps do not change; from a GPU it is pinned and arrives later."""
-    tensor = tensor.detach()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return host.copy_(tensor, non_blocking=True)
-
-
-def restore(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None,
-    saved: Snapshot,
-) -> None:
-    """Load a snapshot into a bare model, its optimizer and its average, on their device."""
-    model.load_state_dict(saved.weights)
-    if average is not None:
-        average.load_state_dict(saved.average)
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for path, tensor in saved.optimizer.items():
-        key, _, name = path.partition("/")
-        by_name.setdefault(name, {})[key] = tensor
-    packed = optimizer.state_dict()
-    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    packed["state"] = {
-        index: by_name[names[parameter]]
-        for index, parameter in enumerate(order)
-        if names[parameter] in by_name
-    }
-    optimizer.load_state_dict(packed)
-
-
-def lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimizer's state the memory layout of its weights, which may have changed.
-
-    Fused kernels read both by address; on a CPU they would silently pair the wrong numbers.
-    """
-    for parameter, entries in optimizer.state.items():
-        for key, value in entries.items():
-            if value.shape == parameter.shape:
-                entries[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 class Checkpoints:
@@ -168,27 +82,56 @@ class Checkpoints:
             return named
         return max(filter(self._complete, self._names()), key=_step_of, default=None)
 
+    def passed_over(self, taken: str | None) -> str | None:
+        """Return a line on why a resume from `taken` is not one from the last save; else None."""
+        there, named = (self.folder / "last.json").exists(), self._named("last")
+        if taken is None:
+            names = self._names()
+            listed = ", ".join(names[:5]) or "none is left"
+            return (
+                f"no checkpoint in {self.folder} is whole ({listed}): the training starts again"
+                " from the beginning"
+                if names or there
+                else None
+            )
+        if not there or named == taken:
+            return None
+        what = "last.json" if named is None else named
+        return f"{self.folder / what} is missing or damaged: {taken} is taken instead"
+
     def best(self) -> str | None:
-        """Return the name of the complete checkpoint that `best.json` names, or None."""
+        """Return the name of the complete checkpoint that `best.json` names, or None.
+
+        If that is missing or damaged, it is the latest that was the best when it was saved.
+        """
         named = self._named("best")
-        return named if named is not None and self._complete(named) else None
+        if named is not None and self._complete(named):
+            return named
+        complete = filter(self._complete, self._names())
+        return max(filter(self._was_best, complete), key=_step_of, default=None)
+
+    def _was_best(self, name: str) -> bool:
+        state = self._read_json(name, "state.json")
+        done = state.get("best_epoch") if isinstance(state, dict) else None
+        return bool(done) and state.get("epoch") == done and state.get("index") == 0
 
     def read(self, name: str) -> Snapshot:
         """Read a checkpoint. Raises CheckpointError if a file is damaged or of another format."""
         target = self.folder / name
-        listing = (target / "files.json").read_json()
+        listing = self._read_json(name, "files.json")
+        if not _is_listing(listing):
+            raise _damaged(target, "files.json", "it is cut off or was changed")
         if listing["format"] != FORMAT:
             raise CheckpointError(
                 f"{target} has checkpoint format {listing['format']}; this version reads {FORMAT}"
             )
-        parts = {file: self._read_file(target, file, facts) for file, facts in _items(listing)}
-        return Snapshot(
-            step=listing["step"],
-            weights=load_tensors(parts["weights.safetensors"]),
-            optimizer=load_tensors(parts["optimizer.safetensors"]),
-            state=json.loads(parts["state.json"]),
-            average=load_tensors(parts["average.safetensors"]),
-        )
+        parts = {file: self._read_file(target, file, listing["files"][file]) for file in _FILES}
+        try:
+            state = json.loads(parts["state.json"])
+            weights, optimizer, average = (load_tensors(parts[file]) for file in _FILES[:3])
+        except (ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{target} cannot be read: {error}") from error
+        return Snapshot(listing["step"], weights, optimizer, state, average)
 
     def state(self, name: str) -> dict[str, Any]:
         """Return the state of a complete checkpoint, without reading its tensors."""
@@ -200,49 +143,55 @@ class Checkpoints:
         (self.folder / "resumes.json").write_json({"count": self.resumes() + 1})
 
     def resumes(self) -> int:
-        """Return how often the run resumed from a checkpoint."""
+        """Return how often the run resumed from a checkpoint, as far as is known."""
         found = self._read_json("resumes.json")
-        return 0 if found is None else int(found["count"])
+        count = found.get("count") if isinstance(found, dict) else None
+        return count if type(count) is int else 0
 
     def _read_file(self, target: Location, file: str, facts: dict[str, Any]) -> bytes:
         content = (target / file).read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            raise CheckpointError(
-                f"{target / file} is damaged: its SHA-256 is not the one in files.json; delete"
-                f" the folder {target} to resume from the checkpoint before it"
-            )
+            raise _damaged(target, file, "its SHA-256 is not the one in files.json")
         return content
 
     def _named(self, pointer: str) -> str | None:
+        """Return the checkpoint that a pointer names; None if it is absent or damaged."""
         found = self._read_json(f"{pointer}.json")
-        return None if found is None else str(found["checkpoint"])
+        name = found.get("checkpoint") if isinstance(found, dict) else None
+        return name if isinstance(name, str) and _is_name(name) else None
 
     def _read_json(self, *path: str) -> Any:
-        """Return a small file's contents, or None if it does not exist.
+        """Return a small file's contents; None if it does not exist or is not JSON.
 
-        Other errors of storage are raised: if they counted as a missing file, a short network
-        failure would restart a run from its beginning.
+        Errors of storage are raised: if they counted as a missing file, a short network failure
+        would restart a run from its beginning.
         """
         place = self.folder
         for name in path:
             place = place / name
-        return place.read_json() if place.exists() else None
+        try:
+            return json.loads(place.read_bytes()) if place.exists() else None
+        except (ValueError, RecursionError):
+            return None
 
     def _names(self) -> list[str]:
-        return [entry.name for entry in self.folder.list() if entry.name.startswith("step-")]
+        """Return the names of the folders of checkpoints, complete or not."""
+        return [e.name for e in self.folder.list() if e.is_folder and _is_name(e.name)]
 
     def _complete(self, name: str) -> bool:
         """Return whether all files of a checkpoint exist in their full size."""
-        listing = self._read_json(name, "files.json")
-        if listing is None:
+        sizes = {e.name: e.size for e in (self.folder / name).list() if not e.is_folder}
+        listing: Any = self._read_json(name, "files.json") if "files.json" in sizes else None
+        if not _is_listing(listing):
             return False
-        sizes = {entry.name: entry.size for entry in (self.folder / name).list()}
-        return all(sizes.get(file) == facts["bytes"] for file, facts in _items(listing))
+        if listing["format"] != FORMAT:
+            return True  # `read` says so
+        return all(sizes.get(file) == listing["files"][file]["bytes"] for file in _FILES)
 
     def _prune(self, newest: str) -> None:
         """Delete folders that nothing names; never one of a later start of the run."""
         try:
-            keep, names = {newest, self._named("last"), self._named("best")}, self._names()
+            keep, names = {newest, self._named("last"), self.best()}, self._names()
         except OSError:
             return  # what cannot be listed now is kept until the next save
         earlier = [name for name in names if _step_of(name) < _step_of(newest)]
@@ -262,45 +211,39 @@ class Checkpoints:
             return
 
 
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and "/" not in name
+
+
 def _step_of(name: str) -> int:
-    return int(name.split("-")[1])
+    found = _NAME.fullmatch(name)
+    return -1 if found is None else int(found[1])
 
 
-def _items(listing: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return list(listing["files"].items())
+def _is_listing(listing: Any) -> bool:
+    """Return whether a `files.json` has what is read of it, or is of another format."""
+    if not isinstance(listing, dict) or type(listing.get("format")) is not int:
+        return False
+    if listing["format"] != FORMAT:
+        return True
+    files = listing.get("files")
+    return (
+        type(listing.get("step")) is int
+        and isinstance(files, dict)
+        and all(_is_facts(files.get(name)) for name in _FILES)
+    )
 
 
-class Saver:
-    """Runs saves in a thread of its own, in order, while the training continues."""
+def _is_facts(facts: Any) -> bool:
+    return (
+        isinstance(facts, dict)
+        and type(facts.get("bytes")) is int
+        and type(facts.get("sha256")) is str
+    )
 
-    def __init__(self, complain: Callable[[str], None]) -> None:
-        """Call `complain` with a message after every save that fails."""
-        self.error: str | None = None
-        self._complain = complain
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._pending: Future[None] | None = None
 
-    @property
-    def busy(self) -> bool:
-        """Whether a save is running."""
-        return self._pending is not None and not self._pending.done()
-
-    def submit(self, save: Callable[[], object]) -> None:
-        """Run `save` in the thread; waits for the save before it, so at most one holds memory."""
-        self.wait()
-        self._pending = self._pool.submit(self._run, save)
-
-    def wait(self) -> None:
-        """Wait until no save is running; `error` then says how the last one ended."""
-        if self._pending is not None:
-            self._pending.result()
-
-    def _run(self, save: Callable[[], object]) -> None:
-        try:
-            save()
-            self.error = None
-        except Exception as error:  # no failed save, for any reason, may end the training
-            self.error = f"{type(error).__name__}: {error}"
-            self._complain(
-                f"save failed ({self.error}); the last good checkpoint stays, training continues"
-            )
+def _damaged(target: Location, file: str, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{target / file} is damaged: {why}; delete the folder {target} to resume from the"
+        " checkpoint before it"
+    )

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from jobs.storage.location import Location
-from jobs.training.checkpoints import Checkpoints, Saver, Snapshot, lay_out, restore, snapshot
+from jobs.training.checkpoints import CheckpointError, Checkpoints
 from jobs.training.ranks import Ranks
+from jobs.training.saver import Saver
+from jobs.training.snapshot import Snapshot, lay_out, restore, snapshot
 from jobs.training.state import State, TrainingResult
 from jobs.training.task import Hooks, LoopConfig, Task
 
@@ -87,11 +89,12 @@ class _Loop:
     def _resume(self) -> State:
         """Load the last complete checkpoint, the same one on every rank; returns its state."""
         name = self.ranks.first(self.checkpoints.latest)
+        line = self.ranks.first(lambda: self.checkpoints.passed_over(name))
+        if line and self.ranks.rank == 0:
+            self.hooks.say(line)
         if name is None:
             return State()
-        saved = self.ranks.each(lambda: self.checkpoints.read(name))
-        restore(self.bare, self.optimizer, self.average, saved)
-        state = State(**saved.state)
+        state = self.ranks.each(lambda: self._load(name))
         if self.ranks.rank == 0:
             with suppress(OSError):  # a full disk must not end the training
                 self.checkpoints.count_resume()
@@ -100,6 +103,17 @@ class _Loop:
                 f"{state.index} of {self.task.steps_per_epoch} batches done"
             )
         return state
+
+    def _load(self, name: str) -> State:
+        """Load a checkpoint into model, optimizer and average; raises CheckpointError."""
+        saved = self.checkpoints.read(name)
+        try:
+            restore(self.bare, self.optimizer, self.average, saved)
+            return State(**saved.state)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.checkpoints.folder / name} does not fit this training: {error}"
+            ) from error
 
     def _decide(self) -> None:
         """Apply what the first start of the run decided, which may be this one."""

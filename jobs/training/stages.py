@@ -1,5 +1,6 @@
 """The stages of every training job around its workers, up to the summary of a finished run."""
 
+import json
 import sys
 from typing import Any
 
@@ -17,12 +18,25 @@ from jobs.training.task import TrainingConfig
 
 def finished(out: Location, patience: int) -> dict[str, Any] | None:
     """Return the summary of a run that is finished, else None; more patience resumes a run."""
-    path = out / "summary.json"
-    summary = path.read_json() if path.exists() else None
-    if not summary or summary["save_error"]:
+    summary = _summary(out / "summary.json")
+    if summary is None or summary["save_error"]:
         return None
     over = summary["ended"] == "epochs" or summary["patience"] == patience
     return summary if over else None
+
+
+_SUMMARIZED = {
+    *("ended", "patience", "save_error", "best_epoch", "epochs", "images_per_s", "wall_s"),
+}
+
+
+def _summary(path: Location) -> dict[str, Any] | None:
+    """Read summary.json; None if it is absent or damaged: the run then writes it again."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else None
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _SUMMARIZED else None
 
 
 def has_checkpoint(out: Location) -> bool:

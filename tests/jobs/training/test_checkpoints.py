@@ -1,20 +1,16 @@
 """Pointers, late writers, damage, full disks: what a resume may meet."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from jobs.storage.location import Location, StorageError
-from jobs.training.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    Saver,
-    Snapshot,
-    lay_out,
-    restore,
-    snapshot,
-)
+from jobs.training.checkpoints import CheckpointError, Checkpoints
+from jobs.training.ranks import AgreedError
+from jobs.training.saver import Saver
+from jobs.training.snapshot import Snapshot, lay_out, restore, snapshot
 from jobs.training.steps import update
 from tests.tasks import small_config, train_small
 from vit.config import ModelConfig, OptimConfig
@@ -87,6 +83,78 @@ def test_a_folder_without_all_its_files_is_not_taken(folder, file):
     path = folder / name / file
     path.write_bytes(path.read_bytes()[:-1])
     assert Checkpoints(folder, "b").latest() == "step-1-a"
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}", b"[]", b"", b'{"format": 1, "files"', b"null", b"\xff", b"[" * 9000, b"{}\n"]
+)
+def test_a_list_or_pointer_that_is_damaged_is_passed_over(folder, content):
+    store = Checkpoints(folder, "a")
+    for step in (1, 2, 3):
+        store.write(snapshot_at(step), ("best", "last"))
+    for file in ("last.json", "best.json", "resumes.json"):
+        (folder / file).write_bytes(content)
+    again = Checkpoints(folder, "b")
+    assert again.latest() == "step-3-a"
+    assert again.passed_over("step-3-a") == (
+        f"{folder / 'last.json'} is missing or damaged: step-3-a is taken instead"
+    )
+    assert again.resumes() == 0
+    again.count_resume()
+    assert again.resumes() == 1
+    store.write(snapshot_at(4), ("best", "last"))
+    assert again.passed_over(again.latest()) is None
+    (folder / "step-4-a" / "files.json").write_bytes(content)
+    assert again.latest() == "step-3-a"
+    assert "step-4-a is missing or damaged: step-3-a" in again.passed_over("step-3-a")
+    with pytest.raises(CheckpointError, match=r"step-4-a/files\.json is damaged"):
+        again.read("step-4-a")
+    (folder / "step-3-a" / "files.json").write_bytes(content)
+    assert again.latest() is None
+    line = again.passed_over(None)
+    assert line.endswith("(step-3-a, step-4-a): the training starts again from the beginning")
+    assert Checkpoints(folder / "new", "c").passed_over(None) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["step-foo", "step-", "step-5", "step--1-a", f"step-{'9' * 5000}-a", "x"]
+)
+def test_strays_beside_the_checkpoints_harm_nothing(folder, name):
+    store = Checkpoints(folder, "a")
+    store.write(snapshot_at(1), ("best", "last"))
+    (folder / name[:200] / "files.json").write_bytes(b"{}")
+    (folder / "step-7-file").write_bytes(b"")
+    for step in (2, 3, 4):
+        store.write(snapshot_at(step), ("last",))
+    assert Checkpoints(folder, "b").latest() == "step-4-a"
+    names = {entry.name for entry in folder.list() if entry.is_folder}
+    assert names == {"step-1-a", "step-3-a", "step-4-a", name[:200]}
+
+
+def test_the_best_is_found_and_kept_without_its_pointer(folder):
+    store = Checkpoints(folder, "a")
+
+    def at(step, epoch, best_epoch, index=0):
+        state = {"epoch": epoch, "best_epoch": best_epoch, "index": index}
+        return Snapshot(step, {"w": torch.zeros(1)}, {}, state)
+
+    store.write(at(5, 0, 0, index=5), ("last",))
+    store.write(at(10, 1, 1), ("best", "last"))
+    (folder / "best.json").write_bytes(b"{}")
+    for step, epoch in ((20, 2), (30, 3), (40, 4)):
+        store.write(at(step, epoch, 1), ("last",))
+    assert store.best() == "step-10-a"
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path):
+    """One whose lists agree with its contents, as a person may write them."""
+    config = small_config(tmp_path)
+    train_small(config)
+    store = Checkpoints(Location.parse(config.out) / "checkpoints", "a")
+    saved = store.read(store.latest())
+    store.write(replace(saved, step=10**6, state={"unknown": 1}), ("last",))
+    with pytest.raises(AgreedError, match="step-1000000-a does not fit this training"):
+        train_small(config)
 
 
 def test_damage_is_named(folder):
