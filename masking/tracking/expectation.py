@@ -8,7 +8,6 @@ left. Shapes: K objects, P points, h x w pixels of low-resolution logits.
 from collections.abc import Mapping
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from masking.images.arrays import Bools, Points
 from masking.manifest.prompt import FramePrompt
+from masking.segmenter.matching import recalled
 from masking.tracking import motion
 from masking.tracking.memory import Memory
-from masking.tracking.prompting import Prompter, Query, clicks_on_others, sure_logits
+from masking.tracking.prompting import Prompter, Query, clicks_on_others, depths, sure_logits
 from masking.tracking.state import NOTHING, VISIBLE, Scene, Track, TrackConfig, Tracker
 
 _DOUBTFUL = 0.3  # expected probability below which a point is taken to have left its object
@@ -63,13 +63,6 @@ def _move(track: Track, old: Points, new: Points, sure: Bools, scale: float) -> 
     return replace(track, points=points, negatives=negatives, logits=logits)
 
 
-def _depths(expected: Tensor) -> Tensor:
-    """Return the distances (h, w) in cells to the edge of an expected mask; 0 outside of it."""
-    inside = np.pad((expected > 0.5).numpy().astype(np.uint8), 1)
-    depths = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    return torch.from_numpy(depths)
-
-
 class Expectation:
     """The expected tracks and masks on a frame."""
 
@@ -91,17 +84,28 @@ class Expectation:
         """(K, h, w) probabilities near the places of the recent frames; None: no memory."""
         self.far: Tensor | None = None
         """(K, h, w) probabilities anywhere, for lost objects; None: no memory, or none is lost."""
+        self._near_maps: Tensor | None = None
+        self._far_maps: Tensor | None = None
         if memory is not None and known and config.recent >= 0:
-            self.near = self._read(memory, scene, anywhere=False)
+            self.near, self._near_maps = self._read(memory, scene, anywhere=False)
         if memory is not None and known and lost and config.redetect:
-            self.far = self._read(memory, scene, anywhere=True)
+            self.far, self._far_maps = self._read(memory, scene, anywhere=True)
 
-    def _read(self, memory: Memory, scene: Scene, anywhere: bool) -> Tensor:
-        """Return probabilities (K, h, w) from memory, at the size of the logits, on the host."""
-        shares = memory.read(scene.keys.flatten(0, 1), anywhere).cpu()
-        maps = shares.view(len(shares), 1, *scene.grid)
+    def _read(self, memory: Memory, scene: Scene, anywhere: bool) -> tuple[Tensor, Tensor | None]:
+        """Return probabilities (K, h, w) from memory, at the size of the logits and on the host;
+        and the maps (K, MAPS, ...) that a segmenter with a memory of its own takes."""
+        recall = memory.read(scene.keys.flatten(0, 1), anywhere)
+        shares = recall.shares.unflatten(1, scene.grid)
         size = self.prompter.low_res
-        return F.interpolate(maps, size, mode="bilinear", align_corners=False)[:, 0]
+        near = F.interpolate(shares.cpu()[:, None], size, mode="bilinear", align_corners=False)
+        if not self.prompter.segmenter.remembers:
+            return near[:, 0], None
+        rest = shares.sum(dim=0) - shares if self.config.exclusive else torch.zeros_like(shares)
+        prompted = recall.prompted_shares.unflatten(1, scene.grid)
+        weights = (w.unflatten(1, scene.grid) for w in (recall.weight, recall.prompted_weight))
+        weight, prompted_weight = weights
+        maps = recalled(shares, weight, prompted, prompted_weight, rest.clamp(0, 1))
+        return near[:, 0], maps
 
     def queries(self) -> list[Query]:
         """Return a query for each object that a mask is wanted of on this frame."""
@@ -155,8 +159,8 @@ class Expectation:
         labels = np.repeat(np.array([1, 0], np.int64), [len(chosen), len(wrong)])
         mask = sure_logits(expected) if self.config.mask_prompt else None
         return Query(
-            row, np.concatenate([chosen, wrong]), labels,
-            mask=mask, expected=expected, carried=points,
+            row, np.concatenate([chosen, wrong]), labels, mask=mask, expected=expected,
+            carried=points, memory=None if self._near_maps is None else self._near_maps[row],
         )  # fmt: skip
 
     def _inner_first(self, points: Points, expected: Tensor) -> Points:
@@ -164,7 +168,7 @@ class Expectation:
         deepest one: a click at the edge may have left its object."""
         if len(points) < 2:
             return points
-        depth = self.prompter.sample(_depths(expected), points)
+        depth = self.prompter.sample(depths(expected), points)
         first = int((depth >= min(_INNER, depth.max())).argmax())
         return np.concatenate([points[first : first + 1], np.delete(points, first, axis=0)])
 
@@ -186,28 +190,8 @@ class Expectation:
         mask = None
         if prompt.role != "init" and track.state not in (None, "lost", "absent"):
             mask = sure_logits(self._expected(row, track))
-        points, labels = prompt.points, prompt.labels
-        if not prompt.is_located:
-            if mask is None:
-                return None
-            middle = self.prompter.middle(self._without(torch.sigmoid(mask), points))
-            points = np.concatenate([points, middle])
-            labels = np.concatenate([labels, np.ones(len(middle), np.int64)])
-        if self.config.exclusive:
-            points = np.concatenate([points, clicks_on_others(self.prompts, row)])
-            labels = np.pad(labels, (0, len(points) - len(labels)))  # 0: not this object
-        return Query(row, points, labels, prompt.box, mask, prompt=prompt)
-
-    def _without(self, expected: Tensor, points: Points) -> Tensor:
-        """Return probabilities (h, w) that are 0 round points, as far as the nearest edge of what
-        is expected: clicks beside the object may lie in the middle of what was taken for it."""
-        depth = self.prompter.sample(_depths(expected), points)
-        y, x = np.ogrid[: expected.shape[0], : expected.shape[1]]
-        left = expected.clone()
-        for (column, row), reach in zip((points + 0.5) * self.prompter.scale, depth, strict=True):
-            distance = np.hypot(y + 0.5 - row, x + 0.5 - column)
-            left[torch.from_numpy(distance <= max(reach, 1.0))] = 0.0
-        return left
+        others = clicks_on_others(self.prompts, row)[: None if self.config.exclusive else 0]
+        return self.prompter.prompted(row, prompt, mask, others)
 
     def _sought(self, row: int) -> Query | None:
         """Query a lost object by the place where memory expects it."""
@@ -218,5 +202,6 @@ class Expectation:
         if not len(place):
             return None
         return Query(
-            row, place, np.ones(1, np.int64), mask=sure_logits(expected), expected=expected
-        )
+            row, place, np.ones(1, np.int64), mask=sure_logits(expected), expected=expected,
+            memory=None if self._far_maps is None else self._far_maps[row],
+        )  # fmt: skip

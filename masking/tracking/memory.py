@@ -1,9 +1,9 @@
 """Memory of earlier frames: where objects are expected on a new one, by similar features.
 
 Label propagation as in "Space-Time Correspondence as a Contrastive Random Walk" (Jabri et al.,
-2006.14613) and DINO's video evaluation (Caron et al., 2104.14294), on the keys of the segmenter's
-own encoder, without another network or training. A cell takes the shares of the cells in earlier
-frames that resemble it. This drifts less than optical flow, and finds objects that were hidden.
+2006.14613) and DINO's video evaluation (Caron et al., 2104.14294), on the keys of the segmenter
+(`masking.segmenter.matching`). A cell takes the shares of the cells in earlier frames that resemble
+it. This drifts less than optical flow, and finds objects that were hidden.
 
 Shapes: S remembered frames, M = h x w cells of a key map, C channels, K objects.
 """
@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPERATURE = 0.07
-RADIUS = 0.25
-"""How far an object may move from a remembered frame, as a share of the map's longer side."""
+from masking.segmenter.matching import FAR, RADIUS, TEMPERATURE, distances
+
 TILE = 6
 """Cells along the side of a tile: in larger tiles more pairs are compared for nothing, smaller ones
 cost more calls."""
@@ -26,9 +25,6 @@ PROMPTED = 8
 """Frames with prompts that are remembered for an object: each costs time on every frame."""
 FAINT = 0.01
 """Share below which a cell counts as belonging to no object."""
-_FAR = -60.0
-"""Exponent for cells that are too far apart, nearly 0 after exp(). Of a lower one float32 has no
-normal exp(), for which CPUs take eight times as long."""
 
 
 @dataclass(frozen=True)
@@ -95,36 +91,64 @@ class Memory:
                 return replace(self, last_seen={**self.last_seen, number: kept})
         return self
 
-    def read(self, keys: Tensor, anywhere: bool = False) -> Tensor:
-        """Return the expected shares of the objects in a new frame.
+    def read(self, keys: Tensor, anywhere: bool = False) -> "Recall":
+        """Return what the remembered frames say of a new one.
 
         Args:
             keys: (M, C) unit vectors of that frame.
             anywhere: compare all cells, however far apart, with the frames with prompts and the
                 last ones of lost objects; otherwise near cells, also with the recent frames.
-
-        Returns:
-            (K, M) float32; 0 for objects that are known on no remembered frame.
         """
-        more = self.last_seen.values() if anywhere else self.recent
+        more = tuple(self.last_seen.values()) if anywhere else self.recent
         frames = (*self.prompted, *more)
         known = torch.stack([frame.known for frame in frames])[:, None]
         shares = torch.stack([frame.shares.T for frame in frames]) * known
         known_shares = torch.cat([shares, known.expand_as(shares)], dim=2)  # (S, M, 2K)
         old_keys = torch.stack([frame.keys for frame in frames])
-        total = torch.zeros(known_shares.shape[2], len(keys), device=keys.device)
+        totals = [torch.zeros(known_shares.shape[2], len(keys), device=keys.device) for _ in "12"]
+        parts = (slice(len(self.prompted)), slice(len(self.prompted), None))
         for tile in _tiles(self.grid, keys.device, anywhere):
             weights = known_shares.index_select(1, tile.near)
             if keys.device.type == "cpu" and float(weights[..., : shares.shape[2]].max()) < FAINT:
-                continue  # a share is a mean of these, and so faint too
+                for total in totals:  # a share is a mean of these: known to be no object
+                    total[shares.shape[2] :, tile.cells] = 1.0
+                continue
             # All frames at once: many small products cost more in calls than in arithmetic.
             new_keys = keys.index_select(0, tile.cells).T.expand(len(old_keys), -1, -1)
             similarity = torch.baddbmm(
                 tile.bias, old_keys.index_select(1, tile.near), new_keys, alpha=1 / TEMPERATURE
             ).exp_()
-            total[:, tile.cells] = weights.flatten(0, 1).T @ similarity.flatten(0, 1)
-        weighted, weight = total.chunk(2)
-        return weighted / weight.clamp(min=1e-20)
+            for total, part in zip(totals, parts, strict=True):
+                if len(frames[part]):
+                    of_part = weights[part].flatten(0, 1).T @ similarity[part].flatten(0, 1)
+                    total[:, tile.cells] = of_part
+        prompted, rest = (total.chunk(2) for total in totals)
+        return Recall(prompted[0] + rest[0], prompted[1] + rest[1], *prompted)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What remembered frames say of a new one: sums over all cells that resemble one of its own,
+    for each object over the frames on which its place is known."""
+
+    weighted: Tensor
+    """(K, M) float32 sums of shares, each times how much its cell resembles the new one."""
+    weight: Tensor
+    """(K, M) float32 sums of how much they resemble it: the more, the better the cell is known."""
+    prompted_weighted: Tensor
+    """(K, M) float32 of the frames with prompts."""
+    prompted_weight: Tensor
+    """(K, M) float32 of the frames with prompts."""
+
+    @property
+    def shares(self) -> Tensor:
+        """(K, M) float32 from 0 to 1, what is expected; 0 for objects known on no frame."""
+        return self.weighted / self.weight.clamp(min=1e-20)
+
+    @property
+    def prompted_shares(self) -> Tensor:
+        """(K, M) float32 from 0 to 1, what the frames with prompts lead to expect."""
+        return self.prompted_weighted / self.prompted_weight.clamp(min=1e-20)
 
 
 @dataclass(frozen=True)
@@ -145,10 +169,8 @@ def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple
 
     On a GPU the whole map is one tile: there small products cost as much as large ones.
     """
-    radius = math.inf if anywhere else RADIUS * max(grid)
+    bias = distances(grid, device, math.inf if anywhere else RADIUS)
     y, x = (axis.flatten() for axis in _places(grid, device))
-    far = torch.hypot(y[:, None] - y, x[:, None] - x) > radius
-    bias = torch.where(far, _FAR, -1 / TEMPERATURE)  # equal unit vectors then have exp(0)
     if device.type != "cpu":
         everything = torch.arange(len(y), device=device)
         return (_Tile(everything, everything, bias),)
@@ -156,7 +178,7 @@ def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple
     tiles = []
     for number in of.unique():
         cells = (of == number).nonzero()[:, 0]
-        near = (~far[:, cells]).any(dim=1).nonzero()[:, 0]
+        near = (bias[:, cells] > FAR).any(dim=1).nonzero()[:, 0]
         tiles.append(_Tile(cells, near, bias[near][:, cells]))
     return tuple(tiles)
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from masking.images.arrays import Bools, Points
 
@@ -134,6 +137,35 @@ def _region(
             change = change | part
             break
     return change & free
+
+
+def alike(keys: Tensor, mask: Tensor, clicks: Clicks, number: int) -> Bools:
+    """Return the cells (h, w) that may change with a click because they resemble it more than what
+    it is not: clicks of the other label, or else the mean of the mask that it takes from (of the
+    rest, for a click on the object).
+
+    Args:
+        keys: (rows, columns, C) unit vectors that cover the mask.
+        mask: (h, w) bool.
+        clicks: clicks on the object, as cells of the mask.
+        number: of the click.
+    """
+    grid, size = (keys.shape[0], keys.shape[1]), (mask.shape[0], mask.shape[1])
+    side = mask if clicks.labels[number] == 0 else ~mask
+    cells = torch.from_numpy(clicks.places) * torch.tensor(grid) // torch.tensor(size)
+    at = keys[cells[:, 0], cells[:, 1]]
+    others = at[torch.from_numpy(clicks.labels != clicks.labels[number])]
+    if not len(others):
+        share = F.adaptive_avg_pool2d(side.float()[None], grid)[0]
+        others = F.normalize((keys * share[..., None]).sum(dim=(0, 1)), dim=0)[None]
+    nearer = keys @ at[number] - (keys @ others.T).amax(dim=2)
+    enlarged = F.interpolate(nearer[None, None], size, mode="bilinear")[0, 0]
+    y, x = np.ogrid[: size[0], : size[1]]
+    # No farther than the object is large, or a tenth of the frame.
+    reach = max(float(mask.sum()) / np.pi, (0.1 * max(size)) ** 2)
+    near = torch.from_numpy(_squared(y, x, clicks.places[number]) <= reach)
+    found: Bools = (side & (enlarged > 0) & near).numpy()
+    return found
 
 
 def component(region: Bools, place: NDArray[np.int64]) -> Bools:

@@ -48,7 +48,7 @@ from masking.video.reader import Video
 
 Kept = dict[int, tuple[KeptMask | None, ...]]
 """Masks of the backward pass by frame, one for each object."""
-Given = dict[int, dict[int, Answer]]
+Given = dict[int, Mapping[int, Answer]]
 """Answers to corrections by frame and object. Other prompts do not depend on what was tracked."""
 
 
@@ -182,7 +182,7 @@ class Passes:
         for row, directions in enumerate(self.directions):
             if masks.states[row] == "prompted" and directions.is_correction(index):
                 answer = Answer(masks.logits[row].clone(), masks.scores[row], masks.quality[row])
-                given.setdefault(index, {})[row] = answer
+                given[index] = {**given.get(index, {}), row: answer}
 
     def _backward(self, tracker: Tracker, given: Given) -> tuple[Tracker, Kept]:
         """Track backward, from the last prompt that needs it.

@@ -4,13 +4,13 @@ Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: P 
 of low-resolution logits. Tensors are on the host.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from masking.images.arrays import Bools, Points
 from masking.images.geometry import deepest, iou
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
-from masking.tracking.obeying import Clicks, disc_radius, obey
+from masking.tracking.obeying import Clicks, alike, disc_radius, obey
 
 SURE = 6.0
 """Logit of a cell that certainly belongs to an object; negated, of one that certainly does not."""
@@ -46,6 +46,9 @@ class Query:
     """(P, 2) float32: carried points of the object, which its mask should hold."""
     prompt: FramePrompt | None = None
     """The person's prompt that the query comes from; None: it comes from the tracker."""
+    memory: Tensor | None = None
+    """(MAPS, ...) what memory says, for segmenters with a part of their own for it
+    (`masking.segmenter.matching.recalled`)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,13 @@ def sure_logits(expected: Tensor) -> Tensor:
     return SURE * (2 * expected - 1)
 
 
+def depths(expected: Tensor) -> Tensor:
+    """Return the distances (h, w) in cells to the edge of an expected mask; 0 outside of it."""
+    inside = np.pad((expected > 0.5).numpy().astype(np.uint8), 1)
+    found = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return torch.from_numpy(found)
+
+
 def clicks_on_others(prompts: Mapping[int, FramePrompt], row: int) -> Points:
     """Return the positive clicks (P, 2) of a frame on other objects than one, except those in a
     pixel where a person clicked on the object, too."""
@@ -88,9 +98,15 @@ def clicks_on_others(prompts: Mapping[int, FramePrompt], row: int) -> Points:
 class Prompter:
     """Prompts a segmenter for the objects of one frame."""
 
-    def __init__(self, segmenter: Segmenter, embeddings: Embeddings) -> None:
-        """Take the segmenter and its embeddings of one frame."""
-        self.segmenter, self.embeddings = segmenter, embeddings
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        embeddings: Embeddings,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take the segmenter and its embeddings of one frame; `check` is called before each round
+        of the decoder, which does not begin if it raises."""
+        self.segmenter, self.embeddings, self._check = segmenter, embeddings, check
         self.size = embeddings.frame_size
         self.scale = segmenter.mask_scale(self.size)
         self.low_res = segmenter.low_res(self.size)
@@ -134,12 +150,13 @@ class Prompter:
             return {}
         again = [replace(query, mask=answers[i].logits) for i, query in queries.items()]
         fresh = [replace(query, mask=None) for query in queries.values()]
+        self._check()
         logits, scores = self._decode(again + fresh)
         found = {}
         for place, (i, query) in enumerate(queries.items()):
             places = [place, len(queries) + place]
-            outputs = [answers[i].logits, *logits[places].flatten(0, 1)]
-            values = [answers[i].predicted, *scores[places].flatten().tolist()]
+            outputs = [answers[i].logits, *(one for p in places for one in logits[p])]
+            values = [answers[i].predicted, *(v for p in places for v in scores[p].tolist())]
             found[i] = self._obeying(query, outputs, values)
         return found
 
@@ -170,9 +187,7 @@ class Prompter:
         before = answer.logits > 0
         alternatives = [(other.logits > 0).numpy() for other in others if self._is_sensible(other)]
         candidates = [
-            chain(
-                (before.numpy() ^ other for other in alternatives), self._alike(before, clicks, n)
-            )
+            chain((before.numpy() ^ one for one in alternatives), self._alike(before, clicks, n))
             for n in range(len(clicks))
         ]
         radius = max(1.5, disc_radius(self.size) * self.scale)
@@ -183,6 +198,7 @@ class Prompter:
         """Return an answer to each query, from one call of the decoder, with all clicks at once."""
         if not queries:
             return {}
+        self._check()
         logits, scores = self._decode(list(queries.values()))
         return {
             i: self._choose(query, logits[place], scores[place])
@@ -210,27 +226,8 @@ class Prompter:
         return replace(given, points=points, labels=labels, mask=answer.logits)
 
     def _alike(self, mask: Tensor, clicks: Clicks, number: int) -> Iterator[Bools]:
-        """Yield the cells (h, w) that resemble a click more than what the click is not: clicks of
-        the other label, or else the mean of the mask (of the rest, for a click on the object)."""
-        keys = self.segmenter.keys(self.embeddings)[0].cpu()
-        side = mask if clicks.labels[number] == 0 else ~mask
-        cells = (
-            torch.from_numpy(clicks.places)
-            * torch.tensor(keys.shape[:2])
-            // torch.tensor(mask.shape)
-        )
-        at = keys[cells[:, 0], cells[:, 1]]
-        others = at[torch.from_numpy(clicks.labels != clicks.labels[number])]
-        if not len(others):
-            share = F.adaptive_avg_pool2d(side.float()[None], keys.shape[:2])[0]
-            others = F.normalize((keys * share[..., None]).sum(dim=(0, 1)), dim=0)[None]
-        nearer = keys @ at[number] - (keys @ others.T).amax(dim=2)
-        enlarged = F.interpolate(nearer[None, None], mask.shape, mode="bilinear")[0, 0]
-        y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
-        row, column = clicks.places[number]
-        reach = max(float(mask.sum()) / np.pi, (0.1 * max(mask.shape)) ** 2)
-        near = (y - row) ** 2 + (x - column) ** 2 <= reach
-        yield (side & (enlarged > 0)).numpy() & near
+        """Yield what resembles a click, when it is wanted."""
+        yield alike(self.segmenter.keys(self.embeddings)[0].cpu(), mask, clicks, number)
 
     def _clicks(self, query: Query) -> Clicks:
         """Return the clicks that a person made, as cells of the logits; the object's own last."""
@@ -256,18 +253,35 @@ class Prompter:
         h, w = (round(side * self.scale) for side in self.size)
         return 0 < float((answer.logits[:h, :w] > 0).float().mean()) <= _LARGEST
 
-    def _decode(self, queries: list[Query]) -> tuple[Tensor, Tensor]:
-        """Return logits (Q, 4, h, w) and scores (Q, 4) of all outputs, on the host: many small
-        decisions follow, and so a GPU is waited for only once."""
-        prompts = Prompts.of(
-            self.size,
-            [q.points for q in queries],
-            [q.labels for q in queries],
-            boxes=[q.box for q in queries],
-            mask_input=[None if q.mask is None else q.mask.numpy() for q in queries],
-        )
-        logits, scores = self.segmenter.logits(self.embeddings, prompts)
-        return logits.cpu(), scores.cpu()
+    def _decode(self, queries: list[Query]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return logits (O, h, w) and scores (O,) of all outputs for each query, on the host: many
+        small decisions follow, and so a GPU is waited for only once.
+
+        What memory expects is decoded by the segmenter's own part for that, if it has one.
+        """
+        logits: dict[int, Tensor] = {}
+        scores: dict[int, Tensor] = {}
+        for recalled in (False, True):
+            places = [i for i, q in enumerate(queries) if (q.memory is not None) == recalled]
+            if not places:
+                continue
+            some = [queries[place] for place in places]
+            prompts = Prompts.of(
+                self.size,
+                [q.points for q in some],
+                [q.labels for q in some],
+                boxes=[q.box for q in some],
+                mask_input=[None if q.mask is None else q.mask.numpy() for q in some],
+            )
+            if recalled:
+                maps = torch.stack([q.memory for q in some if q.memory is not None])
+                outputs = self.segmenter.follow(self.embeddings, prompts, maps)
+            else:
+                outputs = self.segmenter.logits(self.embeddings, prompts)
+            logits |= dict(zip(places, outputs[0].cpu(), strict=True))
+            scores |= dict(zip(places, outputs[1].cpu(), strict=True))
+        rows = range(len(queries))
+        return [logits[row] for row in rows], [scores[row] for row in rows]
 
     def _choose(self, query: Query, logits: Tensor, scores: Tensor) -> Answer:
         """Choose the output that is predicted best and agrees best with the expected mask."""
@@ -289,6 +303,42 @@ class Prompter:
         predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
         # A copy: a view would keep all outputs in memory.
         return Answer(logits[best].clone(), predicted, agreed, hit, similarity)
+
+    def prompted(
+        self, row: int, prompt: FramePrompt, mask: Tensor | None, others: Points
+    ) -> Query | None:
+        """Return the query of a person's prompt.
+
+        Args:
+            row: number of the object, from 0.
+            prompt: the prompt.
+            mask: (h, w) logits of the mask that it corrects; None: it corrects none.
+            others: (P, 2) points that belong to other objects.
+
+        Returns:
+            The query; None: the prompt does not say where the object is, and there is no mask.
+        """
+        points, labels = prompt.points, prompt.labels
+        if not prompt.is_located:
+            if mask is None:
+                return None
+            middle = self.middle(self._without(torch.sigmoid(mask), points))
+            points = np.concatenate([points, middle])
+            labels = np.concatenate([labels, np.ones(len(middle), np.int64)])
+        points = np.concatenate([points, others])
+        labels = np.concatenate([labels, np.zeros(len(others), np.int64)])
+        return Query(row, points, labels, prompt.box, mask, prompt=prompt)
+
+    def _without(self, expected: Tensor, points: Points) -> Tensor:
+        """Return probabilities (h, w) that are 0 round points, as far as the nearest edge of what
+        is expected: clicks beside the object may lie in the middle of what was taken for it."""
+        depth = self.sample(depths(expected), points)
+        y, x = np.ogrid[: expected.shape[0], : expected.shape[1]]
+        left = expected.clone()
+        for (column, row), reach in zip((points + 0.5) * self.scale, depth, strict=True):
+            distance = np.hypot(y + 0.5 - row, x + 0.5 - column)
+            left[torch.from_numpy(distance <= max(reach, 1.0))] = 0.0
+        return left
 
     def middle(self, expected: Tensor) -> Points:
         """Return the deepest point (1, 2) of the expected mask; (0, 2) if that is empty."""

@@ -7,8 +7,12 @@ A step carries each object's points by optical flow and takes a soft mask from r
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
 
 from masking.manifest.prompt import FramePrompt
+from masking.segmenter.matching import compete
 from masking.segmenter.sam import Segmenter
 from masking.tracking.expectation import Expectation
 from masking.tracking.learning import Learning, is_trusted
@@ -43,6 +47,8 @@ def advance(
     queries = [query for query in expectation.queries() if query.row not in given]
     answers = prompter.answer_in_rounds(queries)
     _query_again(config, expectation, queries, answers)
+    if config.exclusive:
+        answers = _sharing(expectation, queries, answers, list(given.values()))
     answered = {q.row: (q, answer) for q, answer in zip(queries, answers, strict=True)}
     for row, answer in given.items():
         prompt = prompts[row]
@@ -70,3 +76,21 @@ def _query_again(
     for i, answer in expectation.prompter.answer(changed).items():
         if is_trusted(config, expectation.tracks[queries[i].row], answer):
             queries[i], answers[i] = changed[i], answer
+
+
+def _sharing(
+    expectation: Expectation, queries: list[Query], answers: list[Answer], given: list[Answer]
+) -> list[Answer]:
+    """Let the objects of a frame compete for each cell by soft aggregation.
+
+    Objects that are lost take nothing from others: most of their answers show something else.
+    Answers that are given stay as they are.
+    """
+    every = [*answers, *given]
+    if len(every) < 2 or not answers:
+        return answers
+    lost = [q.prompt is None and expectation.tracks[q.row].state == "lost" for q in queries]
+    takes = ~torch.tensor([*lost, *(False for _ in given)])
+    rivals = takes.expand(len(every), -1) & ~torch.eye(len(every), dtype=torch.bool)
+    shared = compete(torch.stack([answer.logits for answer in every]), rivals)[: len(answers)]
+    return [replace(answer, logits=one) for answer, one in zip(answers, shared, strict=True)]

@@ -227,7 +227,7 @@ def test_memory_knows_again_and_says_nothing_of_what_it_does_not_know():
     shares = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0], [0] * 8])
     frame = memories.Remembered(keys, shares, torch.tensor([1.0, 0]), (True, False))
     memory = memories.Memory((2, 4)).keep(frame)
-    read = memory.read(keys.flip(0), anywhere=True)
+    read = memory.read(keys.flip(0), anywhere=True).shares
     assert read[0] == pytest.approx([0, 0, 0, 0, 0, 0, 1, 1], abs=1e-5)
     assert not read[1].any()
 
@@ -253,16 +253,21 @@ def test_memory_in_tiles_reads_what_all_pairs_of_cells_give(grid):
         h, w
     )
     total, weight = torch.zeros(2, objects, h * w, dtype=torch.float64)
-    for frame in every:
+    for number, frame in enumerate(every):
         alike = (frame.keys.double() @ keys.double().T / memories.TEMPERATURE).exp() * near
         total += (frame.shares * frame.known[:, None]).double() @ alike
         weight += frame.known[:, None].double() * alike.sum(0)
+        if number == 0:
+            prompted = total / weight.clamp(min=1e-9)
     expected = torch.where(weight > 0, total / weight.clamp(min=1e-9), 0)
     read = memory.read(keys)
-    assert (read - expected).abs().max() < memories.FAINT
+    assert (read.shares - expected).abs().max() < memories.FAINT
     clear = expected > memories.FAINT
     assert clear.any()
-    assert read[clear] == pytest.approx(expected[clear], abs=1e-5)
+    assert read.shares[clear] == pytest.approx(expected[clear], abs=1e-5)
+    assert (read.prompted_shares[clear] - prompted[clear]).abs().max() < 1e-5
+    of_equal_vectors = (weight * float(torch.tensor(-1 / memories.TEMPERATURE).exp()))[clear]
+    assert read.weight[clear] == pytest.approx(of_equal_vectors, rel=1e-3)
 
 
 def test_of_frames_with_prompts_each_objects_first_and_last_stay():
