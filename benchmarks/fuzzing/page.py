@@ -181,7 +181,10 @@ def _request(random: Random, server: Server, allowed: bool) -> bytes:
     elif random.random() < 0.9:
         body = json.dumps(arguments, ensure_ascii=random.random() < 0.8).encode(errors="replace")
     else:
-        body = random.choice([b"", b"{", b"[" * 100_000, b"\xff", b"1e999", b"[]", b"null", b'"a"'])
+        deep = random.randrange(800, 1000)
+        nested = b'{"id": "a", "revision": "0", "rows": [{"x": %s}]}' % (b"[" * deep + b"]" * deep)
+        bodies = [b"", b"{", b"[" * 100_000, b"\xff", b"1e999", b"[]", b"null", b'"a"', nested]
+        body = random.choice(bodies)
     if not allowed and random.random() < 0.3:
         headers |= random.choice([{"Host": "evil.example"}, {"Origin": "null"}, {"Host": ""}])
     return _message(random, method, path, query, headers, body)

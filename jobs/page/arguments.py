@@ -85,7 +85,10 @@ def parse_object(body: bytes, charset: str | None) -> dict[str, Any]:
 
 def short(value: Any) -> str:
     """Return a value as it is shown in a message."""
-    text = ascii(value)
+    try:
+        text = ascii(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deeply"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

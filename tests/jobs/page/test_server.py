@@ -115,6 +115,7 @@ PREVIEW = b'{"id": "a", "index": 0, "version": "{version}", "objects": [{objects
         (b'{"id": "a", "index": Infinity, "version": "1"}', "Infinity' is not a finite number"),
         (b'{"id": "a", "index": 1e999, "version": "1"}', "'1e999' is not a finite number"),
         (b"[" * 100_000, "nested too deeply"),
+        *((b'{"id":' + b"[" * deep + b"]" * deep + b"}", "") for deep in range(900, 1000, 3)),
         (b'{"id": "\xff"}', "no JSON in UTF-8"),
         (b'{"id": "\\ud800"}', "id is '\\ud800'; expected text that UTF-8 can encode"),
         (b'{"id": "a", ', "no JSON in UTF-8"),
