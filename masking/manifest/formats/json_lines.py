@@ -80,7 +80,7 @@ def _object(line: str, place: str) -> dict[str, Any]:
     except _TwiceError as error:
         raise _error(place, f"column {error}", "there twice", "each column once") from error
     except ValueError as error:  # a number of more digits than Python reads
-        raise _error(place, "the line", f"unreadable: {error}", "shorter numbers") from error
+        raise _error(place, "the line", "with a number too long to read", "64 bits") from error
     if not isinstance(value, dict):
         raise _error(place, "the line", f"{line[:_SHOWN]!r}, not an object", "a JSON object")
     for name, cell in value.items():

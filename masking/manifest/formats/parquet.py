@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from masking.manifest.columns import COLUMNS, column_faults
 from masking.manifest.faults import Fault, ManifestError
+from masking.manifest.formats.pages import sizes
 from masking.manifest.records import (
     BLANK,
     DEEPEST,
@@ -38,7 +39,7 @@ def read(content: bytes) -> Table:
     if faults := column_faults(names):
         raise ManifestError(faults)
     meta = file.metadata
-    _check_size(meta, len(content))
+    _check_size(meta, content)
     texts = [file.schema.column(i).path for i in range(meta.num_columns)
              if file.schema.column(i).physical_type == "BYTE_ARRAY"]  # fmt: skip
     table = _open(content, texts).read()
@@ -63,7 +64,8 @@ def _open(content: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
     )  # fmt: skip
 
 
-def _check_size(meta: pq.FileMetaData, size: int) -> None:
+def _check_size(meta: pq.FileMetaData, content: bytes) -> None:
+    size = len(content)
     check_columns(meta.num_columns)
     chunks = [
         meta.row_group(group).column(column)
@@ -72,6 +74,9 @@ def _check_size(meta: pq.FileMetaData, size: int) -> None:
     ]
     check_cells(max(meta.num_rows * meta.num_columns, sum(one.num_values for one in chunks)), size)
     _check_bytes("the table", sum(one.total_uncompressed_size for one in chunks), size)
+    pages = [sizes(content, one) for one in chunks]
+    _check_bytes("the table", sum(count for count, _ in pages), size)
+    check_cells(sum(values for _, values in pages), size)
     deep = [one.path_in_schema for one in chunks if one.path_in_schema.count(".") > 2 * DEEPEST]
     if deep:
         value = f"nested in {deep[0].count('.')} levels"

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from masking.manifest.faults import ManifestError
+from masking.manifest.formats.pages import sizes
 from masking.manifest.formats.read import parse_table
 from masking.manifest.table import read_manifest
 
@@ -126,7 +127,7 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_small_files_do_not_become_large(name):
     columns, message = BOMBS[name]
-    content = written(columns(), compression="zstd")
+    content = written(columns(), compression="zstd", write_statistics=False)
     assert len(content) < 200_000
     before = pa.total_allocated_bytes()
     tracemalloc.start()
@@ -150,3 +151,50 @@ def test_a_file_that_is_cut_off_or_garbled():
     content = written(one_row())
     assert "m.parquet is unreadable" in refused(content[:-9])
     assert "m.parquet is unreadable" in refused(content[: len(content) // 2] + content[-8:])
+
+
+def varint(number):
+    """A whole number as Thrift writes it."""
+    number, found = number << 1, []
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def test_a_description_that_says_less_than_the_pages_hold():
+    notes = ["a" * 75_000_000]
+    content = written(one_row(notes=notes), compression="zstd", use_dictionary=False,
+                      write_statistics=False)  # fmt: skip
+    column = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).column(5)
+    true = varint(column.total_uncompressed_size)
+    assert content.count(true) >= 1
+    untrue = bytes([130, *[128] * (len(true) - 2), 0])
+    content = content.replace(true, untrue)
+    column = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).column(5)
+    assert column.total_uncompressed_size == 1
+    before = pa.total_allocated_bytes()
+    assert "MB, uncompressed" in refused(content)
+    assert pa.total_allocated_bytes() - before < 20e6
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd", "snappy"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_pages_of_sound_files_are_counted(compression, version, dictionary):
+    columns = {
+        "a": [f"x{i % 7}" for i in range(5000)], "b": range(5000), "c": [[1, 2, None]] * 5000,
+        "d": [None] * 5000, "e": [{"x": 1.5}] * 5000,
+    }  # fmt: skip
+    content = written(
+        {name: pa.array(values) for name, values in columns.items()}, compression=compression,
+        data_page_version=version, use_dictionary=dictionary, data_page_size=1000,
+        write_page_index=dictionary, write_page_checksum=dictionary, row_group_size=3000,
+    )  # fmt: skip
+    meta = pq.ParquetFile(io.BytesIO(content)).metadata
+    for group in range(meta.num_row_groups):
+        for number in range(meta.num_columns):
+            chunk = meta.row_group(group).column(number)
+            size, values = sizes(content, chunk)
+            assert chunk.num_values <= values <= 2 * chunk.num_values
+            assert 0 < chunk.total_uncompressed_size - size < 10_000  # the headers
