@@ -26,12 +26,19 @@ from torch import Tensor, nn
 
 from masking.segmenter.two_way import freeze_unused, transform
 from masking.segmenter.vit_encoder import encode, norm_last
-from masking.segmenter.weights import LISTED, fill, refuse
+from masking.segmenter.weights import LISTED, fill, refuse, refuse_prefix
 
 PATCH = 16
 """Pixels along a patch of SAM's encoder."""
 TOKEN_HEADS = 8
 """Attention heads of SAM's decoder. No shape of the weights tells them, nor `PATCH`."""
+_ANCHORS = (
+    "image_encoder.pos_embed",
+    "image_encoder.patch_embed.proj.weight",
+    "prompt_encoder.no_mask_embed.weight",
+    "mask_decoder.mask_tokens.weight",
+)
+"""Names that the weights of every SAM have."""
 
 
 class Official(nn.Module):
@@ -186,6 +193,7 @@ def build(tensors: Mapping[str, Tensor], file: Path) -> Sam:
     Raises:
         SegmenterWeightsError: Names or shapes are not those of a SAM with a ViT.
     """
+    refuse_prefix(tensors, _ANCHORS, file)
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     try:
         with torch.device("meta"):  # no time for weights that are replaced
@@ -193,7 +201,7 @@ def build(tensors: Mapping[str, Tensor], file: Path) -> Sam:
     except KeyError as error:
         some = f"it has {', '.join(sorted(tensors)[:LISTED])} ..." if tensors else "it is empty"
         refuse(file, "is not a checkpoint of SAM", [f"{error.args[0]} is missing; {some}"])
-    except (ValueError, TypeError, AssertionError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, TypeError, AssertionError, ArithmeticError, LookupError) as error:
         refuse(file, "is not a checkpoint of SAM", [f"its shapes do not fit: {error}"])
     fill(sam, tensors, file, "SAM")
     sam.pixel_mean, sam.pixel_std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
