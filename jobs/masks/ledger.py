@@ -77,6 +77,8 @@ def as_marker(content: bytes) -> dict[str, Any] | None:
             return None
         if not _has(record, _NEEDED_FAILED if failed else _NEEDED_MASKED):
             return None
+        if not isinstance(record.get("masks_bytes", 0), int):  # earlier versions wrote none
+            return None
         spans = [] if failed else record["review"]
         if not all(isinstance(span, dict) and _has(span, _SPAN) for span in spans):
             return None
