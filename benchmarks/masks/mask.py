@@ -35,7 +35,8 @@ from jobs.cluster.workers import keep_memory
 from jobs.masks.folder import read_markers
 from jobs.run.machine import hardware, versions
 from jobs.storage.location import Location
-from masking.segmenter.sam import Segmenter, build
+from masking.segmenter.build import build
+from masking.segmenter.sam import Segmenter
 from masking.tracking.masking import mask_video
 from masking.video.reader import Video
 

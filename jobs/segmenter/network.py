@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from jobs.run.config import ConfigError
 from jobs.segmenter.config import FinetuneConfig
 from jobs.weights.segmenter import NAMES, load_segmenter
+from masking.segmenter.build import build
 from masking.segmenter.lite0 import fold
 from masking.segmenter.mini import Mini
-from masking.segmenter.sam import build
 
 
 def is_name(weights: str) -> bool:

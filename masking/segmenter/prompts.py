@@ -106,6 +106,27 @@ class Prompts:
         )
 
 
+def check(prompts: Prompts, count: int, low_res: tuple[int, int]) -> None:
+    """Raise PromptError for logits of another size than `low_res`, (h, w), and for a frame that is
+    not one of the `count` that are embedded.
+
+    Frame numbers on a GPU are not checked: the host would have to wait for them.
+    """
+    if prompts.mask_input is not None and prompts.mask_input.shape[1:] != low_res:
+        raise PromptError(
+            f"mask_input has shape {tuple(prompts.mask_input.shape[1:])}; expected {low_res}, the"
+            " shape of low_res_logits of frames of this size"
+        )
+    frames = prompts.frames
+    if frames.device.type != "cpu" or not len(frames):
+        return
+    if frames.min() < 0 or frames.max() >= count:
+        raise PromptError(
+            f"prompts are on frames {frames.min()} to {frames.max()}; expected 0 to {count - 1},"
+            f" since {count} frames are embedded"
+        )
+
+
 _Clicks = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 

@@ -13,9 +13,9 @@ Shapes: T frames of H x W pixels, N prompt sets of up to P points, K masks of ea
 low-resolution logits. The CUDA path has not been run yet.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from masking.segmenter import weights
-from masking.segmenter.mini import Mini
+from masking.segmenter.build import build
 from masking.segmenter.network import (
     Embeddings,
     Follower,
@@ -35,11 +35,8 @@ from masking.segmenter.network import (
     Prepared,
     resolve,
 )
-from masking.segmenter.prompts import PromptError, Prompts
+from masking.segmenter.prompts import PromptError, Prompts, check
 from masking.segmenter.weights import SegmenterWeightsError
-
-if TYPE_CHECKING:
-    from masking.segmenter.official import Official
 
 __all__ = [
     "Embeddings",
@@ -211,7 +208,7 @@ class Segmenter:
     ) -> tuple[Tensor, Tensor]:
         """Return logits (N, outputs, h, w) and scores (N, outputs) of a decoder of the network."""
         size = embeddings.frame_size
-        _check(prompts, embeddings, self.low_res(size))
+        check(prompts, len(embeddings), self.low_res(size))
         prompts = prompts.to(self.device)
         if not len(prompts):
             none = torch.empty(0, outputs, *self.low_res(size), device=self.device)
@@ -327,26 +324,6 @@ def _frames(frames: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images)
 
 
-def _check(prompts: Prompts, embeddings: Embeddings, low_res: tuple[int, int]) -> None:
-    """Raise PromptError for logits of another size and for a frame that is not embedded.
-
-    Frame numbers on a GPU are not checked: the host would have to wait for them.
-    """
-    if prompts.mask_input is not None and prompts.mask_input.shape[1:] != low_res:
-        raise PromptError(
-            f"mask_input has shape {tuple(prompts.mask_input.shape[1:])}; expected {low_res}, the"
-            " shape of low_res_logits of frames of this size"
-        )
-    frames, count = prompts.frames, len(embeddings)
-    if frames.device.type != "cpu" or not len(frames):
-        return
-    if frames.min() < 0 or frames.max() >= count:
-        raise PromptError(
-            f"prompts are on frames {frames.min()} to {frames.max()}; expected 0 to {count - 1},"
-            f" since {count} frames are embedded"
-        )
-
-
 def load(
     path: Path, device: torch.device, precision: Precision = "auto", *, compile: bool = False
 ) -> Segmenter:
@@ -370,23 +347,3 @@ def load(
     if resolve(precision, device) == "bfloat16":
         network.lower()
     return Segmenter(network, device, precision, compile=compile)
-
-
-def build(tensors: Mapping[str, Tensor], architecture: str, file: Path) -> "Mini | Official":
-    """Build a network of the architecture "mini" or "sam" with these weights, in float32.
-
-    Args:
-        tensors: the weights by name.
-        architecture: "mini"; anything else is SAM.
-        file: where they were read, for messages.
-
-    Raises:
-        SegmenterWeightsError: The weights are of another architecture.
-    """
-    if architecture != "mini":
-        from masking.segmenter import official  # here: it imports torchvision, which takes seconds
-
-        return official.Official(official.build(tensors, file))
-    mini = Mini(remembers=any(name.startswith("memory.") for name in tensors))
-    weights.fill(mini, tensors, file, "`mini`")
-    return mini
