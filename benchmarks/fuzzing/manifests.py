@@ -182,9 +182,9 @@ def _array(random: Random, values: list[Any]) -> pa.Array:
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             return pa.nulls(len(values), kind)
     if random.random() < 0.01:
-        return pa.array([["a" * 500] * random.choice([1, 20_000]) for _ in values])
+        return pa.array([["a" * 500] * random.choice([1, 2000]) for _ in values])
     if random.random() < 0.01:
-        texts = ["a" * random.choice([1000, 10_000_000]) for _ in values[:5]]
+        texts = ["a" * random.choice([1000, 2_000_000]) for _ in values[:5]]
         return pa.array(texts + [None] * len(values[5:]), pa.string())
     try:
         return pa.array(values)

@@ -88,6 +88,9 @@ def _meant(name: str, known: tuple[str, ...]) -> str | None:
     """Return the column that a name is nearly, but not quite; None: it is one, or is another."""
     if name in known:
         return None
+    first, _, number = name.rpartition(".")
+    if first in known and number.isdecimal():  # pandas names a column so that is there twice
+        return first
     plain = _plain(name)
     for each in known:
         other = _plain(each)

@@ -20,6 +20,7 @@ from masking.manifest.rows import parse_rows, read_rows
         ("times", "time_s"), ("Time_S", "time_s"), ("coord", "coords"), ("roles", "role"),
         ("refwidth", "ref_width"), ("prompt type", "prompt_type"), ("URI", "uri"),
         ("video-id", "video_id"), ("frames", "frame"), ("Until", "until"),
+        ("label.1", "label"), ("time (s)", "time_s"),
     ],
 )  # fmt: skip
 def test_a_column_nearly_right_is_refused_with_the_right_one(name, meant):
