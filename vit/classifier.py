@@ -56,7 +56,7 @@ def load(
         WeightsError: the weights have no head, or do not fit `config`.
     """
     head = weights.tensors.get("head.bias")
-    if head is None:
+    if head is None or head.ndim != 1 or "head.weight" not in weights.tensors:
         raise WeightsError(
             f"{weights.source} has no head, so it names no class; train a head with"
             " `python -m jobs.train --init-weights`"

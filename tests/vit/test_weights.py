@@ -17,9 +17,10 @@ from jobs.train import main
 from jobs.training.ranks import Ranks
 from jobs.weights.classifier import load_weights
 from tests.tasks import small_config
-from vit import weights
-from vit.config import ModelConfig
+from vit import classifier, weights
+from vit.config import DatasetConfig, ModelConfig
 from vit.model import build
+from vit.numerics import Numerics
 from vit.weights import WeightsError, fit, read, resample_positions
 
 SMALL = {"patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -227,6 +228,16 @@ def test_tensors_of_odd_shapes_are_listed(odd, tmp_path):
             build(ModelConfig(image_size=32, **SMALL), 10, 0),
             None,
         )
+
+
+@pytest.mark.parametrize("change", [{"head.weight": None}, {"head.bias": torch.ones(())}])
+def test_half_a_head_is_none(change, tmp_path):
+    state = {k: x for k, x in (timm_model(32).state_dict() | change).items() if x is not None}
+    save_file(state, tmp_path / "timm.safetensors")
+    found, config = read(tmp_path / "timm.safetensors"), ModelConfig(image_size=32, **SMALL)
+    numerics = Numerics("float32", fused_attention=True, channels_last=False)
+    with pytest.raises(WeightsError, match="has no head, so it names no class"):
+        classifier.load(found, config, DatasetConfig(), numerics, torch.device("cpu"))
 
 
 def test_a_training_starts_from_them(tmp_path, trained):
