@@ -25,7 +25,10 @@ def sizes(content: bytes, chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
     Raises:
         ValueError: there are no such pages.
     """
-    starts = [chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset]
+    # An offset of 0 means no page: a table without rows has no page with values.
+    starts = [start for start in (chunk.data_page_offset, chunk.dictionary_page_offset) if start]
+    if not starts:
+        raise ValueError("a column without pages")
     place = min(starts)
     end = place + chunk.total_compressed_size
     size = values = 0

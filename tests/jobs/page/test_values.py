@@ -165,6 +165,16 @@ def test_columns_that_are_empty_stay_in_a_csv(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+def test_a_manifest_whose_last_click_is_deleted_is_read_again(tmp_path, ending):
+    store = Store(tmp_path / f"m{ending}", [row()])
+    store.replace("a", store.revision("a"), [])
+    store = reopened(store)
+    assert store.rows("a") == []
+    store.undo("a", store.revision("a"))
+    assert len(reopened(store).rows("a")) == 1
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_more_columns_than_a_manifest_may_have_are_refused(tmp_path, ending):
     own = {f"own {number}": "x" for number in range(MOST_COLUMNS - len(row()))}
     store = Store(tmp_path / f"m{ending}", [row(**own)])
