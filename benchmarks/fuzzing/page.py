@@ -6,6 +6,7 @@ that is not refused, an answer without the headers that protect the page, and a 
 accepted but is not read again are faults.
 """
 
+import atexit
 import http.client
 import io
 import json
@@ -13,7 +14,7 @@ import socket
 from functools import cache
 from pathlib import Path
 from random import Random
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlencode
 
@@ -65,6 +66,9 @@ _CONTENT_TYPES = [
 ]  # fmt: skip
 
 
+_FOLDER = TemporaryDirectory(prefix="fuzz-page-", ignore_cleanup_errors=True)  # until the end
+
+
 class RefusedError(Exception):
     """The page refused a request, or the store a change."""
 
@@ -97,7 +101,7 @@ def attempt(random: Random, folder: Path) -> object:
 @cache
 def _served() -> tuple[Server, Store]:
     """Start a server for two videos and a folder of images, once for each process."""
-    folder = Path(mkdtemp(prefix="fuzz-page-"))
+    folder = Path(_FOLDER.name)
     frames = [picture({1: (30 + 2 * t, 40, 13)})[0] for t in range(4)]
     for name in ("a.mp4", "b.mp4"):
         with Film(folder / name, "overlay", SIZE) as film:
@@ -109,7 +113,14 @@ def _served() -> tuple[Server, Store]:
     path = folder / "m.csv"
     store = Store(path)
     clips = prompt_videos.find(str(folder), path, None).clips
-    return Server(Session(store, clips, segmenter(), None), "127.0.0.1", 0), store
+    server = Server(Session(store, clips, segmenter(), None), "127.0.0.1", 0)
+    atexit.register(_end, server)
+    return server, store
+
+
+def _end(server: Server) -> None:
+    server.stop()
+    server.wait()
 
 
 def _empty(store: Store) -> None:

@@ -11,23 +11,23 @@ ending.
 import asyncio
 import errno
 import logging
-import secrets
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from jobs.page.access import Access
 from jobs.page.arguments import read_arguments
 from jobs.page.connections import STRANGERS, Connections
 from jobs.page.opened import UnknownVideoError
-from jobs.page.session import Session
+from jobs.page.session import ENDING, Session
 from jobs.page.store import StaleError
 from jobs.run.config import ConfigError
 from masking.video.frame import VideoError
@@ -44,7 +44,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 _PICTURE = "private, max-age=3600"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
 
@@ -63,35 +62,30 @@ class Server:
         Raises:
             ConfigError: the server cannot listen on this address and port.
         """
-        self.session, self.host = session, host
-        self.token = secrets.token_urlsafe(24)
+        self.session = session
         self._socket = _listening(host, port)
         self.port: int = self._socket.getsockname()[1]
-        self._cookie = f"prompt-{self.port}"
-        self._once: str | None = secrets.token_urlsafe(24)
-        # Looked up once: a name service may take seconds.
-        own = () if host in _LOOPBACK else (socket.gethostname(), socket.getfqdn())
-        self._names = {name.lower() for name in (*_LOOPBACK, host, *own)}
+        self._access = Access(host, self.port)
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
+        self._busy: set[threading.Thread] = set()  # threads that answer a request
         self._thread = threading.Thread(target=self._serve, name="server", daemon=True)
         self._thread.start()
 
     @property
     def address(self) -> str:
         """The address to open in a browser, with the token."""
-        return f"{self._root}?token={self.token}"
+        return self._access.address
 
     @property
     def address_once(self) -> str:
         """The address for the browser of this machine: what it has for a token is valid once."""
-        return f"{self._root}?once={self._once}"
+        return self._access.address_once
 
     @property
-    def _root(self) -> str:
-        name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
-        name = f"[{name}]" if ":" in name else name
-        return f"http://{name}:{self.port}/"
+    def token(self) -> str:
+        """What every request must have, in its address or in a cookie."""
+        return self._access.token
 
     def wait(self) -> None:
         """Wait until Done is pressed in the page, or `stop` is called."""
@@ -109,6 +103,10 @@ class Server:
             self._loop.run_until_complete(self._serve_until_ended())
         finally:
             self.session.close()
+            # A thread that comes back from C++ while Python ends would end the process by a signal.
+            deadline = time.monotonic() + ENDING
+            for thread in [*self._busy]:
+                thread.join(max(0.0, deadline - time.monotonic()))
             self._loop.close()
 
     async def _serve_until_ended(self) -> None:
@@ -159,39 +157,12 @@ class Server:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse requests that do not come from the page."""
-        host = request.headers.get("Host", "")
-        if not self._is_own_name(host):
-            return _refusal(f"{host} is not this server: open the address that was printed")
-        origin = request.headers.get("Origin")
-        if origin is not None and origin.partition("://")[2] != host:
-            return _refusal(f"requests from {origin} are not allowed")
-        if not self._has_token(request):
-            text = "was used already" if "once" in request.query else "has no token, or a wrong one"
-            return _refusal(f"this address {text}: open the address that jobs.prompt printed")
+        reason = self._access.refusal(request)
+        if reason is not None:  # it may repeat what is no text
+            text = reason.encode(errors="replace").decode() + "\n"
+            return web.Response(status=403, text=text)
         self._connections.admit(request.transport)
         return await handler(request)
-
-    def _has_token(self, request: web.Request) -> bool:
-        """Return whether a request has the token, or what may be given once instead of it."""
-        once = request.query.get("once")
-        if once and request.path == "/" and request.method == "GET" and _equal(once, self._once):
-            self._once = None
-            return True
-        given = request.query.get("token") or request.cookies.get(self._cookie, "")
-        return _equal(given, self.token)
-
-    def _is_own_name(self, host: str) -> bool:
-        """Return whether a Host header names this machine, with any port: that of an SSH tunnel
-        may differ."""
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-        name = name.strip("[]").lower()
-        if name in self._names or self.host in _LOOPBACK:
-            return name in self._names
-        try:
-            ip_address(name)
-        except ValueError:
-            return False
-        return True  # DNS rebinding needs a name; an IP address is safe
 
     def _handler(self, call: Callable[..., Any], cached: str = "", **kinds: type) -> Handler:
         """Return a handler that calls a method of `Session` with the video's id.
@@ -209,7 +180,7 @@ class Server:
             if call is Session.preview:
                 values["gone"] = gone
             try:
-                found = await _in_thread(partial(call, self.session, video_id, **values))
+                found = await self._in_thread(partial(call, self.session, video_id, **values))
             except asyncio.CancelledError:
                 gone.set()
                 raise
@@ -220,8 +191,35 @@ class Server:
 
         return handle
 
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """Return what a call returns on a thread of its own."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def settle(found: T | None, error: BaseException | None) -> None:
+            if answer.done():  # the request was cancelled
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(found)  # type: ignore[arg-type]
+
+        def run() -> None:
+            found, failure = None, None
+            try:
+                found = call()
+            except BaseException as error:
+                failure = error
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                self._loop.call_soon_threadsafe(settle, found, failure)
+            self._busy.discard(thread)
+
+        thread = threading.Thread(target=run, name="prompt", daemon=True)
+        self._busy.add(thread)
+        thread.start()
+        return await answer
+
     async def _project(self, request: web.Request) -> web.Response:
-        videos = await _in_thread(self.session.videos)
+        videos = await self._in_thread(self.session.videos)
         reviewing = self.session.run is not None
         manifest = str(self.session.store.path)
         return web.json_response({"manifest": manifest, "review": reviewing, "videos": videos})
@@ -234,7 +232,7 @@ class Server:
             moved = web.Response(status=303, headers={"Location": "/"})
             # Lax, because a notebook, a page of another site, may link here. Requests that change
             # something are no GETs, and `_guard` checks their Origin.
-            moved.set_cookie(self._cookie, self.token, httponly=True, samesite="Lax")
+            moved.set_cookie(self._access.cookie, self.token, httponly=True, samesite="Lax")
             return moved
         files = {file.name: file for file in PAGE.iterdir() if file.suffix in _TYPES}
         file = files.get(name or "index.html")
@@ -276,16 +274,6 @@ def _failure(status: int, message: str) -> web.Response:
     return web.json_response({"error": message}, status=status)
 
 
-def _refusal(message: str) -> web.Response:
-    """Return the answer to a request that does not come from the page; its own text is no UTF-8."""
-    return web.Response(status=403, text=message.encode(errors="replace").decode() + "\n")
-
-
-def _equal(given: str, secret: str | None) -> bool:
-    given_bytes = given.encode(errors="replace")
-    return secret is not None and secrets.compare_digest(given_bytes, secret.encode())
-
-
 def _is_ours(record: logging.LogRecord) -> bool:
     """Return whether an error is worth a person's time; what is no HTTP was refused with 400."""
     refused = (HttpProcessingError, web.RequestPayloadError)
@@ -295,32 +283,6 @@ def _is_ours(record: logging.LogRecord) -> bool:
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add what protects the page to every response."""
     response.headers.update(_HEADERS)
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Return what a call returns on a thread of its own, which ends with the process."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def settle(found: T | None, error: BaseException | None) -> None:
-        if answer.done():  # the request was cancelled
-            return
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(found)  # type: ignore[arg-type]
-
-    def run() -> None:
-        found, failure = None, None
-        try:
-            found = call()
-        except BaseException as error:
-            failure = error
-        with suppress(RuntimeError):  # the server has ended meanwhile
-            loop.call_soon_threadsafe(settle, found, failure)
-
-    threading.Thread(target=run, name="prompt", daemon=True).start()
-    return await answer
 
 
 def _listening(host: str, port: int) -> socket.socket:

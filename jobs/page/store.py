@@ -31,6 +31,8 @@ NEW_COLUMNS = (
 )  # fmt: skip
 """Columns of a new manifest; other columns are added when they are needed."""
 
+_PATIENCE = 5.0  # seconds at the end for a change that is being saved
+
 
 class StaleError(Exception):
     """The rows were changed after the revision that a change was made for; nothing was saved."""
@@ -76,8 +78,14 @@ class Store:
             raise
 
     def close(self) -> None:
-        """Release the lock, so that another process can open the manifest."""
+        """Release the lock, so that another process can open the manifest.
+
+        A change that is being saved is awaited, but not for ever: a disk may not answer.
+        """
+        saved = self._lock.acquire(timeout=_PATIENCE)
         self._journal.close()
+        if saved:
+            self._lock.release()
 
     @property
     def videos(self) -> dict[str, Record]:
