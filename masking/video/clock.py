@@ -32,6 +32,7 @@ class Clock:
         """Timestamp that would be time 0, of each recording."""
         self._back, self._gap = _BACK / unit, _GAP / unit if gaps else None
         self._step = max(1, round(1 / rate / unit)) if rate else 1
+        self._unstamped = 0
         self._before: tuple[int, int] | None = None
         self._last: tuple[int, int] | None = None
 
@@ -40,7 +41,12 @@ class Clock:
         if self._last is not None:
             self._follow(stamp, *self._last)
         self._before, self._last = self._last, (stamp, self.zeros[-1])
+        self._unstamped = 0
         return stamp - self.zeros[-1]
+
+    def skip(self) -> None:
+        """Count a frame without a timestamp, as MPEG program streams have them."""
+        self._unstamped += 1
 
     def _follow(self, stamp: int, last: int, zero: int) -> None:
         step = stamp - last
@@ -50,8 +56,9 @@ class Clock:
                 if old != zero:
                     self.zeros.pop()
                 return
-        if step < -self._back or (self._gap is not None and step > self._limit()):
-            self.zeros.append(stamp - (last - zero) - self._step)
+        back = step < -self._back or (step <= 0 and self._unstamped * self._step > self._back)
+        if back or (self._gap is not None and step > self._limit()):
+            self.zeros.append(stamp - (last - zero) - self._step * (1 + self._unstamped))
         elif step > 0:
             self._step = step
 

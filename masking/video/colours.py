@@ -1,29 +1,34 @@
 """Decoded frames of any pixel format to RGB in display orientation."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from masking.images.arrays import Pixels
-from masking.video.frame import Report
+from masking.images.depth import eight_bits
+from masking.video.frame import Report, bits_note
 from masking.video.orientation import Orientation, orientation_of
 
 HD_LINES = 720
 """Lines of pixels from which untagged video is BT.709, below BT.601, as in video players."""
 _HDR = {16: "PQ", 18: "HLG"}  # colour transfers of ITU-T H.273
 _UNTAGGED = 2
+DEEP = ("gray16le", "gray16be", "rgb48le", "rgb48be", "gbrp16le", "gbrp16be")
+"""FFmpeg's names of pixels of 16 bits, of which cameras often use 10 to 14."""
 
 
 class Converter:
     """Converts frames of any pixel format to RGB in display orientation."""
 
-    def __init__(self, report: Report) -> None:
-        """Take the report that notes go to."""
-        self.report = report
+    def __init__(self, report: Report, bits: Callable[[], int]) -> None:
+        """Take the report that notes go to, and how many of 16 bits the frames use."""
+        self.report, self._bits = report, bits
         self._reformatter = VideoReformatter()
         self.orientations: dict[int, Orientation] = {}
         """Orientations by PyAV's angle, which does not tell mirrored ones apart."""
@@ -33,11 +38,21 @@ class Converter:
         """Return a frame as (H, W, 3) uint8 RGB."""
         transfer = _HDR.get(int(raw.color_trc))
         image = self._mapped(raw, transfer) if transfer else None
+        if raw.format.name in DEEP:
+            image = self._deep(raw)
         if image is None:
             image = self._plain(raw)
         if raw.rotation not in self.orientations:  # the matrix is read where the angle changes
             self.orientations[raw.rotation] = orientation_of(raw, self.report)
         return self.orientations[raw.rotation].apply(image)
+
+    def _deep(self, raw: VideoFrame) -> Pixels | None:
+        """Show the bits that are used of 16, of cameras that have fewer; None: all are used."""
+        bits = self._bits()
+        if bits == 16:
+            return None
+        self.report.note(bits_note(bits))
+        return np.asarray(eight_bits(raw.to_ndarray(), bits).convert("RGB"))
 
     def _plain(self, raw: VideoFrame) -> Pixels:
         matrix = None

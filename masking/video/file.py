@@ -11,8 +11,9 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from masking.images.depth import used_bits
 from masking.video.clock import Clock
-from masking.video.colours import Converter
+from masking.video.colours import DEEP, Converter
 from masking.video.container import decoded_frames, jumps, note_streams, open_container, seek
 from masking.video.frame import Frame, Report, Timestamp, VideoError
 from masking.video.orientation import Orientation, orientation_of
@@ -34,7 +35,8 @@ class VideoFile:
         self._container, self._stream = open_container(path)
         self.rate = self._stream.average_rate or self._stream.guessed_rate
         self.codec = self._stream.codec_context.name
-        self._convert = Converter(self.report)
+        self._convert = Converter(self.report, self._used_bits)
+        self._bits = 0
 
     def close(self) -> None:
         """Free the decoder."""
@@ -90,6 +92,7 @@ class VideoFile:
                 if clock is None:
                     clock = self._first(raw, container, stream, report)
                 if raw.pts is None or raw.time_base is None:
+                    clock.skip()
                     yield None, raw
                     continue
                 recordings = len(clock.zeros)
@@ -116,6 +119,17 @@ class VideoFile:
                 report.note(f"the first {float(lost):.2f} s of the video do not decode")
         self.clock = Clock(raw.pts or 0, unit, self.rate, jumps(container))
         return self.clock
+
+    def _used_bits(self) -> int:
+        """Return how many of 16 bits all frames together use; the first call decodes them."""
+        if not self._bits:
+            self._bits = 8
+            container, stream = open_container(self.path)
+            with container:
+                for raw in decoded_frames(container, stream, Report()):
+                    if raw.format.name in DEEP and self._bits < 16:
+                        self._bits = max(self._bits, used_bits(raw.to_ndarray()))
+        return self._bits
 
     def seek(self, index: int, timestamps: Sequence[Timestamp], clean: bool) -> Iterator[Frame]:
         """Yield the frames from `index` on, from the key frame before it."""

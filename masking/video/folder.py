@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from masking.images.decode import ImageError, read_image
 from masking.images.stack import used_bits_of
-from masking.video.frame import Frame, Report, Timestamp, VideoError
+from masking.video.frame import Frame, Report, Timestamp, VideoError, bits_note
 
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Endings of the names of files that are frames of a folder."""
@@ -195,7 +195,7 @@ class ImageFolder:
         if not self._bits:
             self._bits = self._most_bits()
         if self._bits < 16:
-            self.report.note(f"the images use {self._bits} of 16 bits: these are shown as 8 bits")
+            self.report.note(bits_note(self._bits))
         return self._bits
 
     def _most_bits(self) -> int:

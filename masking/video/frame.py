@@ -51,6 +51,11 @@ class Report:
             self.notes.append(text)
 
 
+def bits_note(bits: int) -> str:
+    """Return the note of frames that use a part of 16 bits."""
+    return f"the frames use {bits} of 16 bits: these are shown as 8 bits"
+
+
 @dataclass(frozen=True)
 class Timestamp:
     """When a frame is shown, and whether decoding can start with it."""

@@ -158,6 +158,30 @@ def test_a_stack_of_12_bits_is_shown_in_8(tmp_path):
     assert np.array_equal(frames[1], shown)
 
 
+@pytest.mark.parametrize("bits", [12, 14, 16])
+@pytest.mark.parametrize("form", ["gray16le", "rgb48le"])
+def test_videos_of_16_bits_use_those_that_all_frames_use(tmp_path, bits, form):
+    """FFV1, as thermal cameras write it; the first frame is the darker one."""
+    shown = np.tile(np.linspace(0, 255, 64).astype(np.uint16), (48, 1))
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, form.replace("rgb48le", "gbrp16le")
+        for image in (shown // 8, shown, shown):
+            deep = image << (bits - 8)
+            deep = np.dstack([deep] * 3) if form == "rgb48le" else deep
+            frame = av.VideoFrame.from_ndarray(deep.astype(np.uint16), format=form)
+            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        container.mux(stream.encode(None))
+    with Video.open(tmp_path / "a.mkv") as video:
+        frames = [frame.image for frame in video]
+        noted = [note for note in video.report.notes if "of 16 bits" in note]
+        back = [frame.image for frame in video.backward(9)]
+    assert np.abs(frames[1].astype(int) - shown[..., None]).max() <= 1
+    assert np.abs(frames[0].astype(int) - shown[..., None] // 8).max() <= 1
+    assert np.array_equal(back[2], frames[0])
+    assert bool(noted) == (bits < 16)
+
+
 @pytest.mark.parametrize("name", ["cut.png", "cut.tif", "cut.bmp"])
 def test_a_picture_that_is_cut_off_is_an_error_of_its_own(tmp_path, name):
     Image.fromarray(picture(3)).save(tmp_path / name)

@@ -130,5 +130,10 @@ def test_a_clock_continues_at_restarts_but_not_at_odd_stamps():
     assert clock_of([0, 10, 9_000, 9_010]) == [0, 10, 9_000, 9_010]
     assert clock_of([0, 10, 9_000, 9_010], gaps=True) == [0, 10, 20, 30]
     assert clock_of([0, 10, 9_000, 20, 30], gaps=True) == [0, 10, 20, 20, 30]
+    clock = Clock(0, Fraction(1, 100), Fraction(10), gaps=False)
+    assert clock(0) == 0
+    for _ in range(9):  # as in a program stream of small frames
+        clock.skip()
+    assert clock(0) == 100
     slow = [0, 1_500, 3_000, 4_500]
     assert clock_of(slow, gaps=True, rate=Fraction(1, 15)) == slow
