@@ -26,7 +26,9 @@ class Fault:
     def __str__(self) -> str:
         place = self.place or (f"row {self.row}" if self.row else "")
         value = self.value if len(self.value) <= _SHOWN else f"{self.value[:_SHOWN]}..."
-        return f"{place and f'{place}: '}{self.column} is {value}; expected {self.expected}"
+        text = f"{place and f'{place}: '}{self.column} is {value}; expected {self.expected}"
+        # A terminal would obey some of the others, and cannot print lone surrogates.
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ManifestError(ValueError):
@@ -34,7 +36,7 @@ class ManifestError(ValueError):
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         """Take at least one fault."""
-        super().__init__(*faults)
+        super().__init__(faults)
         self.faults = tuple(faults)
 
     def __str__(self) -> str:

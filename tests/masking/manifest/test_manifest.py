@@ -2,11 +2,12 @@
 
 import io
 import json
+import pickle
 
 import pandas as pd
 import pytest
 
-from masking.manifest.faults import ManifestError
+from masking.manifest.faults import Fault, ManifestError
 from masking.manifest.formats.read import parse_table
 from masking.manifest.records import Table
 from masking.manifest.table import default_id, read_manifest
@@ -209,3 +210,12 @@ def test_names_that_no_video_has(changes, message):
 def test_text_of_ones_own_that_no_table_takes():
     _, faulty, _ = read_manifest(Table.of([ROWS[0] | {"camera": "\ud800"}]))
     assert str(faulty["a"][0]) == "row 1: camera is '\\ud800'; expected text that UTF-8 can encode"
+
+
+def test_faults_travel_between_processes_and_do_not_move_a_cursor():
+    error = ManifestError([Fault(1, "\x1b[2J", "\ud800", "a"), Fault(2, "x", "Straße\n", "b")])
+    assert (
+        str(pickle.loads(pickle.dumps(error)))
+        == str(error)
+        == ("row 1: \\x1b[2J is \\ud800; expected a\nrow 2: x is Straße\\n; expected b")
+    )
