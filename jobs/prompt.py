@@ -37,6 +37,7 @@ from jobs.run.device import choose_device
 from jobs.run.main import run_job
 from jobs.run.signals import Stop, background
 from jobs.storage.location import Location
+from jobs.storage.publish import sweep
 from jobs.weights.segmenter import announce, load_segmenter
 from masking.manifest.faults import ManifestError
 from masking.manifest.rows import object_faults, parse_rows, prompts
@@ -92,6 +93,7 @@ def start(config: PromptConfig) -> Server:
     except ManifestError as error:
         raise prompt_videos.manifest_error(out, error) from error
     try:
+        sweep(out.parent, deep=False)
         base = Location.parse(out.parent if config.root is None else config.root)
         clips = prompt_videos.join_clips(
             prompt_videos.clips_of(store.videos.values(), base), source.clips

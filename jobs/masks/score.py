@@ -13,6 +13,7 @@ from jobs.storage.location import Location
 from masking.images.decode import ImageError
 from masking.outputs.rows import frames_of
 from masking.outputs.score import Scores, Truth, read_mask, read_truth, scored_frames
+from masking.video.folder import is_frame
 
 _ROOTS = ("", "Annotations", "Annotations/480p")
 """Folders in which DAVIS keeps a folder for each video."""
@@ -34,9 +35,11 @@ def find_truth(truth: Location, video_id: str) -> Files:
         The files; empty if there are none.
 
     Raises:
-        ImageError: one is a link to nothing, so that its frame would be left out.
+        ImageError: one is a link to nothing, so that its frame would be left out; or the images are
+            no PNGs.
     """
     found: Files = {}
+    others: list[Location] = []
     for root in _ROOTS:
         folder = truth / root / video_id
         for path in folder.local_path.rglob("*.png") if folder.local_path else ():
@@ -47,14 +50,17 @@ def find_truth(truth: Location, video_id: str) -> Files:
         for file in folder.walk():
             object_id, _, name = file.path.rpartition("/")
             stem, _, ending = name.rpartition(".")
-            if ending.lower() != "png" or name.startswith("."):  # macOS writes ._00000.png
+            if not is_frame(name) or not (object_id or "0").isdecimal():
                 continue
-            if object_id and not object_id.isdecimal():
-                continue
-            found.setdefault(stem, {})[int(object_id or 0)] = folder / file.path
+            if ending.lower() == "png":
+                found.setdefault(stem, {})[int(object_id or 0)] = folder / file.path
+            else:
+                others.append(folder / file.path)
         if found:
-            break
-    return found
+            return found
+    if others:
+        raise ImageError(f"{others[0]} is no PNG; expected PNGs, which lose no labels")
+    return {}
 
 
 def match_frames(

@@ -57,14 +57,17 @@ def _machine_hash() -> str:
     return hashlib.sha256(machine().encode()).hexdigest()[:8]
 
 
-def sweep(folder: Path) -> None:
-    """Delete the temporary files below a local folder that no process can be writing any more.
+def sweep(folder: Path, deep: bool = True) -> None:
+    """Delete the temporary files in a local folder that no process can be writing any more.
 
     They are those of processes of this machine that have ended, and those of other machines, or of
-    earlier versions, that nobody has written to for `LONG_AGO`.
+    earlier versions, that nobody has written to for `LONG_AGO`. With `deep` also those in the
+    folders below.
     """
     here = _machine_hash()
-    for place, _, names in os.walk(folder):
+    for place, below, names in os.walk(folder):
+        if not deep:
+            below.clear()
         for name in names:
             found = _TEMPORARY_NAME.fullmatch(name)
             if found is not None:

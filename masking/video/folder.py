@@ -4,6 +4,7 @@ The index of a frame is its place in the natural order of the names. So a file t
 one too many, would shift every frame after it: a folder with a doubtful file is refused.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,7 +97,7 @@ def _check_names(frames: Sequence[str]) -> None:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(names[:_SHOWN]).encode(errors="backslashreplace").decode() + more
 
 
 def list_frames(path: Path) -> tuple[list[Path], list[str]]:
@@ -110,28 +111,31 @@ def list_frames(path: Path) -> tuple[list[Path], list[str]]:
         OSError: the folder cannot be listed.
     """
     try:
-        entries = {entry.name: entry for entry in path.iterdir()}
-        names, others = frames_among(name for name, entry in entries.items() if not _plain(entry))
-        files = [entries[name] for name in names]
-        if missing := [file for file in files if not file.is_file()]:
-            what = "a link to nothing" if missing[0].is_symlink() else "no file"
+        with os.scandir(path) as entries:  # which knows kinds without asking for each
+            kinds = {entry.name: _kind(entry) for entry in entries}
+        folders = {name for name, kind in kinds.items() if kind == "folder" and not is_frame(name)}
+        names, others = frames_among(kinds.keys() - folders)
+        if missing := [name for name in names if kinds[name] != "file"]:
+            what = "a link to nothing" if (path / missing[0]).is_symlink() else "no file"
             raise VideoError(
                 "not_a_video",
-                f"{missing[0].name} is {what}; a gap would shift all frames after it. Restore the"
-                f" file{'s' if len(missing) > 1 else ''} ({len(missing):,} of {len(files):,} are"
-                " missing), or delete the link",
+                f"{_listed(missing)}: {what}; a gap would shift all frames after it. Restore the"
+                " file, or delete what has its name",
             )
         for name in names:
             _check_utf8(name)
     except VideoError as error:
         raise VideoError("not_a_video", f"{path}: {error}") from None
-    folders = [f"{name}/" for name, entry in entries.items() if _plain(entry)]
-    return files, [*others, *sorted(name for name in folders if not name.startswith("."))]
+    shown = sorted(f"{name}/" for name in folders if not name.startswith("."))
+    return [path / name for name in names], [*others, *shown]
 
 
-def _plain(entry: Path) -> bool:
-    """Return whether an entry is a folder without the name of a frame."""
-    return entry.is_dir() and not is_frame(entry.name)
+def _kind(entry: "os.DirEntry[str]") -> str:
+    """Return file or folder, also for a link to one; empty for anything else."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    except OSError:  # a link to itself, or into a folder that may not be read
+        return ""
 
 
 def _check_utf8(name: str) -> None:

@@ -74,7 +74,7 @@ def test_every_fault_of_all_manifests_is_listed(clips, settings, tmp_path):
     assert "m.csv: row 1: x is '-3'; expected a number from 0" in faults
     assert "m.csv: row 2: uri is" in faults
     assert "lost.mp4'; expected a file or folder: it does not exist" in faults
-    assert "n.jsonl: row 1: object_id is 0" in faults
+    assert "n.jsonl: line 1: object_id is 0" in faults
 
 
 def test_a_worker_writes_what_mask_video_gives(clips, settings, tmp_path):
@@ -308,7 +308,7 @@ def test_a_folder_with_a_gap_is_a_fault_of_its_row(tmp_path):
     (tmp_path / "3.png").symlink_to("gone.png")
     (tmp_path / "m.csv").write_text(f"uri,object_id,frame,x,y\n{tmp_path},1,0,3,4\n")
     (fault,) = mask_plan.plan_batch([str(tmp_path / "m.csv")], None, "settings").faults
-    assert "3.png is a link to nothing; a gap would shift all frames after it" in fault
+    assert "3.png: a link to nothing; a gap would shift all frames after it" in fault
     (tmp_path / "3.png").unlink()
     (tmp_path / "3.heic").write_bytes(b"a picture")
     (fault,) = mask_plan.plan_batch([str(tmp_path / "m.csv")], None, "settings").faults

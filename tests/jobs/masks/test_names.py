@@ -109,6 +109,14 @@ def test_a_truth_with_other_names_is_matched_by_index(run, tmp_path, capsys):
     assert "true masks of 1 videos are matched by indices of frames" in capsys.readouterr().out
 
 
+def test_a_truth_of_jpegs_is_refused(run, tmp_path):
+    _, out, record, _ = run
+    (tmp_path / "clip").mkdir()
+    Image.new("L", (160, 96)).save(tmp_path / "clip/00000.jpg")
+    with pytest.raises(ImageError, match=r"00000\.jpg is no PNG; expected PNGs"):
+        score.score_video(named_table(out, record), "clip", Location.parse(tmp_path))
+
+
 def test_a_truth_that_has_neither_is_refused(run, tmp_path):
     _, out, record, _ = run
     labels = [*labels_of(out, record).values()]

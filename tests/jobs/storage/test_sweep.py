@@ -79,6 +79,7 @@ def test_other_files_are_never_deleted(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/link").symlink_to(elsewhere)
     publish.sweep(tmp_path / "run")
+    publish.sweep(tmp_path, deep=False)
     assert len(left(tmp_path)) == 3
     publish.sweep(tmp_path)
     assert left(tmp_path) == [".patchray-notes.txt", ".patchray-x.lock"]

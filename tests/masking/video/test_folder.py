@@ -47,13 +47,13 @@ def test_a_format_that_is_not_read_is_refused(tmp_path, name):
 def test_links_to_nothing_and_folders_called_like_frames_are_refused(tmp_path):
     folder = write(tmp_path / "a", *FRAMES)
     (folder / "0005.jpg").symlink_to(tmp_path / "gone.jpg")
-    assert "0005.jpg is a link to nothing; a gap would shift all frames after it" in refused(folder)
+    assert "0005.jpg: a link to nothing; a gap would shift all frames after it" in refused(folder)
     (folder / "0005.jpg").unlink()
     (folder / "0005.jpg").symlink_to(folder / "0005.jpg")
-    assert "0005.jpg is a link to nothing" in refused(folder)
+    assert "0005.jpg: a link to nothing" in refused(folder)
     (folder / "0005.jpg").unlink()
     (folder / "0005.jpg").mkdir()
-    assert "0005.jpg is no file" in refused(folder)
+    assert "0005.jpg: no file" in refused(folder)
 
 
 def test_a_name_that_is_not_utf8_is_refused(tmp_path):
