@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from masking.images.arrays import Bools, Pixels
 from masking.images.depth import deep_pixels, eight_bits, used_bits
+from masking.images.lfs import POINTER, is_pointer
 
 _NOT_STORAGE = {None, errno.EINVAL, errno.EOVERFLOW}
 """`errno` of Pillow's own errors, and of a seek to a place that a damaged file names."""
@@ -170,7 +171,12 @@ def _orientation(picture: Image.Image) -> int:
 def opened(source: bytes | Path) -> Image.Image:
     """Open an image, of which only the header is read."""
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    return Image.open(file, formats=FORMATS)
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        if is_pointer(source):
+            raise ImageError(f"the file {POINTER}") from None
+        raise
 
 
 def _rgb(picture: Image.Image) -> Pixels:

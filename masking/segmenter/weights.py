@@ -11,14 +11,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from masking.images.lfs import POINTER, is_pointer
+
 FILE = "model.safetensors"
 """Name of the weights in the folder of an export, which is export/ in the folder of a run."""
 LISTED = 5
 """Names that a message lists of each kind of fault."""
 _SHARED = 2
 """Bytes of all tensors, as a multiple of the file's: a few tensors may share their values."""
-_LFS = b"version https://git-lfs.github.com/spec/"
-"""How a file begins that Git LFS puts in place of a large one."""
 
 
 class SegmenterWeightsError(ValueError):
@@ -49,12 +49,8 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         SegmenterWeightsError: The file is damaged, or of another kind.
     """
-    with file.open("rb") as opened:
-        if opened.read(len(_LFS)) == _LFS:
-            raise SegmenterWeightsError(
-                f"{file} is a Git LFS pointer, which stands for the weights: fetch them with"
-                " `git lfs pull` in the repository, or download the file itself"
-            )
+    if is_pointer(file):
+        raise SegmenterWeightsError(f"{file} {POINTER}")
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, "pt") as opened:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from masking.images.decode import ImageError, exif_hint, read_image, shown
+from masking.images.lfs import POINTER, is_pointer
 from masking.training.coco_images import NotFoundError, find_images
 from masking.training.pair import Pair, Survey, check_room
 from masking.training.segmentation import brief, draw, fault_of, is_whole
@@ -69,7 +70,11 @@ class _CocoImage:
 def survey_coco(path: Path, result: Survey) -> None:
     """Add the images of a COCO file that show an object, and the faults of their annotations."""
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        if is_pointer(text):
+            result.faults.append(f"{path}: {POINTER}")
+            return
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         result.faults.append(f"{path}: not a JSON file that can be read: {error}")
         return

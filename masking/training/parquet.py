@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from masking.images.decode import nearest, read_image, read_labels
+from masking.images.lfs import POINTER, is_pointer
 from masking.images.masks import refuse_soft_edges
 from masking.training.pair import Pair, Survey, masks_of, vanished
 
@@ -158,6 +159,9 @@ def survey_parquet(path: Path, result: Survey, groups: RowGroups) -> None:
             if not wrong:
                 _survey_rows(path, file, result, groups)
     except UNREADABLE as error:
+        if path.is_file() and is_pointer(path):
+            result.faults.append(f"{path}: {POINTER}")
+            return
         reason = str(error).split("\n")[0][: 3 * _SHOWN] or type(error).__name__
         result.faults.append(f"{path}: not a Parquet file that can be read: {reason}")
 

@@ -236,3 +236,16 @@ def test_davis_endings_in_capitals(tmp_path):
     for folder, old, new in (("JPEGImages", "jpg", "JPG"), ("Annotations", "png", "PNG")):
         (tmp_path / folder / "a" / f"00000.{old}").rename(tmp_path / folder / "a" / f"00000.{new}")
     assert survey([tmp_path], ALL)[0].masks.shape == (3, H, W)
+
+
+def test_git_lfs_pointers_are_named_in_every_format(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 123\n"
+    for name in ("x.parquet", "x.json"):
+        (tmp_path / name).write_bytes(pointer)
+        with pytest.raises(ImageError, match=rf"{name}: is a Git LFS pointer.*git lfs pull"):
+            survey([tmp_path / name], ALL)
+    davis(tmp_path / "set", "", {"a/00000": labels(), "a/00001": labels()})
+    (tmp_path / "set/JPEGImages/a/00000.jpg").write_bytes(pointer)
+    (tmp_path / "set/Annotations/a/00001.png").write_bytes(pointer)
+    faulty = inspect(survey([tmp_path / "set"], ALL)).faults
+    assert [str(each).count("the file is a Git LFS pointer") for each in faulty.values()] == [1, 1]
