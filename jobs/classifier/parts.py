@@ -152,7 +152,7 @@ def _below(place: Location, may_hold: Callable[[str], bool] = lambda path: True)
     for path in sorted([*listing.files, *broken]):
         if shown(path) != path:
             listed.faults.append(f"{shown(path)}: a name that is not UTF-8; rename it")
-        key = str(real / Path(path).relative_to(place.local_path))
+        key = f"{real}{path.removeprefix(str(place.local_path))}"
         listed.files[key] = File(path, _state(Path(path)))
     return listed
 

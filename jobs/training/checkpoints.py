@@ -129,7 +129,7 @@ class Checkpoints:
         try:
             state = json.loads(parts["state.json"])
             weights, optimizer, average = (load_tensors(parts[file]) for file in _FILES[:3])
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, RecursionError, SafetensorError) as error:
             raise CheckpointError(f"{target} cannot be read: {error}") from error
         return Snapshot(listing["step"], weights, optimizer, state, average)
 

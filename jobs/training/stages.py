@@ -34,7 +34,7 @@ def _summary(path: Location) -> dict[str, Any] | None:
     """Read summary.json; None if it is absent or damaged: the run then writes it again."""
     try:
         found = json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.keys() >= _SUMMARIZED else None
 
