@@ -73,6 +73,8 @@ def _reason(error: FFmpegError | OSError, path: Path) -> str:
         return f"it takes more than {OPENING_S} s"
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS in place of the file; `git lfs pull` fetches the file"
     if head and head.translate(None, _TEXT) == b"":
         return "it is text; playlists and other lists of files are not read"
     if error.errno == errno.EINVAL:

@@ -89,6 +89,13 @@ def test_opening_has_a_time_limit(tmp_path, monkeypatch):
     assert time.monotonic() - started < 5
 
 
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n")
+    with pytest.raises(VideoError, match="git lfs pull"):
+        Video.open(path)
+
+
 def test_mask_video_refuses_a_list(tmp_path):
     secret = write_video(tmp_path / "secret.ts", 5)
     path = tmp_path / "list.mp4"
