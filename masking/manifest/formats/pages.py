@@ -1,46 +1,80 @@
-"""The sizes of a Parquet file's pages, as the pages themselves give them.
+"""How large the columns of a Parquet file are, read before a reader makes room for them.
 
-The description at the end of a file may say less than its pages hold, and a reader makes room for
-what the pages say. Each page begins with a header in Thrift's compact protocol.
+The description at the end of the file is read here because pyarrow's `RowGroupMetaData.column` ends
+the process if a description is damaged. It may also say less than the pages of a column hold, and
+a reader makes room for what the pages say. Both are in Thrift's compact protocol; the numbers of
+fields are those of `parquet.thrift`.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
-_UNCOMPRESSED, _COMPRESSED = 2, 3  # fields of a header: bytes
-_KINDS = (5, 7, 8)  # of a page with values, of distinct values, and with values in version 2
-_VALUES = 1  # of such a field: the number of values
-_DEEPEST = 8
-_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _STRUCT = 1, 2, 3, 7, 8, 12
+_MAGIC = b"PAR1"
+_BYTE_ARRAY = 6
+_PAGES = (5, 7, 8)  # the fields of a page's header by its kind; each has a field 1, the values
+_DEEPEST = 24
 
 
-def sizes(content: bytes, chunk: pq.ColumnChunkMetaData) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Chunk:
+    """A column in a group of rows."""
+
+    path: str
+    """Name of the column, with those of its parts after dots."""
+    is_text: bool
+    """Whether it holds text or bytes of any length."""
+    values: int
+    """Number of values."""
+    size: int
+    """Bytes, uncompressed."""
+    place: int
+    """Where it begins in the file."""
+    stored: int
+    """Bytes in the file."""
+
+
+def chunks(content: bytes) -> list[Chunk]:
+    """Return the columns of each group of rows, as the end of a file describes them.
+
+    Raises:
+        ValueError: there is no such description.
+    """
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    if content[-4:] != _MAGIC or begin < len(_MAGIC):
+        raise ValueError("it does not end as Parquet does; it may be cut off")
+    groups = _Reader(content, begin).struct().get(4, [])
+    try:
+        return [_chunk(column[3]) for group in groups for column in group[1]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("its description of columns is damaged") from error
+
+
+def _chunk(fields: dict[int, Any]) -> Chunk:
+    # A place of 0 means no page: a table without rows has no page with values.
+    places = [place for place in (fields[9], fields.get(11)) if place] or [0]
+    found = Chunk(
+        ".".join(part.decode() for part in fields[3]),
+        fields[1] == _BYTE_ARRAY,
+        fields[5], fields[6], min(places), fields[7],
+    )  # fmt: skip
+    if min(found.values, found.size, found.place, found.stored) < 0:
+        raise ValueError("a column of fewer than no values")
+    return found
+
+
+def sizes(content: bytes, chunk: Chunk) -> tuple[int, int]:
     """Return how many bytes and values the pages of a column have, uncompressed.
-
-    Args:
-        content: the whole file.
-        chunk: what the file says of the column in a group of rows.
 
     Raises:
         ValueError: there are no such pages.
     """
-    # An offset of 0 means no page: a table without rows has no page with values.
-    starts = [start for start in (chunk.data_page_offset, chunk.dictionary_page_offset) if start]
-    if not starts:
-        raise ValueError("a column without pages")
-    place = min(starts)
-    end = place + chunk.total_compressed_size
-    size = values = 0
-    while place < end:
+    place, size, values = chunk.place, 0, 0
+    while place < chunk.place + chunk.stored:
         reader = _Reader(content, place)
         header = reader.struct()
-        kinds = [header[kind] for kind in _KINDS if isinstance(header.get(kind), dict)]
-        counts = [
-            header.get(_UNCOMPRESSED),
-            header.get(_COMPRESSED),
-            *(k.get(_VALUES) for k in kinds),
-        ]
+        kinds = [header[kind] for kind in _PAGES if isinstance(header.get(kind), dict)]
+        counts = [header.get(2), header.get(3), *(kind.get(1) for kind in kinds)]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError("a page without sizes")
         size, values = size + counts[0], values + sum(counts[2:])
@@ -54,16 +88,16 @@ class _Reader:
     def __init__(self, content: bytes, place: int) -> None:
         self.content, self.place = content, place
 
-    def byte(self) -> int:
-        if not 0 <= self.place < len(self.content):
-            raise ValueError("a page is outside of the file")
-        self.place += 1
-        return self.content[self.place - 1]
+    def take(self, count: int) -> bytes:
+        begin, self.place = self.place, self.place + count
+        if not 0 <= begin <= self.place <= len(self.content):
+            raise ValueError("it refers to a place outside of the file")
+        return self.content[begin : self.place]
 
     def unsigned(self) -> int:
         found = 0
         for shift in range(0, 70, 7):
-            byte = self.byte()
+            byte = self.take(1)[0]
             found |= (byte & 127) << shift
             if byte < 128:
                 return found
@@ -76,27 +110,33 @@ class _Reader:
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """Return the fields of a struct by their numbers."""
         fields, number = dict[int, Any](), 0
-        if depth > _DEEPEST:
-            raise ValueError("a header too deep")
-        while (byte := self.byte()) != 0:
+        while byte := self.take(1)[0]:
             number = number + (byte >> 4) if byte >> 4 else self.signed()
-            fields[number] = self.value(byte & 15, depth)
+            kind = byte & 15
+            fields[number] = kind == 1 if kind in (1, 2) else self.value(kind, depth + 1)
         return fields
 
     def value(self, kind: int, depth: int) -> Any:
-        if kind in (_TRUE, _FALSE):
-            return kind == _TRUE
-        if kind == _BYTE:
-            return self.byte()
-        if kind < _DOUBLE:
-            return self.signed()
-        if kind == _DOUBLE:
-            self.place += 8
-        elif kind == _BINARY:
-            length = self.unsigned()
-            self.place += length
-        elif kind == _STRUCT:
-            return self.struct(depth + 1)
-        else:  # no header has lists or maps
-            raise ValueError(f"a header with a field of type {kind}")
-        return None
+        """Return a value of a type: a number, bytes, a list or a struct."""
+        if depth > _DEEPEST:
+            raise ValueError("too deep")
+        match kind:
+            case 1 | 2 | 3:
+                return self.take(1)[0]
+            case 4 | 5 | 6:
+                return self.signed()
+            case 7:
+                return self.take(8)
+            case 8:
+                return self.take(self.unsigned())
+            case 9 | 10:
+                return list(self.items(depth))
+            case 12:
+                return self.struct(depth)
+        raise ValueError(f"a value of type {kind}, which Parquet does not have")
+
+    def items(self, depth: int) -> Iterator[Any]:
+        byte = self.take(1)[0]
+        count = byte >> 4 if byte >> 4 < 15 else self.unsigned()
+        for _ in range(count):
+            yield self.value(byte & 15, depth + 1)

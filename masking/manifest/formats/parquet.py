@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from masking.manifest.columns import COLUMNS, column_faults
 from masking.manifest.faults import Fault, ManifestError
-from masking.manifest.formats.pages import sizes
+from masking.manifest.formats.pages import Chunk, chunks, sizes
 from masking.manifest.records import (
     BLANK,
     DEEPEST,
@@ -34,15 +35,19 @@ def read(content: bytes) -> Table:
         ManifestError: it has columns twice or nearly right, or is larger than a manifest may be.
         Exception: of many kinds, if it is no sound Parquet file.
     """
-    file = _open(content)
+    found = chunks(content)
+    texts = list({one.path for one in found if one.is_text})
+    most = len(content)  # no part of the file's description is larger than the file
+    file = pq.ParquetFile(
+        io.BytesIO(content), read_dictionary=texts,
+        thrift_string_size_limit=most, thrift_container_size_limit=most,
+    )  # fmt: skip
     names = [field.name for field in file.schema_arrow]
     if faults := column_faults(names):
         raise ManifestError(faults)
-    meta = file.metadata
-    _check_size(meta, content)
-    texts = [file.schema.column(i).path for i in range(meta.num_columns)
-             if file.schema.column(i).physical_type == "BYTE_ARRAY"]  # fmt: skip
-    table = _open(content, texts).read()
+    check_columns(file.metadata.num_columns)
+    _check_size(file.metadata.num_rows * file.metadata.num_columns, found, content)
+    table = file.read()
     columns = {
         name: _values(name, column, len(content))
         for name, column in zip(names, table.columns, strict=True)
@@ -56,30 +61,16 @@ def read(content: bytes) -> Table:
     )  # fmt: skip
 
 
-def _open(content: bytes, texts: list[str] | None = None) -> pq.ParquetFile:
-    most = max(len(content), 1)  # no part of the file's description is larger than the file
-    return pq.ParquetFile(
-        io.BytesIO(content), read_dictionary=texts,
-        thrift_string_size_limit=most, thrift_container_size_limit=most,
-    )  # fmt: skip
-
-
-def _check_size(meta: pq.FileMetaData, content: bytes) -> None:
+def _check_size(cells: int, found: Sequence[Chunk], content: bytes) -> None:
     size = len(content)
-    check_columns(meta.num_columns)
-    chunks = [
-        meta.row_group(group).column(column)
-        for group in range(meta.num_row_groups)
-        for column in range(meta.num_columns)
-    ]
-    check_cells(max(meta.num_rows * meta.num_columns, sum(one.num_values for one in chunks)), size)
-    _check_bytes("the table", sum(one.total_uncompressed_size for one in chunks), size)
-    pages = [sizes(content, one) for one in chunks]
+    check_cells(max(cells, sum(one.values for one in found)), size)
+    _check_bytes("the table", sum(one.size for one in found), size)
+    pages = [sizes(content, one) for one in found]
     _check_bytes("the table", sum(count for count, _ in pages), size)
     check_cells(sum(values for _, values in pages), size)
-    deep = [one.path_in_schema for one in chunks if one.path_in_schema.count(".") > 2 * DEEPEST]
+    deep = [one.path.count(".") for one in found if one.path.count(".") > 2 * DEEPEST]
     if deep:
-        value = f"nested in {deep[0].count('.')} levels"
+        value = f"nested in {deep[0]} levels"
         raise ManifestError([Fault(0, "a column", value, f"at most {DEEPEST} levels")])
 
 

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import io
 import tracemalloc
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from masking.manifest.faults import ManifestError
-from masking.manifest.formats.pages import sizes
+from masking.manifest.formats.pages import chunks, sizes
 from masking.manifest.formats.read import parse_table
 from masking.manifest.table import read_manifest
 
@@ -191,10 +192,23 @@ def test_pages_of_sound_files_are_counted(compression, version, dictionary):
         data_page_version=version, use_dictionary=dictionary, data_page_size=1000,
         write_page_index=dictionary, write_page_checksum=dictionary, row_group_size=3000,
     )  # fmt: skip
-    meta = pq.ParquetFile(io.BytesIO(content)).metadata
+    meta, found = pq.ParquetFile(io.BytesIO(content)).metadata, iter(chunks(content))
     for group in range(meta.num_row_groups):
         for number in range(meta.num_columns):
-            chunk = meta.row_group(group).column(number)
+            chunk, expected = next(found), meta.row_group(group).column(number)
+            assert chunk.path == expected.path_in_schema
+            assert chunk.is_text == (expected.physical_type == "BYTE_ARRAY")
+            assert chunk.values == expected.num_values
+            assert chunk.size == expected.total_uncompressed_size
             size, values = sizes(content, chunk)
-            assert chunk.num_values <= values <= 2 * chunk.num_values
-            assert 0 < chunk.total_uncompressed_size - size < 10_000  # the headers
+            assert chunk.values <= values <= 2 * chunk.values
+            assert 0 < chunk.size - size < 10_000  # the headers
+
+
+def test_a_description_by_which_pyarrow_ends_the_process():
+    content = written({"uri": ["a"], "s": [{"a": [1]}]}, use_dictionary=False)
+    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for place in range(begin, begin + 100):  # the schema, which levels of values are counted by
+        changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        with suppress(ManifestError):
+            parse_table("m.parquet", changed)
