@@ -51,9 +51,8 @@ def mask_without_ray(monkeypatch):
             config.time_limit, **HERE,
         )  # fmt: skip
         records = [json.loads(worker({"work": work.to_json()})["record"]) for work in todo]
-        for record in records:
-            batch.publish(record, out, out / ".parts/token")
-        return records
+        publisher = batch.Publisher(out, out / ".parts/token")
+        return [publisher.publish(record) for record in records]
 
     monkeypatch.setattr(mask, "mask_all", mask_all)
     monkeypatch.setattr(mask.connect, "connect", nullcontext)

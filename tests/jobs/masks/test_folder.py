@@ -235,6 +235,26 @@ def test_a_file_where_a_folder_is_needed_costs_that_video_at_once(run, monkeypat
     assert "day/clip" in read_markers(out)
 
 
+def test_a_folder_in_the_way_is_one_row_and_the_next_start_masks_it(
+    clips, tmp_path, monkeypatch, capsys
+):
+    mask_without_ray(monkeypatch)
+    rows = [f"{clips}/c0.mp4,{video_id},1,0,30,40" for video_id in ("day/a", "b")]
+    (tmp_path / "m.csv").write_text("\n".join(["uri,video_id,object_id,frame,x,y", *rows]) + "\n")
+    flags = ["--manifest", str(tmp_path / "m.csv"), "--out", str(tmp_path / "out")]
+    (tmp_path / "out/masks").mkdir(parents=True)
+    (tmp_path / "out/masks/day").write_bytes(b"not ours")
+    assert mask.main([*flags, "--precision", "float32"]) == 1
+    said = capsys.readouterr().out
+    assert "done: 1 ok, 0 partial, 1 failed" in said
+    assert "failed: day/a: storage: the masks cannot be published" in said
+    (tmp_path / "out/masks/day").unlink()
+    assert mask.main([*flags, "--precision", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert "2 videos, 2 objects, 1 videos done, 0 with faults" in said
+    assert "done: 2 ok, 0 partial, 0 failed" in said
+
+
 def test_a_video_without_a_marker_is_not_passed_over(run, settings, clips):
     out, _, records = run
     marker_place(out, records[0]["video_id"]).delete()
