@@ -62,7 +62,9 @@ class Store:
         self._rows: dict[str, list[Record]] = {}
         self._types: Types = {}
         check_writable(self._place.parent)
-        if path.exists() and not os.access(path, os.W_OK):
+        with explained("open", path):
+            is_closed = path.exists() and not os.access(path, os.W_OK)
+        if is_closed:
             raise StorageError(f"cannot write {path}: permission denied")
         self._journal = Journal(path)
         try:

@@ -249,3 +249,5 @@ def test_a_journal_that_is_no_file_is_said(tmp_path):
     (tmp_path / "n.csv").mkdir()
     with pytest.raises(StorageError, match=r"cannot read .*n\.csv"):
         Store(tmp_path / "n.csv")
+    with pytest.raises(StorageError, match=r"cannot open .*File name too long"):
+        Store(tmp_path / f"{'n' * 300}.csv")
