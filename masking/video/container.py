@@ -15,6 +15,7 @@ from av.format import Flags
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
+from masking.images.lfs import POINTER, is_pointer
 from masking.video.frame import Report, VideoError
 
 MAX_PIXELS = 1 << 27
@@ -71,10 +72,10 @@ def open_input(path: Path) -> InputContainer:
 def _reason(error: FFmpegError | OSError, path: Path) -> str:
     if isinstance(error, av.error.ExitError):
         return f"it takes more than {OPENING_S} s"
+    if is_pointer(path):
+        return f"it {POINTER}"
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS in place of the file; `git lfs pull` fetches the file"
     if head and head.translate(None, _TEXT) == b"":
         return "it is text; playlists and other lists of files are not read"
     if error.errno == errno.EINVAL:
