@@ -47,6 +47,7 @@ from jobs.sweep.tuner import run_trials
 from jobs.weights.classifier import load_weights
 from vit.data import sets
 from vit.data.decode import DataError
+from vit.data.reader import some
 from vit.search import Dimension, Sample, SearchError, size, space
 from vit.weights import WeightsError
 
@@ -117,8 +118,11 @@ def check(config: TuneConfig, out: Location) -> tuple[SweepPlan, tuple[Dimension
     print(
         "space: " + "; ".join(f"{each.name} {each}" for each in dimensions) + "\n"
         f"a whole trial: {plan.trial_budget:.3g} {unit};"
-        f" data: {summary.train:,} train, {summary.val:,} val"
+        f" data: {summary.train:,} train, {summary.val:,} val;"
+        f" {len(summary.classes)} classes ({', '.join(some(summary.classes, 10))})"
     )
+    for note in summary.notes:
+        print(note)
     if config.scheduler != "none" and not config.optim.ema_half_life:
         print("optim.ema_half_life is 0: without averaged weights, early values are noisy")
     return plan, dimensions
