@@ -73,12 +73,12 @@ def _check_names(frames: Sequence[str]) -> None:
         core = _FRAME.sub("", _BESIDE.sub("", stem)).strip(" ._-")
         base = _COPY.sub("", stem)
         other = cores.setdefault(core, name)
-        twin = stems[base] if base != stem and re.search(r"\d", base) and base in stems else None
-        if other != name and (
-            PurePath(other).stem == stem or _BESIDE.search(stem) or _BESIDE.search(other)
-        ):
+        twin = stems[stem]  # itself, unless another one differs in its ending only
+        if base in stems and re.search(r"\d", base):
+            twin = stems[base]
+        if other != name and (_BESIDE.search(stem) or _BESIDE.search(other)):
             twin = other
-        if twin is not None:
+        if twin != name:
             raise VideoError(
                 "not_a_video",
                 f"{twin} and {name}: by their names, two pictures of one frame; expected only"

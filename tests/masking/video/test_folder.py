@@ -87,6 +87,13 @@ def test_pairs_of_pictures_and_masks_are_refused():
         frames_among(["1_rgb.png", "1_depth.png"])
 
 
+def test_no_two_frames_have_the_same_name_without_its_ending():
+    with pytest.raises(VideoError, match=r"img1\.png and img1\.jpg"):
+        frames_among(["frame1.jpg", "img1.jpg", "img1.png"])
+    with pytest.raises(VideoError, match=r"cat\.png and cat\.jpg"):
+        frames_among(["cat.jpg", "cat.png"])
+
+
 def test_a_picture_without_a_number_among_numbered_frames_is_refused():
     with pytest.raises(VideoError, match=r"cover\.jpg: no number in the name, unlike the other 4"):
         frames_among([*FRAMES, "cover.jpg"])
