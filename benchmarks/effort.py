@@ -159,14 +159,16 @@ def measure(person: Person, masked: Masked) -> dict[str, Any]:
     }
 
 
-def loop(segmenter: Once, clip: Clip, rounds: int) -> dict[str, list[dict[str, Any]]]:
+def loop(
+    segmenter: Once, clip: Clip, rounds: int, ways: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
     """Return the figures of a sequence after each round, by the way that frames are chosen."""
     segmenter.forget()
     first = Person(clip)
     first.begin()
     masked = run(segmenter, first)
     found = {}
-    for way in WAYS:
+    for way in ways:
         person, now = Person(clip, [*first.rows]), masked
         history = [measure(person, now)]
         for _ in range(rounds):
@@ -182,7 +184,7 @@ def loop(segmenter: Once, clip: Clip, rounds: int) -> dict[str, list[dict[str, A
 def curves(found: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, list[dict[str, Any]]]:
     """Return the means over objects, and the sums, after each round."""
     result: dict[str, list[dict[str, Any]]] = {}
-    for way in WAYS:
+    for way in next(iter(found.values())):
         result[way] = []
         for rounds in zip(*(of[way] for of in found.values()), strict=True):
             clicks, obeyed = (sum(one[key] for one in rounds) for key in ("clicks", "obeyed"))
@@ -243,7 +245,7 @@ def plot(result: dict[str, list[dict[str, Any]]], title: str) -> bytes:
 
 def report(result: dict[str, list[dict[str, Any]]]) -> None:
     """Print a table by way and round."""
-    columns = [key for key in result["worst"][0] if key not in ("clicks", "obeyed")]
+    columns = [key for key in next(iter(result.values()))[0] if key not in ("clicks", "obeyed")]
     print(f"| frames by | round | clicks | obeyed | {' | '.join(columns)} |")
     print(f"| --- | --- {'| ---: ' * (len(columns) + 2)}|")
     for way, rows in result.items():
@@ -260,6 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sequences", nargs="*", default=[], help="some of its sequences")
     parser.add_argument("--weights", default="mini")
     parser.add_argument("--rounds", type=int, default=4, help="corrections of each video (4)")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, help="both, or one")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--plot", type=Path, help="write the curve there, as a PNG")
     options = parser.parse_args(argv)
@@ -267,9 +270,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     segmenter = Once(load_segmenter(options.weights, torch.device("cpu")))
     found, started = {}, time.perf_counter()
     for clip in sequences(options.data, options.sequences):
-        found[clip.name] = loop(segmenter, clip, options.rounds)
+        found[clip.name] = loop(segmenter, clip, options.rounds, options.ways)
         after = {
-            way: f"{statistics.mean(rows[-1]['j_and_f']):.3f}"
+            way: " ".join(f"{statistics.mean(row['j_and_f']):.3f}" for row in rows)
             for way, rows in found[clip.name].items()
         }
         spent = time.perf_counter() - started

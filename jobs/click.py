@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -23,11 +23,20 @@ from jobs.run.main import run_job, working
 from jobs.run.submitted import refuse_relative
 from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import announce, load_segmenter
-from masking.images.arrays import Pixels
+from masking.images.arrays import Bools, Pixels
 from masking.images.decode import ImageError, read_image
+from masking.manifest.prompt import FramePrompt
 from masking.outputs.formats import mask_png, png_bytes
 from masking.outputs.overlay import draw_masks
-from masking.segmenter.sam import PromptError, Prompts, SegmenterWeightsError
+from masking.segmenter.sam import (
+    Embeddings,
+    PromptError,
+    Prompts,
+    Segmenter,
+    SegmenterWeightsError,
+)
+from masking.tracking.obeying import Clicks, obey_in_frame
+from masking.tracking.prompting import Prompter, Query
 
 SAMPLES = ("flower", "china")
 """Photographs that scikit-learn ships."""
@@ -88,16 +97,29 @@ def click(config: ClickConfig) -> None:
         raise ConfigError(f"--image {config.image} with --points and --labels: {error}") from error
     # One click may mean several things: choose the best of three masks. More clicks are clear.
     found = segmenter.decode(embeddings, prompts, "best" if len(labels) == 1 else "single")
-    mask = found.masks[0].cpu().numpy()
+    mask, score = found.masks[0].cpu().numpy(), float(found.scores[0, 0])
+    places, kinds = np.array(config.points, np.float32), np.array(labels, np.int64)
+    if Clicks.at(places, kinds, embeddings.frame_size).disobeyed(mask[0]).any():
+        mask[0], score = obeying(segmenter, embeddings, FramePrompt(places, kinds))
     drawn = draw_masks(image, mask, [config.points], [labels])
     with working():
         Location.parse(config.out).write_bytes(png_bytes(Image.fromarray(drawn)))
         if config.mask is not None:
             Location.parse(config.mask).write_bytes(mask_png(mask[0]))
-    print(
-        f"{mask.mean():.1%} of the image, predicted IoU {found.scores[0, 0]:.2f}: "
-        + ", ".join(paths)
-    )
+    print(f"{mask.mean():.1%} of the image, predicted IoU {score:.2f}: " + ", ".join(paths))
+
+
+def obeying(
+    segmenter: Segmenter, embeddings: Embeddings, prompt: FramePrompt
+) -> tuple[Bools, float]:
+    """Return a mask (H, W) that obeys all clicks, as videos have on their prompted frames, and the
+    IoU that the segmenter predicts."""
+    prompter = Prompter(segmenter, embeddings)
+    query = cast(Query, prompter.prompted(0, prompt, None, prompt.points[:0]))
+    answer = prompter.answer_in_rounds([query])[0]
+    logits = segmenter.upsample(answer.logits.to(segmenter.device), embeddings.frame_size)
+    mask = obey_in_frame(logits.cpu().numpy(), prompt.points, prompt.labels) > 0
+    return mask, answer.predicted
 
 
 def refuse_same(config: ClickConfig) -> None:

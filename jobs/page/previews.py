@@ -1,8 +1,8 @@
 """Previews of the masks of clicks, made fast: frames are encoded ahead, and results are cached.
 
-A preview is a function of an object's clicks on a frame, in their order. The first click is decoded
-without a mask; each further one with all clicks up to it and the logits of the step before, as SAM
-was trained. Results of earlier steps are cached, so a new click costs one decoding.
+A preview is a function of an object's clicks on a frame, in their order. It is made as tracking
+makes the masks of prompted frames (`masking.tracking.prompting`): it is what a mask job would give,
+and obeys all clicks. Results are cached.
 """
 
 import threading
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 from jobs.page.frames import yield_to_others
 from masking.images.arrays import Bools, Pixels
+from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
-from masking.tracking.prompting import SURE
+from masking.tracking.obeying import obey_in_frame
+from masking.tracking.prompting import SURE, Prompter, Query
 
 T = TypeVar("T")
 Key = tuple[str, str, int]
@@ -228,46 +230,40 @@ class Previewer:
         before: Bools | None,
         gone: threading.Event,
     ) -> Preview | None:
-        size = embeddings.frame_size
-        logits = None if before is None else self._as_logits(before, size)
-        start = None if before is None else hash(before.tobytes())
-        score = 0.0
-        located = before is not None
-        for count in range(1, len(clicks) + 1):
-            if gone.is_set():
-                raise CancelledError
-            located = located or clicks[count - 1].label == 1
-            if not located:
-                continue
-            step = (key, start, tuple(clicks[:count]))
-            if step not in self._decoded:
-                self._decoded[step] = self._decode(embeddings, clicks[:count], logits)
-                while len(self._decoded) > _DECODED:
-                    self._decoded.popitem(last=False)
-            logits, score = self._decoded[step]
-        if logits is None or not clicks:
+        if not clicks or (before is None and not any(click.label for click in clicks)):
             return None
-        full = self.segmenter.upsample(torch.from_numpy(logits), size) > 0
-        return Preview(full.cpu().numpy(), score)
+        size = embeddings.frame_size
+        mask = None if before is None else self._as_logits(before, size)
+        prompt = self._prompt(size, clicks, mask)
+        step = (key, None if before is None else hash(before.tobytes()), tuple(clicks))
+        if step not in self._decoded:
 
-    def _decode(
-        self, embeddings: Embeddings, clicks: Sequence[Click], logits: Logits | None
-    ) -> tuple[Logits, float]:
+            def check() -> None:
+                if gone.is_set():
+                    raise CancelledError
+
+            prompter = Prompter(self.segmenter, embeddings, check)
+            start = None if mask is None else torch.from_numpy(mask)
+            query = cast(Query, prompter.prompted(0, prompt, start, prompt.points[:0]))
+            answer = prompter.answer_in_rounds([query])[0]
+            self._decoded[step] = (answer.logits.numpy(), answer.predicted)
+            while len(self._decoded) > _DECODED:
+                self._decoded.popitem(last=False)
+        logits, score = self._decoded[step]
+        full = self.segmenter.upsample(torch.from_numpy(logits), size).cpu().numpy()
+        return Preview(obey_in_frame(full, prompt.points, prompt.labels) > 0, score)
+
+    def _prompt(
+        self, size: tuple[int, int], clicks: Sequence[Click], mask: Logits | None
+    ) -> FramePrompt:
+        """Return clicks as a manifest has them; raises PromptError for one outside of the frame."""
         points = [click for click in clicks if click.corner is None]
         boxes = [(*(c.x, c.y), *c.corner) for c in clicks if c.corner is not None]
-        prompts = Prompts.of(
-            embeddings.frame_size,
-            [[(click.x, click.y) for click in points]],
-            [[click.label for click in points]],
-            boxes=[boxes[-1] if boxes else None],
-            mask_input=[logits],
-        )
-        # A single point is ambiguous, so the best of three masks is used; more clicks are not.
-        ambiguous = len(clicks) == 1 and not boxes and logits is None
-        found = self.segmenter.logits(embeddings, prompts)
-        outputs, scores = found[0][0], found[1][0]
-        best = 1 + int(scores[1:].argmax()) if ambiguous else 0
-        return outputs[best].float().cpu().numpy(), float(scores[best])
+        places = np.array([(click.x, click.y) for click in points], np.float32).reshape(-1, 2)
+        labels = np.array([click.label for click in points], np.int64)
+        box = np.array(boxes[-1], np.float32) if boxes else None
+        Prompts.of(size, [places], [labels], boxes=[box], mask_input=[mask])
+        return FramePrompt(places, labels, box)
 
     def _as_logits(self, mask: Bools, size: tuple[int, int]) -> Logits:
         """Return a mask (H, W) as the logits that a network would have predicted for it."""

@@ -187,11 +187,12 @@ class Expectation:
 
         None: the prompt does not say where the object is, and nothing else is known of it.
         """
-        mask = None
+        mask, tracked = None, None
         if prompt.role != "init" and track.state not in (None, "lost", "absent"):
             mask = sure_logits(self._expected(row, track))
+            tracked = self._followed(row, track)
         others = clicks_on_others(self.prompts, row)[: None if self.config.exclusive else 0]
-        return self.prompter.prompted(row, prompt, mask, others)
+        return self.prompter.prompted(row, prompt, mask, others, tracked)
 
     def _sought(self, row: int) -> Query | None:
         """Query a lost object by the place where memory expects it."""

@@ -46,6 +46,8 @@ class Query:
     """(P, 2) float32: carried points of the object, which its mask should hold."""
     prompt: FramePrompt | None = None
     """The person's prompt that the query comes from; None: it comes from the tracker."""
+    start: "Query | None" = None
+    """The tracker's query whose answer the prompt corrects; None: the prompt corrects no mask."""
     memory: Tensor | None = None
     """(MAPS, ...) what memory says, for segmenters with a part of their own for it
     (`masking.segmenter.matching.recalled`)."""
@@ -95,6 +97,20 @@ def clicks_on_others(prompts: Mapping[int, FramePrompt], row: int) -> Points:
     return points[~shared]
 
 
+def _again(query: Query, answer: Answer) -> Query:
+    """Return a query that starts from the last answer; a correction keeps to it, too."""
+    expected = None if query.expected is None else torch.sigmoid(answer.logits)
+    return replace(query, mask=answer.logits, expected=expected)
+
+
+def _with_start(query: Query) -> Query:
+    """Return a person's query with the points that the tracker gave before."""
+    if query.start is None:
+        return query
+    points = np.concatenate([query.start.points, query.points])
+    return replace(query, points=points, labels=np.concatenate([query.start.labels, query.labels]))
+
+
 class Prompter:
     """Prompts a segmenter for the objects of one frame."""
 
@@ -126,15 +142,11 @@ class Prompter:
             corrected = {i: self._corrected(queries[i], given[i], answers[i]) for i in open_queries}
             open_queries = {i: query for i, query in corrected.items() if query is not None}
         # At last once more with its own mask and no new click, SAM's way of refining.
-        refined = self.answer(
-            {
-                i: replace(q, mask=answers[i].logits)
-                for i, q in given.items()
-                if q.prompt is not None
-            }
-        )
+        by_person = [i for i, query in enumerate(queries) if query.prompt is not None]
+        refined = self.answer({i: _again(given[i], answers[i]) for i in by_person})
         answers |= {i: a for i, a in refined.items() if self._obeys(a, queries[i])}
-        left = {i: q for i, q in enumerate(queries) if self._disobeyed(answers[i], q).any()}
+        answers |= {i: Answer(answers[i].logits, answers[i].predicted) for i in by_person}
+        left = {i: q for i, q in enumerate(queries) if self._disobeyed(answers[i].logits, q).any()}
         answers |= self._insisted(left, answers)
         return [answers[i] for i in range(len(queries))]
 
@@ -148,8 +160,12 @@ class Prompter:
         """
         if not queries:
             return {}
-        again = [replace(query, mask=answers[i].logits) for i, query in queries.items()]
-        fresh = [replace(query, mask=None) for query in queries.values()]
+        full = {i: _with_start(query) for i, query in queries.items()}
+        again = [replace(query, mask=answers[i].logits) for i, query in full.items()]
+        fresh = [
+            replace(q, mask=None if q.box is not None or (q.labels == 1).any() else q.mask)
+            for q in full.values()
+        ]
         self._check()
         logits, scores = self._decode(again + fresh)
         found = {}
@@ -172,7 +188,7 @@ class Prompter:
         merits = [
             (
                 not self._is_sensible(answer),
-                int(self._disobeyed(answer, query).sum()),
+                int(self._disobeyed(answer.logits, query).sum()),
                 -answer.predicted - float(iou(answer.logits > 0, outputs[0] > 0)),
             )
             for answer in answers
@@ -206,10 +222,10 @@ class Prompter:
         }
 
     def _opening(self, query: Query) -> Query:
-        """Return the first round of a query: of a person's prompt the box or the first positive
-        click."""
-        if query.prompt is None:
-            return query
+        """Return the first round of a query: of a person's prompt the mask that it corrects, or
+        else the box or the first positive click."""
+        if query.prompt is None or query.start is not None:
+            return query.start or query
         first = np.flatnonzero(query.labels == 1)[: int(query.box is None)]
         return replace(query, points=query.points[first], labels=query.labels[first])
 
@@ -218,12 +234,13 @@ class Prompter:
         if query.prompt is None:
             return None
         known = (query.points[:, None] == given.points).all(axis=2).any(axis=1)
-        new = np.flatnonzero(self._disobeyed(answer, query) & ~known)[:1]
+        new = np.flatnonzero(self._disobeyed(answer.logits, query) & ~known)[:1]
         if not len(new):
             return None
         points = np.concatenate([given.points, query.points[new]])
         labels = np.concatenate([given.labels, query.labels[new]])
-        return replace(given, points=points, labels=labels, mask=answer.logits)
+        more = replace(given, points=points, labels=labels, prompt=query.prompt)
+        return _again(more, answer)
 
     def _alike(self, mask: Tensor, clicks: Clicks, number: int) -> Iterator[Bools]:
         """Yield what resembles a click, when it is wanted."""
@@ -239,14 +256,14 @@ class Prompter:
         scale = (self.scale, self.scale)
         return Clicks.at(points, labels, self.low_res, scale)
 
-    def _disobeyed(self, answer: Answer, query: Query) -> Bools:
-        """Mark (P,) positive clicks outside of a mask, and negative ones inside."""
-        wrong: Bools = (self.sample(answer.logits, query.points) > 0) != (query.labels == 1)
+    def _disobeyed(self, logits: Tensor, query: Query) -> Bools:
+        """Mark (P,) positive clicks outside of a mask (h, w), and negative ones inside."""
+        wrong: Bools = (self.sample(logits, query.points) > 0) != (query.labels == 1)
         return wrong
 
     def _obeys(self, answer: Answer, query: Query) -> bool:
         """Return whether a mask obeys all clicks and is not empty or nearly the whole frame."""
-        return self._is_sensible(answer) and not self._disobeyed(answer, query).any()
+        return self._is_sensible(answer) and not self._disobeyed(answer.logits, query).any()
 
     def _is_sensible(self, answer: Answer) -> bool:
         """Return whether a mask is neither empty nor nearly the whole frame."""
@@ -297,6 +314,8 @@ class Prompter:
             shares = [float((self.sample(x, query.carried) > 0).mean()) for x in logits]
             inside = torch.tensor(shares)
         value = scores + agreement + 0.5 * inside
+        if query.prompt is not None:  # above all, its clicks
+            value -= torch.tensor([3.0 * self._disobeyed(one, query).sum() for one in logits])
         best = int(value.argmax())
         mask = logits[best] > 0
         similarity = float(query.expected[mask].mean()) if mask.any() else 0.0
@@ -305,7 +324,12 @@ class Prompter:
         return Answer(logits[best].clone(), predicted, agreed, hit, similarity)
 
     def prompted(
-        self, row: int, prompt: FramePrompt, mask: Tensor | None, others: Points
+        self,
+        row: int,
+        prompt: FramePrompt,
+        mask: Tensor | None,
+        others: Points,
+        tracked: Query | None = None,
     ) -> Query | None:
         """Return the query of a person's prompt.
 
@@ -314,20 +338,34 @@ class Prompter:
             prompt: the prompt.
             mask: (h, w) logits of the mask that it corrects; None: it corrects none.
             others: (P, 2) points that belong to other objects.
+            tracked: the query of the tracker for that mask, if there is one.
 
         Returns:
             The query; None: the prompt does not say where the object is, and there is no mask.
         """
-        points, labels = prompt.points, prompt.labels
-        if not prompt.is_located:
-            if mask is None:
-                return None
-            middle = self.middle(self._without(torch.sigmoid(mask), points))
-            points = np.concatenate([points, middle])
-            labels = np.concatenate([labels, np.ones(len(middle), np.int64)])
-        points = np.concatenate([points, others])
-        labels = np.concatenate([labels, np.zeros(len(others), np.int64)])
-        return Query(row, points, labels, prompt.box, mask, prompt=prompt)
+        if not prompt.is_located and mask is None:
+            return None
+        points = np.concatenate([prompt.points, others])
+        labels = np.concatenate([prompt.labels, np.zeros(len(others), np.int64)])
+        query = Query(row, points, labels, prompt.box, mask, prompt=prompt)
+        if mask is None or prompt.box is not None:
+            return query
+        return replace(query, start=self._start(query, torch.sigmoid(mask), tracked))
+
+    def _start(self, query: Query, expected: Tensor, tracked: Query | None) -> Query:
+        """Return the tracker's query that a person's query corrects, without the points on what the
+        person takes away."""
+        right = self._without(expected, query.points[query.labels == 0])
+        middle = self.middle(right)
+        if tracked is None:
+            labels = np.ones(len(middle), np.int64)
+            return Query(query.row, middle, labels, mask=query.mask, expected=expected)
+        kept = (tracked.labels == 0) | (self.sample(right, tracked.points) > 0)
+        points, labels = tracked.points[kept], tracked.labels[kept]
+        if not (labels == 1).any():
+            points = np.concatenate([middle, points])
+            labels = np.concatenate([np.ones(len(middle), np.int64), labels])
+        return replace(tracked, points=points, labels=labels)
 
     def _without(self, expected: Tensor, points: Points) -> Tensor:
         """Return probabilities (h, w) that are 0 round points, as far as the nearest edge of what

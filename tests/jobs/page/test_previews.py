@@ -1,17 +1,20 @@
-"""Previews of clicks: in order, from the logits of the clicks before, encoded once."""
+"""Previews of clicks are what tracking makes of them; frames are encoded once."""
 
 import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import masking
 from jobs.page.previews import Click, Previewer
 from masking.segmenter.sam import PromptError
 from tests.moving import segmenter
 
 
-def test_a_click_goes_on_from_the_logits_of_those_before(clip):
+def test_clicks_are_decoded_as_tracking_does_and_once(clip, tmp_path):
     asked = []
     seeing = segmenter()
     plain = seeing.network.decode
@@ -31,17 +34,27 @@ def test_a_click_goes_on_from_the_logits_of_those_before(clip):
     for count in (1, 2, 3):
         found = preview(*clicks[:count])
         assert found.score == pytest.approx(0.95)
+        rows = [{"object_id": 1, "frame": 0} | vars(click) for click in clicks[:count]]
+        for row in rows:
+            del row["corner"]
+        Image.fromarray(image).save(tmp_path / "0.png")
+        job = next(masking.mask_video(tmp_path, rows, segmenter()))
+        assert np.array_equal(found.mask, job.masks[0])
         truth = labels == 1
         assert (found.mask & truth).sum() / (found.mask | truth).sum() > 0.8
-    assert [len(points[0]) for points, _ in asked] == [1, 2, 3]
+    assert [len(points[0]) for points, _ in asked] == [1] * 6  # later clicks are obeyed already
     assert asked[0][1] is None
     assert asked[1][1].max() > 0
     preview(*clicks)
     preview(clicks[0])
-    assert len(asked) == 3  # known
+    assert len(asked) == 6  # known
     assert preview(Click(90, 10, 0)) is None  # says nothing of where it is
     preview(Click(30, 40), before=labels == 1)
-    assert asked[-1][1].max() == pytest.approx(6, abs=0.1)  # the mask that is corrected
+    assert asked[-2][1].max() == pytest.approx(6, abs=0.1)  # the mask that is corrected
+    cut = preview(Click(30, 40), Click(34, 40, 0))
+    assert cut.mask[40, 30]
+    assert not cut.mask[40, 34]
+    assert preview(Click(30, 40, 0), before=labels == 1).mask[40, 30] == 0
     box = preview(Click(17, 27, 1, (44, 54)))
     assert box.mask[40, 30]
     with pytest.raises(PromptError, match="not in the frame"):

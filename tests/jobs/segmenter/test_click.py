@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -47,3 +48,32 @@ def test_the_same_file_in_s3_is_refused(capsys):
     argv = ["--image", "flower", "--points", "3", "4", "--out", "s3://b/x.png"]
     assert click.main([*argv, "--mask", "s3://b/x.png?region=eu-west-1"]) == 2
     assert "are the same file" in capsys.readouterr().err
+
+
+def test_all_clicks_are_obeyed(tmp_path):
+    Image.new("RGB", (64, 48), (90, 60, 0)).save(tmp_path / "photo.png")
+    argv = ["--image", f"{tmp_path}/photo.png", "--out", f"{tmp_path}/out.png"]
+    argv += [
+        "--points",
+        "10",
+        "10",
+        "13",
+        "10",
+        "50",
+        "40",
+        "52",
+        "40",
+        "--labels",
+        "1",
+        "0",
+        "1",
+        "0",
+    ]
+    assert click.main([*argv, "--mask", f"{tmp_path}/mask.png"]) == 0
+    mask = np.asarray(Image.open(tmp_path / "mask.png"))
+    assert [int(mask[y, x]) for x, y in ((10, 10), (13, 10), (50, 40), (52, 40))] == [
+        255,
+        0,
+        255,
+        0,
+    ]
