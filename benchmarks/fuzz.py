@@ -6,8 +6,9 @@
 
 Each module in `benchmarks/fuzzing/` is a kind: `attempt(random, folder)` makes an input in an empty
 folder and gives it to the reader, and `REFUSALS` are the exceptions by which this reader says that
-an input is bad. A fault is any other exception, a refusal without a message, more than `SECONDS`,
-more than `MEGABYTES` of additional memory, or the end of the process. An input depends on kind,
+an input is bad. A fault is any other exception, a refusal without a message, more than `SECONDS` of
+processor time or `HANGS` in all, more than `MEGABYTES` of additional memory, or the end of the
+process. An input depends on kind,
 seed and number alone, so `--only` repeats one with its traceback. Without `--kind` and `--inputs`
 the run takes a night: 10,000 inputs of each kind, 1,000 videos.
 """
@@ -36,7 +37,9 @@ from benchmarks import fuzzing
 from jobs.run.machine import hardware, versions
 
 SECONDS = 10
-"""What one input may take."""
+"""Processor time that one input may take."""
+HANGS = 60
+"""Seconds after which an input is ended, however busy the machine is."""
 MEGABYTES = 512
 """By how much one input may raise the largest memory of the process."""
 INPUTS = {"videos": 1000}
@@ -47,12 +50,13 @@ KINDS = sorted(module.name for module in pkgutil.iter_modules(fuzzing.__path__))
 
 
 class TooLongError(BaseException):
-    """An input took more than `SECONDS`; no reader may take it for an error of its own."""
+    """An input took more than `HANGS`; no reader may take it for an error of its own."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one input; `ends` is `read`, `refused` or `fault`."""
+    """What became of one input; `ends` is `read`, `refused` or `fault`, and the seconds are of
+    processor time."""
 
     number: int
     ends: str
@@ -68,10 +72,10 @@ def kind_of(name: str) -> ModuleType:
 
 def attempt(kind: str, seed: int, number: int) -> Result:
     """Make one input, give it to its reader and say what became of it."""
-    module, before, started = kind_of(kind), _largest(), time.perf_counter()
+    module, before, started = kind_of(kind), _largest(), time.process_time()
     ends, what = "read", ""
     try:
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _limit(SECONDS):
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, _limit(HANGS):
             module.attempt(Random(f"{kind} {seed} {number}"), Path(folder))
     except module.REFUSALS as error:
         ends, what = ("refused", "") if str(error).strip() else ("fault", "an empty message")
@@ -79,7 +83,7 @@ def attempt(kind: str, seed: int, number: int) -> Result:
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__} in {Path(place.filename).name}: {str(error)[:200]}"
         ends = "fault"
-    seconds, megabytes = time.perf_counter() - started, _largest() - before
+    seconds, megabytes = time.process_time() - started, _largest() - before
     if ends != "fault" and seconds > SECONDS:
         ends, what = "fault", f"{seconds:.0f} s"
     if ends != "fault" and megabytes > MEGABYTES:
@@ -107,7 +111,8 @@ def _limit(seconds: int) -> Iterator[None]:
 
 
 def _work(kind: str, seed: int, numbers: range, out: Connection) -> None:
-    attempt(kind, seed, -1)  # what is loaded once is not the first input's memory
+    attempt(kind, seed, -1)  # what is loaded once is not the first input's time and memory
+    out.send(None)
     for number in numbers:
         out.send(attempt(kind, seed, number))
 
@@ -121,13 +126,17 @@ def run(kind: str, seed: int, numbers: range) -> Iterator[Result]:
         worker = context.Process(target=_work, args=(kind, seed, chunk, theirs), daemon=True)
         worker.start()
         theirs.close()
-        done = 0
+        done, starting = 0, True
         try:
             while done < len(chunk):
-                # Starting takes a while; code that does not let signals through is ended from here.
-                if not ours.poll(6 * SECONDS):
+                # Code that does not let signals through is ended from here.
+                if not ours.poll(10 * HANGS if starting else 2 * HANGS):
                     raise EOFError
-                yield ours.recv()
+                result = ours.recv()
+                if starting:
+                    starting = False
+                    continue
+                yield result
                 done += 1
         except EOFError:
             worker.kill()

@@ -42,7 +42,7 @@ def test_each_kind_of_fault_is_noticed(planted, monkeypatch):
 
 
 def test_what_takes_too_long_is_ended(planted, monkeypatch):
-    monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz, "HANGS", 1)
     assert "more than 1 s" in planted(Kind(lambda: [None for _ in iter(int, 1)])).what
 
 
