@@ -134,7 +134,8 @@ def fault_list(faults: Sequence[str], unreadable: bool) -> str:
     remedy = "Correct them, or leave out their videos with --skip-invalid."
     if unreadable:
         remedy = "Correct them; --skip-invalid leaves out videos, not unreadable manifests."
-    title = f"{len(faults):,} faults in the manifests; nothing was started:"
+    count = f"{len(faults):,} fault{'s' * (len(faults) > 1)}"
+    title = f"{count} in the manifests; nothing was started:"
     return "\n".join([title, *faults, remedy])
 
 

@@ -63,7 +63,7 @@ def local_paths(paths: Sequence[str], longest: int) -> list[Path]:
 def _local_path(place: Location, longest: int) -> Path:
     if masked.is_run(place):
         return masked.as_pairs(place, longest)
-    if place.local_path is not None or not place.name.endswith(".json"):
+    if place.local_path is not None or not place.name.lower().endswith(".json"):
         return localize(place)
     folder, name = place.parent, place.name
     if folder.name == "annotations":  # COCO's own layout has the images beside this folder

@@ -173,7 +173,7 @@ def test_faults_stop_the_job_before_it_starts_and_check_only_checks(clips, tmp_p
         f"{tmp_path}/out",
     ]
     assert mask.main(flags) == 2
-    assert "1 faults in the manifests; nothing was started" in capsys.readouterr().err
+    assert "1 fault in the manifests; nothing was started" in capsys.readouterr().err
     assert mask.main([*flags, "--check", "--skip-invalid"]) == 0
     said = capsys.readouterr().out
     assert "1 videos, 1 objects, 0 videos done, 1 with faults" in said
