@@ -27,6 +27,8 @@ _LONGEST = 3600 * _CLOCK.denominator
 are stored in another order."""
 _FALLBACK_RATE = Fraction(25)
 """Frames per second where there are no timestamps, as in a folder of images."""
+_SLOWEST, _FASTEST = Fraction(1, 3600), 10_000
+"""Frames per second beyond which a header is damaged; no film could be written."""
 _VIDEO = {
     "overlay": ("libx264", "yuv420p", {"preset": "veryfast", "crf": "20"}),
     "cutout": ("prores_ks", "yuva444p10le", {"profile": "4444", "vendor": "apl0"}),
@@ -62,7 +64,8 @@ class Film:
         self._container = av.open(
             str(path.absolute()), "w", format="mov" if kind == "cutout" else "mp4"
         )
-        self._rate = (source and source.rate) or _FALLBACK_RATE
+        rate = None if source is None else source.rate
+        self._rate = rate if rate and _SLOWEST <= rate <= _FASTEST else _FALLBACK_RATE
         self._stream = cast(
             VideoStream, self._container.add_stream(codec, rate=self._rate, options=options)
         )
@@ -109,10 +112,11 @@ class Film:
         at = max(at, self._last + 1) if self._last >= 0 else max(at, 0)
         if at - self._last > _LONGEST:
             at = self._last + _LONGEST
-            self.notes.append(
-                f"the frame at {time_s:.0f} s is shown at {float(at * _CLOCK):.0f} s: no frame may"
-                " last longer than an hour"
+            note = (
+                "times of the source that lie more than an hour apart are an hour apart in the film"
             )
+            if note not in self.notes:
+                self.notes.append(note)
         if image.shape[:2] != self._size:  # in a video whose size changes
             image = cv2.resize(image, self._size[::-1], interpolation=cv2.INTER_AREA)
         if image.shape[:2] != self._even:
