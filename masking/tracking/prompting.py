@@ -4,7 +4,7 @@ Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: P 
 of low-resolution logits. Tensors are on the host.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -18,7 +18,7 @@ from masking.images.arrays import Bools, Points
 from masking.images.geometry import deepest, iou
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
-from masking.tracking.obeying import Clicks, alike, disc_radius, obey
+from masking.tracking.obeying import Clicks, alike, component, disc_radius, obey
 
 SURE = 6.0
 """Logit of a cell that certainly belongs to an object; negated, of one that certainly does not."""
@@ -146,9 +146,35 @@ class Prompter:
         refined = self.answer({i: _again(given[i], answers[i]) for i in by_person})
         answers |= {i: a for i, a in refined.items() if self._obeys(a, queries[i])}
         answers |= {i: Answer(answers[i].logits, answers[i].predicted) for i in by_person}
+        answers |= self._elsewhere(queries, answers)
         left = {i: q for i, q in enumerate(queries) if self._disobeyed(answers[i].logits, q).any()}
         answers |= self._insisted(left, answers)
         return [answers[i] for i in range(len(queries))]
+
+    def _elsewhere(
+        self, queries: Sequence[Query], answers: Mapping[int, Answer]
+    ) -> dict[int, Answer]:
+        """Return better answers where a person clicked something apart from the mask that was
+        tracked: that may be something else altogether, and is tried by the clicks only."""
+        apart = [
+            i
+            for i, query in enumerate(queries)
+            if query.start is not None and self._is_apart(query, query.start, answers[i])
+        ]
+        if not apart:
+            return {}
+        alone = self.answer_in_rounds([replace(queries[i], start=None, mask=None) for i in apart])
+        found = dict(zip(apart, alone, strict=True))
+        return {i: one for i, one in found.items() if one.predicted >= answers[i].predicted}
+
+    def _is_apart(self, query: Query, start: Query, answer: Answer) -> bool:
+        """Return whether the clicked parts of a mask hold little of the mask that was tracked."""
+        if start.expected is None:
+            return False
+        clicks, old, now = self._clicks(query), (start.expected > 0.5).numpy(), answer.logits > 0
+        positive = clicks.places[clicks.labels == 1]
+        shares = [np.count_nonzero(component(now.numpy(), at) & old) for at in positive]
+        return bool(shares) and 2 * max(shares) < np.count_nonzero(old)
 
     def _insisted(
         self, queries: Mapping[int, Query], answers: Mapping[int, Answer]
