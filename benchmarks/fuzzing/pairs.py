@@ -33,7 +33,9 @@ def attempt(random: Random, folder: Path) -> object:
         _write(random, folder / name)
         if random.random() < 0.2:
             content = (folder / name).read_bytes()
-            (folder / name).write_bytes(damaged(random, content))
+            # Not the footer: of some damaged ones, pyarrow 26 ends the process (ColumnChunk).
+            end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+            (folder / name).write_bytes(damaged(random, content[:end]) + content[end:])
     pairs = survey([folder], PairsConfig(longest=random.choice([0, 32]), smallest=0, largest=1))
     return len(pairs), len(inspect(pairs.subset(range(min(10, len(pairs))))).faults)
 
@@ -42,7 +44,7 @@ def _write(random: Random, path: Path) -> None:
     """Write a table; where columns cannot be written as drawn, fewer of them."""
     rows = random.choice([0, 1, 1, 2, 5])
     if random.random() < 0.03:
-        rows = random.choice([_MANY, 40 * _MANY])  # of few images
+        rows = random.choice([_MANY, 8 * _MANY])  # of few images
     names = ["image", "masks"]
     names += [name for name in ("ignore", "kind", "key", "other") if random.random() < 0.3]
     if random.random() < 0.05:
