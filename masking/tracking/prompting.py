@@ -174,7 +174,7 @@ class Prompter:
         clicks, old, now = self._clicks(query), (start.expected > 0.5).numpy(), answer.logits > 0
         positive = clicks.places[clicks.labels == 1]
         shares = [np.count_nonzero(component(now.numpy(), at) & old) for at in positive]
-        return bool(shares) and 2 * max(shares) < np.count_nonzero(old)
+        return bool(shares and 2 * max(shares) < np.count_nonzero(old))
 
     def _insisted(
         self, queries: Mapping[int, Query], answers: Mapping[int, Answer]
