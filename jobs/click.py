@@ -36,7 +36,8 @@ from masking.segmenter.sam import (
     SegmenterWeightsError,
 )
 from masking.tracking.obeying import Clicks, obey_in_frame
-from masking.tracking.prompting import Prompter, Query
+from masking.tracking.prompting import Prompter
+from masking.tracking.query import Query
 
 SAMPLES = ("flower", "china")
 """Photographs that scikit-learn ships."""

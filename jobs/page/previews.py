@@ -24,7 +24,8 @@ from masking.images.arrays import Bools, Pixels
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
 from masking.tracking.obeying import obey_in_frame
-from masking.tracking.prompting import SURE, Prompter, Query
+from masking.tracking.prompting import Prompter
+from masking.tracking.query import SURE, Query
 
 T = TypeVar("T")
 Key = tuple[str, str, int]

@@ -18,7 +18,8 @@ from masking.manifest.prompt import FramePrompt
 from masking.segmenter.matching import recalled
 from masking.tracking import motion
 from masking.tracking.memory import Memory
-from masking.tracking.prompting import Prompter, Query, clicks_on_others, depths, sure_logits
+from masking.tracking.prompting import Prompter
+from masking.tracking.query import Query, clicks_on_others, depths, sure_logits
 from masking.tracking.state import NOTHING, VISIBLE, Scene, Track, TrackConfig, Tracker
 
 _DOUBTFUL = 0.3  # expected probability below which a point is taken to have left its object

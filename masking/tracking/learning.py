@@ -19,7 +19,8 @@ from masking.manifest.prompt import FramePrompt
 from masking.tracking import motion
 from masking.tracking.expectation import Expectation
 from masking.tracking.memory import Memory, Remembered, cell_shares
-from masking.tracking.prompting import Answer, Prompter, Query
+from masking.tracking.prompting import Prompter
+from masking.tracking.query import Answer, Query
 from masking.tracking.state import NOTHING, Scene, State, Track, TrackConfig, TrackedMasks, Tracker
 
 _KEEPS = 0.9  # share of the running means that stays from one trusted mask to the next

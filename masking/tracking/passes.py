@@ -39,7 +39,7 @@ from masking.tracking.masks import (
 from masking.tracking.memory import Memory
 from masking.tracking.obeying import obey_in_frame
 from masking.tracking.prefetch import prefetch_scenes
-from masking.tracking.prompting import Answer, clicks_on_others
+from masking.tracking.query import Answer, clicks_on_others
 from masking.tracking.snapshot import KeptMask, MaskingState
 from masking.tracking.state import NOTHING, TrackConfig, TrackedMasks, Tracker, begin
 from masking.tracking.step import advance

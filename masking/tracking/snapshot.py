@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from masking.tracking.memory import Memory, Remembered
-from masking.tracking.prompting import Answer
+from masking.tracking.query import Answer
 from masking.tracking.state import State, Track, Tracker
 
 _CLASS, _ARRAY = "class", "array"

@@ -16,7 +16,8 @@ from masking.segmenter.matching import compete
 from masking.segmenter.sam import Segmenter
 from masking.tracking.expectation import Expectation
 from masking.tracking.learning import Learning, is_trusted
-from masking.tracking.prompting import Answer, Prompter, Query
+from masking.tracking.prompting import Prompter
+from masking.tracking.query import Answer, Query
 from masking.tracking.state import Scene, TrackConfig, TrackedMasks, Tracker
 
 
@@ -89,8 +90,12 @@ def _sharing(
     every = [*answers, *given]
     if len(every) < 2 or not answers:
         return answers
-    lost = [q.prompt is None and expectation.tracks[q.row].state == "lost" for q in queries]
-    takes = ~torch.tensor([*lost, *(False for _ in given)])
-    rivals = takes.expand(len(every), -1) & ~torch.eye(len(every), dtype=torch.bool)
+    prompted = torch.tensor([*(q.prompt is not None for q in queries), *(True for _ in given)])
+    lost = torch.tensor(
+        [expectation.tracks[q.row].state == "lost" for q in queries] + [False] * len(given)
+    )
+    # A person's word counts: what a prompt shows gives way to what other prompts show alone.
+    rivals = torch.where(prompted[:, None], prompted, prompted | ~lost)
+    rivals &= ~torch.eye(len(every), dtype=torch.bool)
     shared = compete(torch.stack([answer.logits for answer in every]), rivals)[: len(answers)]
     return [replace(answer, logits=one) for answer, one in zip(answers, shared, strict=True)]

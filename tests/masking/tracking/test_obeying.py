@@ -9,7 +9,7 @@ from masking.manifest.prompt import FramePrompt
 from masking.segmenter.mini import Mini, MiniConfig
 from masking.segmenter.sam import Segmenter
 from masking.tracking import obeying
-from masking.tracking.prompting import clicks_on_others
+from masking.tracking.query import clicks_on_others
 from masking.tracking.snapshot import MaskingState
 from tests.moving import picture, segmenter
 

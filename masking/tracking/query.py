@@ -1,0 +1,92 @@
+"""The prompt of one object on a frame for the segmenter, and its answer.
+
+Points and boxes are in pixels of the frame, (x, y), origin top left. Shapes: P points, h x w pixels
+of low-resolution logits. Tensors are on the host.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masking.images.arrays import Points
+from masking.manifest.prompt import FramePrompt
+
+SURE = 6.0
+"""Logit of a cell that certainly belongs to an object; negated, of one that certainly does not."""
+_NONE = np.zeros((0, 2), np.float32)
+
+
+@dataclass(frozen=True)
+class Query:
+    """The prompt of one object for the segmenter, and what its outputs are compared with."""
+
+    row: int
+    """Number of the object, from 0."""
+    points: Points
+    """(P, 2) float32."""
+    labels: NDArray[np.int64]
+    """(P,): 1 on the object, 0 beside it."""
+    box: NDArray[np.float32] | None = None
+    """(4,) float32 x1, y1, x2, y2."""
+    mask: Tensor | None = None
+    """(h, w) float32 logits that the segmenter starts from."""
+    expected: Tensor | None = None
+    """(h, w) float32: the probability, from 0 to 1, that a cell belongs to the object."""
+    carried: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    """(P, 2) float32: carried points of the object, which its mask should hold."""
+    prompt: FramePrompt | None = None
+    """The person's prompt that the query comes from; None: it comes from the tracker."""
+    start: "Query | None" = None
+    """The tracker's query whose answer the prompt corrects; None: the prompt corrects no mask."""
+    memory: Tensor | None = None
+    """(MAPS, ...) what memory says, for segmenters with a part of their own for it
+    (`masking.segmenter.matching.recalled`)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The segmenter's output that was chosen for a query."""
+
+    logits: Tensor
+    """(h, w) float32."""
+    predicted: float
+    """IoU that the segmenter predicts."""
+    agreement: float = 1.0
+    """Soft IoU with the expected mask. Of a prompt, the IoU with the segmenter's own mask: 1,
+    unless that had to be cut or filled to obey a click."""
+    inside: float = 1.0
+    """Share of the carried points that lie in the mask."""
+    similarity: float = 1.0
+    """Mean of the expected probabilities inside the mask."""
+
+    @property
+    def area(self) -> float:
+        """Cells of the mask."""
+        return float((self.logits > 0).sum())
+
+
+def sure_logits(expected: Tensor) -> Tensor:
+    """Turn probabilities (h, w) into the logits that the segmenter is prompted with."""
+    return SURE * (2 * expected - 1)
+
+
+def depths(expected: Tensor) -> Tensor:
+    """Return the distances (h, w) in cells to the edge of an expected mask; 0 outside of it."""
+    inside = np.pad((expected > 0.5).numpy().astype(np.uint8), 1)
+    found = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return torch.from_numpy(found)
+
+
+def clicks_on_others(prompts: Mapping[int, FramePrompt], row: int) -> Points:
+    """Return the positive clicks (P, 2) of a frame on other objects than one, except those in a
+    pixel where a person clicked on the object, too."""
+    mine = prompts[row].points[prompts[row].labels == 1] if row in prompts else _NONE
+    others = [one.points[one.labels == 1] for other, one in prompts.items() if other != row]
+    points = np.concatenate([_NONE, *others])
+    shared = (np.floor(points)[:, None] == np.floor(mine)).all(axis=2).any(axis=1)
+    return points[~shared]
