@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -202,11 +202,38 @@ class Location:
         return self._entries(recursive=False)
 
     def walk(self) -> tuple[Entry, ...]:
-        """All files below this folder, sorted by path: of a file itself, of an absent one none."""
+        """All files below this folder, sorted by path: of a file itself, of an absent one none.
+
+        Links are followed, but each folder is listed once: a link to a folder above it has no end.
+        """
         info = self._info()
         if info.type == fs.FileType.File:
             return (Entry("", info.size, info.mtime_ns),)
-        return tuple(entry for entry in self._entries(recursive=True) if not entry.is_folder)
+        if self.is_s3:
+            return tuple(entry for entry in self._entries(recursive=True) if not entry.is_folder)
+        return tuple(sorted(self._local_files(), key=lambda entry: entry.path))
+
+    def _local_files(self) -> Iterator[Entry]:
+        """Yield the files below a local folder, in no order; real folders come before links."""
+        seen, folders, links = set[tuple[int, int]](), [""], list[str]()
+        while folders or links:
+            below = folders.pop() if folders else links.pop(0)
+            place = self / below if below else self
+            try:
+                state = Path(place.path).stat()
+            except OSError:  # absent, or removed meanwhile
+                continue
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            for entry in place.list():
+                path = f"{below}/{entry.path}" if below else entry.path
+                if not entry.is_folder:
+                    yield replace(entry, path=path)
+                elif Path(place.path, entry.path).is_symlink():
+                    links.append(path)
+                else:
+                    folders.append(path)
 
     def move(self, target: "Location") -> None:
         """Rename a file within the same storage; a file at `target` is replaced.

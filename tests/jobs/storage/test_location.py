@@ -341,3 +341,17 @@ def test_readers_see_old_or_new(place):
     reader.join()
     assert seen
     assert seen <= contents
+
+
+def test_a_folder_with_links_to_itself_is_walked_once(tmp_path):
+    inside = tmp_path / "top" / "a"
+    inside.mkdir(parents=True)
+    (inside / "x").write_bytes(b"1")
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "y").write_bytes(b"22")
+    for name, target in (("l", tmp_path / "top"), ("m", tmp_path / "top"), ("n", "../beside")):
+        (tmp_path / "top" / name).symlink_to(target)
+    (tmp_path / "top" / "gone").symlink_to("nowhere")
+    found = {entry.path: entry.size for entry in Location.parse(tmp_path / "top").walk()}
+    assert {"a/x": 1, "n/y": 2}.items() <= found.items()
+    assert set(found) <= {"a/x", "n/y", "gone"}
