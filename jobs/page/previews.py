@@ -231,6 +231,8 @@ class Previewer:
         before: Bools | None,
         gone: threading.Event,
     ) -> Preview | None:
+        if gone.is_set():  # also if somebody else has the same preview made
+            raise CancelledError
         if not clicks or (before is None and not any(click.label for click in clicks)):
             return None
         size = embeddings.frame_size

@@ -123,7 +123,7 @@ class Server:
         # Few connections are accepted at a time, so that those too many are closed in between;
         # more may wait.
         server = await self._loop.create_server(
-            self._connections, sock=self._socket, backlog=STRANGERS
+            self._connections, sock=self._socket, backlog=STRANGERS // 2
         )
         self._socket.listen(_WAITING)
         await self._ended.wait()
