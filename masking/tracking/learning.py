@@ -23,6 +23,7 @@ from masking.tracking.prompting import Prompter
 from masking.tracking.query import Answer, Query
 from masking.tracking.state import NOTHING, Scene, State, Track, TrackConfig, TrackedMasks, Tracker
 
+_PREDICTED = 0.6  # least IoU that a part trained on clips predicts for a trusted mask
 _KEEPS = 0.9  # share of the running means that stays from one trusted mask to the next
 _OTHER = 0.5  # IoU with the expected mask below which a prompted mask shows something else
 _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they show the same thing
@@ -30,8 +31,9 @@ _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they show 
 
 def is_trusted(config: TrackConfig, track: Track, answer: Answer) -> bool:
     """Return whether the mask of an answer passes the gate for a tracked object."""
+    least = _PREDICTED if answer.by_memory else 0.0
     return (
-        answer.predicted >= config.predicted * track.usual[0]
+        answer.predicted >= max(least, config.predicted * track.usual[0])
         and answer.agreement >= config.agreement * track.usual[1]
         and answer.inside >= config.inside
         and _has_grown_little(config, track, answer)

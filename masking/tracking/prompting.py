@@ -273,7 +273,8 @@ class Prompter:
         similarity = float(query.expected[mask].mean()) if mask.any() else 0.0
         predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
         # A copy: a view would keep all outputs in memory.
-        return Answer(logits[best].clone(), predicted, agreed, hit, similarity)
+        by_memory = query.memory is not None
+        return Answer(logits[best].clone(), predicted, agreed, hit, similarity, by_memory)
 
     def prompted(
         self,

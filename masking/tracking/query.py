@@ -63,6 +63,9 @@ class Answer:
     """Share of the carried points that lie in the mask."""
     similarity: float = 1.0
     """Mean of the expected probabilities inside the mask."""
+    by_memory: bool = False
+    """Whether the segmenter's part that follows objects gave it: its predicted IoU was learnt on
+    clips, and can be taken as it is."""
 
     @property
     def area(self) -> float:

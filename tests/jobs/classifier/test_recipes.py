@@ -44,6 +44,7 @@ def write_images(dataset, folder):
 OTHERS = {
     "mini_whole.yaml",
     "mini_once.yaml",
+    "mini_memory.yaml",
     "digits_sweep.yaml",
     "cifar10_sweep.yaml",
 }

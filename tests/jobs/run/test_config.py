@@ -63,8 +63,9 @@ def test_recipes_of_mini_are_used_by_their_path(recipe, monkeypatch):
 def test_recipes(recipe):
     """Every recipe parses, by its name too."""
     of = config_of(recipe, recipe.name)
-    by_name = read("--config", recipe.name, "--data", "d", of=of)
-    again = read("--config", recipe.stem, "--data", "d", of=of)
+    more = ("--clips", "d") if "--clips" in recipe.read_text() else ()
+    by_name = read("--config", recipe.name, "--data", "d", *more, of=of)
+    again = read("--config", recipe.stem, "--data", "d", *more, of=of)
     assert by_name == replace(again, config=recipe.name)
 
 

@@ -139,7 +139,7 @@ def test_bad_pairs_are_all_named_before_anything_starts(tmp_path, capsys):
         (["--frozen-stages", "0", "--encoder-lr", "0"], "scratch has no pretrained stages"),
         (["--val-images", "0"], "--val-images is 0; at least 1 is needed"),
         (["--weight-decay", "-1"], "--weight-decay is -1.0; at least 0 is needed"),
-        (["--lr", "nan"], "--lr is nan"),
+        (["--lr", "nan"], "--lr: nan is not a finite number"),
         (["--prompts.focal", "-1"], "prompts.focal is -1.0; at least 0 is needed"),
         (["--prompts.boxes", "0.8", "--prompts.stale", "0.9"], "at most 1 together"),
         (["--pairs.longest", "32"], "--pairs.longest is 32, less than"),
