@@ -165,10 +165,14 @@ def score(one: Clip, found: Bools) -> list[float]:
     ]
 
 
-def compare(segmenter: Once, one: Clip, count: int, middle: bool) -> dict[str, list[float]]:
+def compare(
+    segmenter: Once, one: Clip, count: int, middle: bool, ours_only: bool
+) -> dict[str, list[float]]:
     """Return J&F of each object, by method."""
     frame = len(one.truth) // 2 if middle else 0
     ours = carried(segmenter, one, frame, count, TrackConfig())
+    if ours_only:
+        return {"carried": score(one, ours)}
     stand = standing(segmenter, one, frame, count)
     return {
         "carried": score(one, ours),
@@ -201,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default="mini")
     parser.add_argument("--clicks", type=int, nargs="*", default=[1])
     parser.add_argument("--middle", action="store_true", help="one click on the middle frame, too")
+    parser.add_argument("--ours", action="store_true", help="without the simpler methods")
     parser.add_argument("--ablate", action="store_true", help="ideas switched off, at one click")
     parser.add_argument("--json", type=Path, help="write the result there")
     options = parser.parse_args(argv)
@@ -219,10 +224,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             for count in options.clicks:
                 name = f"{count} clicks on the first frame"
-                found.setdefault(name, {})[one.name] = compare(segmenter, one, count, False)
+                found.setdefault(name, {})[one.name] = compare(
+                    segmenter, one, count, False, options.ours
+                )
             if options.middle:
                 name = "1 click on the middle frame"
-                found.setdefault(name, {})[one.name] = compare(segmenter, one, 1, True)
+                found.setdefault(name, {})[one.name] = compare(
+                    segmenter, one, 1, True, options.ours
+                )
         print(f"{one.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     for name, results in found.items():
         report(name, results)

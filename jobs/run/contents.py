@@ -63,10 +63,14 @@ METRICS = {
     "val_accuracy": "share of the validation set classified correctly",
     "ema_loss": "`val_loss` of the averaged weights (`--optim.ema-half-life`)",
     "ema_accuracy": "`val_accuracy` of the averaged weights",
-    "train_iou_first": "segmenters: mean IoU after the first round of prompts",
-    "train_iou_last": "segmenters: mean IoU after the last round of prompts",
+    "train_iou_first": "segmenters: mean IoU after the first round of prompts; with --clips, on the"
+    " second frame of a clip",
+    "train_iou_last": "segmenters: mean IoU after the last round of prompts; with --clips, on the"
+    " last frame of a clip",
     "train_score_error": "segmenters: mean error of the predicted IoU",
     "val_miou_N": "segmenters: mean IoU after N simulated clicks (1, 3, 5)",
+    "val_iou": "segmenters, with --clips: mean IoU through the videos held back, from one click",
+    "ema_iou": "`val_iou` of the averaged weights",
     "val_clicks_to_85": "segmenters: mean number of clicks to an IoU of 0.85",
     "ema_miou_N": "`val_miou_N` of the averaged weights",
     "ema_clicks_to_85": "`val_clicks_to_85` of the averaged weights",
