@@ -68,9 +68,13 @@ class About:
             classes = tuple(found["classes"])
             if not all(isinstance(name, str) for name in classes):
                 raise TypeError("classes are not all text")
+            model = ModelConfig(**found["model"])
+            for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads"):
+                if type(getattr(model, name)) is not int:
+                    raise TypeError(f"model.{name} is not a whole number")
             return cls(
                 classes,
-                ModelConfig(**found["model"]),
+                model,
                 DatasetConfig(**{k: _tuple(v) for k, v in found["dataset"].items()}),
                 Numerics(**found["numerics"]),
                 found["checkpoint"],

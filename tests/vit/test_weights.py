@@ -189,6 +189,7 @@ def test_a_git_lfs_pointer_is_named(tmp_path):
         ({"classes": 3}, r"names 3 classes; the head of the weights beside it has a bias of shape"),
         ({"mlp_ratio": float("nan")}, "was not written by an export"),
         ({"depth": "x"}, "was not written by an export"),
+        ({"image_size": 1e300, "patch_size": 1}, "image_size is not a whole number"),
     ],
 )
 def test_a_model_json_of_another_size_is_refused_before_a_model_is_built(
