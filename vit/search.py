@@ -171,9 +171,9 @@ def _stepped(name: str, low: Any, high: Any, step: Any) -> tuple[Any, ...]:
     """List low, low + step, ..., up to high."""
     if step <= 0:
         raise SearchError(f"space: {name}: step {step} is not above 0")
+    if high - low >= step * MOST_VALUES:  # the quotient itself may be too large for a number
+        raise SearchError(f"space: {name}: the range has more than {MOST_VALUES:,} values")
     count = math.floor((high - low) / step + 1e-9) + 1
-    if count > MOST_VALUES:
-        raise SearchError(f"space: {name} would have {count:,} values; at most {MOST_VALUES:,}")
     exact = type(low) is int and type(step) is int
     return tuple(low + i * step if exact else float(f"{low + i * step:.12g}") for i in range(count))
 
