@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from jobs.page.frames import yield_to_others
 from masking.images.arrays import Bools, Pixels
 from masking.manifest.prompt import FramePrompt
+from masking.segmenter.matching import SURE
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
 from masking.tracking.obeying import obey_in_frame
 from masking.tracking.prompting import Prompter
-from masking.tracking.query import SURE, Query
+from masking.tracking.query import Query
 
 T = TypeVar("T")
 Key = tuple[str, str, int]

@@ -20,6 +20,8 @@ TEMPERATURE = 0.07
 """Difference of two cosines by which the weights of remembered cells differ by a factor of e."""
 RADIUS = 0.25
 """How far an object may move from a remembered frame, as a share of the map's longer side."""
+SURE = 6.0
+"""Logit of a cell that certainly belongs to an object; negated, of one that certainly does not."""
 MAPS = 5
 """Maps of an object from memory; `recalled` lists them."""
 FAR = -60.0
@@ -60,10 +62,21 @@ def weights(old: Tensor, new: Tensor, bias: Tensor) -> Tensor:
 def distances(grid: tuple[int, int], device: torch.device, radius: float = RADIUS) -> Tensor:
     """Return the (M, M) bias of pairs of cells: such that equal unit vectors have the weight 1, and
     cells farther apart than `radius`, as a share of the longer side, nearly 0."""
-    axes = (torch.arange(n, device=device).float() for n in grid)
-    y, x = (axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij"))
+    y, x = places(grid, device)
     far = torch.hypot(y[:, None] - y, x[:, None] - x) > radius * max(grid)
     return torch.where(far, FAR, -1 / TEMPERATURE)
+
+
+def places(grid: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the row and the column of each cell, (M,) float32 each."""
+    axes = (torch.arange(n, device=device).float() for n in grid)
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    return y.flatten(), x.flatten()
+
+
+def sure_logits(expected: Tensor) -> Tensor:
+    """Turn probabilities (..., h, w) into the logits that a decoder is prompted with."""
+    return SURE * (2 * expected - 1)
 
 
 def confidence(weight: Tensor) -> Tensor:

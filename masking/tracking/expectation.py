@@ -15,11 +15,11 @@ from torch import Tensor
 
 from masking.images.arrays import Bools, Points
 from masking.manifest.prompt import FramePrompt
-from masking.segmenter.matching import recalled
+from masking.segmenter.matching import recalled, sure_logits
 from masking.tracking import motion
 from masking.tracking.memory import Memory
 from masking.tracking.prompting import Prompter
-from masking.tracking.query import Query, clicks_on_others, depths, sure_logits
+from masking.tracking.query import Query, clicks_on_others, depths
 from masking.tracking.state import NOTHING, VISIBLE, Scene, Track, TrackConfig, Tracker
 
 _DOUBTFUL = 0.3  # expected probability below which a point is taken to have left its object

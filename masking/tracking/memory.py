@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masking.segmenter.matching import FAR, RADIUS, TEMPERATURE, distances
+from masking.segmenter.matching import FAR, RADIUS, TEMPERATURE, distances, places
 
 TILE = 6
 """Cells along the side of a tile: in larger tiles more pairs are compared for nothing, smaller ones
@@ -170,7 +170,7 @@ def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple
     On a GPU the whole map is one tile: there small products cost as much as large ones.
     """
     bias = distances(grid, device, math.inf if anywhere else RADIUS)
-    y, x = (axis.flatten() for axis in _places(grid, device))
+    y, x = places(grid, device)
     if device.type != "cpu":
         everything = torch.arange(len(y), device=device)
         return (_Tile(everything, everything, bias),)
@@ -181,12 +181,6 @@ def _tiles(grid: tuple[int, int], device: torch.device, anywhere: bool) -> tuple
         near = (bias[:, cells] > FAR).any(dim=1).nonzero()[:, 0]
         tiles.append(_Tile(cells, near, bias[near][:, cells]))
     return tuple(tiles)
-
-
-def _places(grid: tuple[int, int], device: torch.device) -> list[Tensor]:
-    """Return the rows and the columns of the cells, each (h, w) float32."""
-    axes = (torch.arange(n, device=device).float() for n in grid)
-    return list(torch.meshgrid(*axes, indexing="ij"))
 
 
 def cell_shares(logits: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -16,8 +16,6 @@ from torch import Tensor
 from masking.images.arrays import Points
 from masking.manifest.prompt import FramePrompt
 
-SURE = 6.0
-"""Logit of a cell that certainly belongs to an object; negated, of one that certainly does not."""
 _NONE = np.zeros((0, 2), np.float32)
 
 
@@ -71,11 +69,6 @@ class Answer:
     def area(self) -> float:
         """Cells of the mask."""
         return float((self.logits > 0).sum())
-
-
-def sure_logits(expected: Tensor) -> Tensor:
-    """Turn probabilities (h, w) into the logits that the segmenter is prompted with."""
-    return SURE * (2 * expected - 1)
 
 
 def depths(expected: Tensor) -> Tensor:

@@ -17,15 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masking.images.geometry import iou
-from masking.segmenter.matching import compete, distances, recalled, weights
+from masking.segmenter.matching import compete, distances, recalled, sure_logits, weights
 from masking.segmenter.mini import Mini
 from masking.segmenter.prompt_maps import Prompt
 from masking.training.clicks import PERTURB_DRAWS, corrective, perturb, random_clicks
 from masking.training.noise import mix, noise
 from masking.training.steps import PromptConfig, Trainee
 
-SURE = 6.0
-"""Logit of a cell that is expected to belong to an object with certainty."""
 _GIVEN, _CLICK, _STALE, _AWAY, _FIRST = 1, 2, 3, 4, 5
 _FRAMES = 100  # streams of random numbers of each frame, from the last on
 _POINT, _WRONG = 0.6, 0.04  # shares of tracked frames with a carried point, and with a wrong one
@@ -149,7 +147,8 @@ class _Following:
         per_clip = loss.new_zeros(self.clips).index_add(0, self.rows, loss)
         counts = loss.new_zeros(self.clips).index_add(0, self.rows, torch.ones_like(loss))
         total = (per_clip / counts.clamp(min=1)).sum()
-        sums = [total.detach(), *(self.clips * reached_ious[at].nanmean() for at in (0, -1))]
+        ious = (reached_ious[at].nanmean().nan_to_num() for at in (0, -1))  # none may be seen
+        sums = [total.detach(), *(self.clips * mean for mean in ious)]
         sums += [torch.stack(errors).mean() * self.clips, torch.full_like(total, self.clips)]
         return total, torch.stack(sums).double().detach()
 
@@ -233,7 +232,7 @@ class _Following:
         pointed = (kind < _POINT) & (seen | wrong)
         points, labels = self._pixels(at)[:, None], torch.where(pointed, 1, -1)[:, None]
         boxes = torch.full((n, 4), torch.nan, device=truth.device)
-        prompt = Prompt(points + 0.5, labels, boxes, SURE * (2 * expected - 1))
+        prompt = Prompt(points + 0.5, labels, boxes, sure_logits(expected))
         return self.part.decoder(self._of(frame), prompt, maps)
 
     def _loss(

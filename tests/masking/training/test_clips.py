@@ -163,4 +163,4 @@ def test_an_object_that_leaves_costs_no_more_than_one_that_stays(network):
     total, sums = follow(network, replace(given, labels=gone), PromptConfig())
     assert torch.isfinite(total)
     assert float(total) < 100
-    assert torch.isfinite(sums[[0, 3, 4]]).all()
+    assert torch.isfinite(sums).all()
