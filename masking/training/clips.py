@@ -102,8 +102,8 @@ class Film:
 
 def films(root: Path, names: Sequence[str] = ()) -> list[Film]:
     """Return the videos of a folder with JPEGImages and Annotations; of `names`, if given."""
-    found = []
-    for folder in sorted((root / "Annotations").iterdir()):
+    found, annotations = list[Film](), root / "Annotations"
+    for folder in sorted(annotations.iterdir()) if annotations.is_dir() else ():
         if folder.name.startswith(".") or (names and folder.name not in names):
             continue
         masks = sorted(folder.glob("*.png"))

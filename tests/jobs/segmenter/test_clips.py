@@ -123,8 +123,9 @@ def test_what_cannot_be_trained_on_is_refused(changes, reason, folder, tmp_path,
     assert reason in " ".join(capsys.readouterr().err.split())
 
 
-def test_clips_without_videos_are_refused(folder, tmp_path, capsys):
-    (tmp_path / "empty" / "Annotations").mkdir(parents=True)
+@pytest.mark.parametrize("inside", ["Annotations", "frames"])
+def test_clips_without_videos_are_refused(folder, tmp_path, capsys, inside):
+    (tmp_path / "empty" / inside).mkdir(parents=True)
     flags = ["--data", folder / "a.parquet", "--clips", tmp_path / "empty", "--out", tmp_path / "r"]
     assert main([*map(str, flags), "--batch-size", "2"]) == 2
     assert "has no videos; expected a folder with JPEGImages" in capsys.readouterr().err
