@@ -9,7 +9,7 @@ Shapes: B clips of T frames of S x S pixels, N objects of all clips, h x w cells
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from masking.segmenter.mini import Mini
 from masking.segmenter.prompt_maps import Prompt
 from masking.training.clicks import PERTURB_DRAWS, corrective, perturb, random_clicks
 from masking.training.noise import mix, noise
-from masking.training.steps import PromptConfig, Trainee
+from masking.training.steps import PromptConfig, Trainee, mask_loss
 
 _GIVEN, _CLICK, _STALE, _AWAY, _FIRST = 1, 2, 3, 4, 5
 _FRAMES = 100  # streams of random numbers of each frame, from the last on
@@ -240,17 +240,10 @@ class _Following:
     ) -> Tensor:
         """Return the loss (N,) of the answers on a frame."""
         target, weight = self.target[:, frame], self.weight[:, frame]
-        # Divided by the object's size on the first frame: on this one it may not be seen at all.
+        # Both sides count by the object's size on the first frame: it may not be seen on this one.
         area = (self.target[:, 0] * self.weight[:, 0]).sum(dim=(1, 2)).clamp(min=16)
-        p = torch.sigmoid(logits)
-        cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight
-        focal = ((p - target).square() * cross).sum(dim=(1, 2)) / area
-        overlap = (p * target * weight).sum(dim=(1, 2))
-        total = (p * weight).sum(dim=(1, 2)) + (target * weight).sum(dim=(1, 2))
-        dice = 1 - (2 * overlap + 1) / (total + 1)
-        config = self.config
-        masks = config.focal / 2 * focal + config.dice * dice
-        masks = masks + config.bce * cross.sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
+        config = replace(self.config, balance=0.0)
+        masks = mask_loss(logits[:, None], target, weight, config, area)[:, 0]
         coarse = F.adaptive_avg_pool2d(target, self.grid)
         share = maps[:, 0].float().clamp(1e-4, 1 - 1e-4)
         cross = -(coarse * share.log() + (1 - coarse) * (1 - share).log())

@@ -252,7 +252,13 @@ class _Prompting:
         return masks + self.config.iou * (scores - reached).square().sum(dim=1)
 
 
-def mask_loss(logits: Tensor, target: Tensor, weight: Tensor, config: PromptConfig) -> Tensor:
+def mask_loss(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    config: PromptConfig,
+    area: Tensor | None = None,
+) -> Tensor:
     """Return the loss of each mask: focal (Lin et al., 1708.02002), dice (Milletari et al.,
     1606.04797) and binary cross-entropy.
 
@@ -261,6 +267,7 @@ def mask_loss(logits: Tensor, target: Tensor, weight: Tensor, config: PromptConf
         target: (N, h, w) float32, the share of a cell that is the object.
         weight: (N, h, w) float32, the share of a cell that counts.
         config: the weights of the losses.
+        area: (N,) float32, the size of each object for the focal loss; None: that in the target.
 
     Returns:
         (N, M) float32.
@@ -271,6 +278,8 @@ def mask_loss(logits: Tensor, target: Tensor, weight: Tensor, config: PromptConf
     cross = F.binary_cross_entropy_with_logits(logits, t, reduction="none")
     focal = (p - t).square() * cross
     object_area, rest = (part.sum(dim=(2, 3)) + 1e-3 for part in (inside, outside))
+    if area is not None:
+        object_area = area[:, None]
     against = rest**config.balance * object_area ** (1 - config.balance)
     kinds = [
         (focal * part).sum(dim=(2, 3)) / area
