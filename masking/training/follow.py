@@ -1,7 +1,8 @@
 """One training step of the part of `mini` that follows objects through a clip.
 
-The masks of a clip's first frame are given, or come from simulated clicks. On each further frame
-memory is read, the decoder answers for all objects, which compete, and the answer is remembered.
+The masks of a clip's first frame are given, or come from simulated clicks; those of its last frame
+are known beforehand in some clips, as if a person had corrected it. On each further frame memory is
+read, the decoder answers for all objects, which compete, and the answer is remembered.
 Gradients pass through the decoder and through the keys with which memory is read, not through
 remembered masks.
 
@@ -28,6 +29,7 @@ _GIVEN, _CLICK, _STALE, _AWAY, _FIRST = 1, 2, 3, 4, 5
 _FRAMES = 100  # streams of random numbers of each frame, from the last on
 _POINT, _WRONG = 0.6, 0.04  # shares of tracked frames with a carried point, and with a wrong one
 _APART_STREAM, _APART = 7, 0.2  # stream and share of clips whose objects do not compete
+_ENDS_STREAM, _ENDS = 8, 0.25  # stream and share of clips whose last frame is known, too
 _EXPECTED = 1.0  # weight of the loss of what memory expects
 
 
@@ -113,6 +115,9 @@ class _Following:
         self.seeds = mix(batch.seeds)[self.rows] + numbers
         self.seeds = mix(self.seeds)
         self.bias = distances(self.grid, device)
+        ends = noise(mix(batch.seeds) + _ENDS_STREAM, 1)[:, :1] < _ENDS
+        self.last_known = ends[self.rows].float()  # (N, 1)
+        self.last_shares = self._pooled(self.target[:, -1])
         self.centred = self._noise(_FIRST, 1)[:, 0] < config.centred
         # Some objects are followed as if the others of their clip were not known.
         together = noise(mix(batch.seeds) + _APART_STREAM, 1)[:, 0] >= _APART
@@ -186,35 +191,31 @@ class _Following:
         return torch.where(kind < 0.7, given, torch.where(kind < 0.8, noisy, target))
 
     def _recall(self, frame: int, shares: list[Tensor]) -> Tensor:
-        """Return the maps from memory (N, MAPS, h / 2, w / 2): the first frame and the last two."""
-        remembered = sorted({0, *range(max(0, frame - 2), frame)})
-        new = self.keys[:, frame]
-        total_share = total_weight = torch.zeros((), device=new.device)
-        prompted = None
-        with torch.autocast(new.device.type, enabled=False):
-            for old in remembered:
-                pair = weights(self.keys[:, old], new, self.bias)  # (B, M, M)
-                share = torch.stack(
-                    [
-                        pair[row].T @ part
-                        for row, part in zip(self.rows.tolist(), shares[old], strict=True)
-                    ]
-                )
-                weight = pair.sum(dim=1)[self.rows]
-                total_share, total_weight = total_share + share, total_weight + weight
-                if prompted is None:
-                    prompted = (share, weight)
-        assert prompted is not None
-        mean = total_share / total_weight.clamp(min=1e-20)
+        """Return the maps from memory (N, MAPS, h / 2, w / 2): of the first frame, the last two,
+        and the clip's end where that is known."""
+        prompted, weight = self._resembling(frame, 0, shares[0])
+        if frame < self.frames - 1:
+            more, heavier = self._resembling(frame, self.frames - 1, self.last_shares)
+            prompted = prompted + self.last_known * more
+            weight = weight + self.last_known * heavier
+        total, total_weight = prompted, weight
+        for old in range(max(1, frame - 2), frame):
+            more, heavier = self._resembling(frame, old, shares[old])
+            total, total_weight = total + more, total_weight + heavier
+        mean = total / total_weight.clamp(min=1e-20)
         others = (self.rivals.float() @ mean).clamp(max=1)
-        parts = (
-            mean,
-            total_weight,
-            prompted[0] / prompted[1].clamp(min=1e-20),
-            prompted[1],
-            others,
-        )
+        parts = (mean, total_weight, prompted / weight.clamp(min=1e-20), weight, others)
         return recalled(*(part.unflatten(1, self.grid) for part in parts))
+
+    def _resembling(self, frame: int, old: int, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Return for each cell of a frame the sums (N, M) of the shares of the cells of an older
+        frame, times how much these resemble it, and of how much they do."""
+        new = self.keys[:, frame]
+        with torch.autocast(new.device.type, enabled=False):
+            pair = weights(self.keys[:, old], new, self.bias)  # (B, M, M)
+            rows = zip(self.rows.tolist(), shares, strict=True)
+            found = torch.stack([pair[row].T @ part for row, part in rows])
+            return found, pair.sum(dim=1)[self.rows]
 
     def _decode(self, frame: int, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, 1, h, w) and predicted IoU (N, 1) on a frame."""
