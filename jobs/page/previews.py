@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar, cast
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,11 +21,10 @@ from numpy.typing import NDArray
 from jobs.page.frames import yield_to_others
 from masking.images.arrays import Bools, Pixels
 from masking.manifest.prompt import FramePrompt
-from masking.segmenter.matching import SURE
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
+from masking.tracking.kinds import tracking_of
 from masking.tracking.obeying import obey_in_frame
-from masking.tracking.prompting import Prompter
-from masking.tracking.query import Query
+from masking.tracking.query import Answer
 
 T = TypeVar("T")
 Key = tuple[str, str, int]
@@ -131,7 +129,7 @@ class Previewer:
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Start the threads that use a segmenter."""
-        self.segmenter = segmenter
+        self.segmenter, self._tracking = segmenter, tracking_of(segmenter)
         # The newest request is of the frame on the screen; older ones are of frames left behind.
         self._requests = WorkQueue("preview", newest_first=True)
         self._ahead = WorkQueue("encode ahead", yielding=True)
@@ -237,8 +235,7 @@ class Previewer:
         if not clicks or (before is None and not any(click.label for click in clicks)):
             return None
         size = embeddings.frame_size
-        mask = None if before is None else self._as_logits(before, size)
-        prompt = self._prompt(size, clicks, mask)
+        prompt = self._prompt(size, clicks, before)
         step = (key, None if before is None else hash(before.tobytes()), tuple(clicks))
         if step not in self._decoded:
 
@@ -246,10 +243,7 @@ class Previewer:
                 if gone.is_set():
                     raise CancelledError
 
-            prompter = Prompter(self.segmenter, embeddings, check)
-            start = None if mask is None else torch.from_numpy(mask)
-            query = cast(Query, prompter.prompted(0, prompt, start, prompt.points[:0]))
-            answer = prompter.answer_in_rounds([query])[0]
+            answer = cast(Answer, self._tracking.answer(embeddings, prompt, before, check))
             self._decoded[step] = (answer.logits.numpy(), answer.predicted)
             while len(self._decoded) > _DECODED:
                 self._decoded.popitem(last=False)
@@ -258,7 +252,7 @@ class Previewer:
         return Preview(obey_in_frame(full, prompt.points, prompt.labels) > 0, score)
 
     def _prompt(
-        self, size: tuple[int, int], clicks: Sequence[Click], mask: Logits | None
+        self, size: tuple[int, int], clicks: Sequence[Click], before: Bools | None
     ) -> FramePrompt:
         """Return clicks as a manifest has them; raises PromptError for one outside of the frame."""
         points = [click for click in clicks if click.corner is None]
@@ -266,15 +260,6 @@ class Previewer:
         places = np.array([(click.x, click.y) for click in points], np.float32).reshape(-1, 2)
         labels = np.array([click.label for click in points], np.int64)
         box = np.array(boxes[-1], np.float32) if boxes else None
+        mask = None if before is None else before.astype(np.float32)
         Prompts.of(size, [places], [labels], boxes=[box], mask_input=[mask])
         return FramePrompt(places, labels, box)
-
-    def _as_logits(self, mask: Bools, size: tuple[int, int]) -> Logits:
-        """Return a mask (H, W) as the logits that a network would have predicted for it."""
-        h, w = self.segmenter.low_res(size)
-        scale = self.segmenter.mask_scale(size)
-        inner = (max(1, min(w, round(size[1] * scale))), max(1, min(h, round(size[0] * scale))))
-        share = cv2.resize(mask.astype(np.float32), inner, interpolation=cv2.INTER_AREA)
-        logits = np.full((h, w), -SURE, np.float32)
-        logits[: inner[1], : inner[0]] = SURE * (2 * share - 1)
-        return logits

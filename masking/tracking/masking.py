@@ -17,6 +17,7 @@ import torch
 from masking.manifest.plans import ObjectPlan, resolve
 from masking.manifest.rows import Row, read_rows
 from masking.segmenter.sam import Precision, Segmenter, load
+from masking.tracking.kinds import tracking_of
 from masking.tracking.masks import FrameMasks
 from masking.tracking.passes import Passes
 from masking.tracking.snapshot import MaskingState
@@ -55,7 +56,7 @@ class Masking:
         """
         # What runs is held by the generator of frames, and the generator by this object only. So
         # a run that is abandoned frees its threads at once, without the garbage collector.
-        self._passes = Passes(video, segmenter, plans, size, config, state)
+        self._passes = Passes(video, tracking_of(segmenter, config), plans, size, config, state)
         self._frames = self._passes.run()
         self.objects = self._passes.objects
 

@@ -25,9 +25,8 @@ from masking.images.geometry import iou
 from masking.images.masks import decode_rle, encode_rle
 from masking.manifest.plans import ObjectPlan
 from masking.manifest.prompt import FramePrompt
-from masking.segmenter.sam import Segmenter
-from masking.tracking import snapshot
 from masking.tracking.directions import Directions, prompted_range
+from masking.tracking.interface import Tracking
 from masking.tracking.masks import (
     FrameMasks,
     Mask,
@@ -36,13 +35,11 @@ from masking.tracking.masks import (
     forward_masks,
     logit_of,
 )
-from masking.tracking.memory import Memory
 from masking.tracking.obeying import obey_in_frame
 from masking.tracking.prefetch import prefetch_scenes
 from masking.tracking.query import Answer, clicks_on_others
 from masking.tracking.snapshot import KeptMask, MaskingState
-from masking.tracking.state import NOTHING, TrackConfig, TrackedMasks, Tracker, begin
-from masking.tracking.step import advance
+from masking.tracking.state import NOTHING, TrackConfig, TrackedMasks
 from masking.video.frame import Frame
 from masking.video.reader import Video
 
@@ -58,17 +55,17 @@ class Passes:
     def __init__(
         self,
         video: Video,
-        segmenter: Segmenter,
+        tracking: Tracking[Any, Any],
         plans: Sequence[ObjectPlan],
         size: tuple[int, int],
         config: TrackConfig,
         start: MaskingState | None,
     ) -> None:
         """Take the arguments of `Masking`; raises the same errors."""
-        self.video, self.segmenter, self.size, self.config = video, segmenter, size, config
+        self.video, self.tracking, self.size, self.config = video, tracking, size, config
         self.directions = [Directions(plan) for plan in plans]
         self.objects = tuple(plan.object_id for plan in plans)
-        self.made_of = _hash(segmenter, plans, size)
+        self.made_of = _hash(tracking, plans, size)
         if start is not None and start.made_of != self.made_of:
             raise ValueError(
                 "the state to resume from was made with other prompts, frames of another size or"
@@ -82,16 +79,14 @@ class Passes:
             tracker, kept, given, first = self._begun()
             frames = self.video.forward(first)
             for frame, scene in prefetch_scenes(
-                self.segmenter, frames, self.size, self._needs_forward
+                self.tracking, frames, self.size, self._needs_forward
             ):
                 found: list[Mask | None] = [None] * len(self.objects)
                 logits = np.full((len(self.objects), *frame.image.shape[:2]), NOTHING, "f4")
                 prompts = self._prompts(frame.index)
                 if scene is not None:
                     known = given.pop(frame.index, {})
-                    tracker, masks = advance(
-                        self.segmenter, self.config, tracker, scene, prompts, known
-                    )
+                    tracker, masks = self.tracking.advance(tracker, scene, prompts, known)
                     logits = self._full_size(masks, frame)
                     found = forward_masks(masks, logits)
                 self._merge(frame, found, logits, kept.pop(frame.index, None))
@@ -103,15 +98,14 @@ class Passes:
         finally:
             self.video.close()
 
-    def _begun(self) -> tuple[Tracker, Kept, Given, int]:
+    def _begun(self) -> tuple[Any, Kept, Given, int]:
         """Return where the forward pass starts: its tracker, the results of the passes before it,
         and its first frame."""
         if self.start is None:
             tracker, given = self._prompted()
             tracker, kept = self._backward(tracker, given)
             return tracker, kept, given, 0
-        memory = snapshot.moved(self.start.tracker.memory, self.segmenter.device)
-        tracker = replace(self.start.tracker, memory=memory)
+        tracker = self.tracking.resume(self.start.tracker)
         return tracker, dict(self.start.backward), dict(self.start.given), self.start.next_frame
 
     def _needs_forward(self, index: int) -> bool:
@@ -132,14 +126,14 @@ class Passes:
                 prompts[row] = FramePrompt(role="end")
         return prompts
 
-    def _prompted(self) -> tuple[Tracker, Given]:
+    def _prompted(self) -> tuple[Any, Given]:
         """Track from the first prompt to the last one.
 
         Returns:
             A tracker that remembers the prompted frames, and the answers to corrections. Nothing
             is remembered yet if no object is prompted on several frames.
         """
-        tracker, given = begin(len(self.objects)), Given()
+        tracker, given = self.tracking.begin(len(self.objects)), Given()
         span = prompted_range(self.directions)
         if span is None:
             return tracker, given
@@ -154,24 +148,24 @@ class Passes:
         )
         frames = self.video.forward(span[0])
         for frame, scene in prefetch_scenes(
-            self.segmenter,
+            self.tracking,
             frames,
             self.size,
             lambda index: self._is_prompted(index) or span[0] <= index <= corrected,
         ):
             if scene is not None:
                 if frame.index > corrected:  # the frames before it were left out
-                    tracker = _remembering(tracker)
+                    tracker = self.tracking.restart(tracker)
                 prompts = {
                     row: prompt
                     for row, prompt in self._prompts(frame.index).items()
                     if frame.index >= self.directions[row].first
                 }
-                tracker, masks = advance(self.segmenter, self.config, tracker, scene, prompts)
+                tracker, masks = self.tracking.advance(tracker, scene, prompts, {})
                 self._note_corrections(given, frame.index, masks)
             if frame.index >= span[1]:
                 break
-        return _remembering(tracker), given
+        return self.tracking.restart(tracker), given
 
     def _is_prompted(self, index: int) -> bool:
         """Return whether an object is prompted on a frame."""
@@ -184,7 +178,7 @@ class Passes:
                 answer = Answer(masks.logits[row].clone(), masks.scores[row], masks.quality[row])
                 given[index] = {**given.get(index, {}), row: answer}
 
-    def _backward(self, tracker: Tracker, given: Given) -> tuple[Tracker, Kept]:
+    def _backward(self, tracker: Any, given: Given) -> tuple[Any, Kept]:
         """Track backward, from the last prompt that needs it.
 
         Args:
@@ -201,7 +195,8 @@ class Passes:
         if not ranges:
             return tracker, kept
         first, last = min(span[0] for span in ranges), max(span[1] for span in ranges)
-        is_known = bool(tracker.memory and tracker.memory.prompted)
+        is_known = self.tracking.knows_prompts(tracker)
+        tracker = self.tracking.restart(tracker, backward=True)
 
         def needed(index: int) -> bool:
             return any(
@@ -209,13 +204,13 @@ class Passes:
             )
 
         frames = self.video.backward(last)
-        for frame, scene in prefetch_scenes(self.segmenter, frames, self.size, needed):
+        for frame, scene in prefetch_scenes(self.tracking, frames, self.size, needed):
             if frame.index < first:
                 break
             if scene is None:
                 continue
             prompts, known = self._backward_prompts(frame.index), given.get(frame.index, {})
-            tracker, masks = advance(self.segmenter, self.config, tracker, scene, prompts, known)
+            tracker, masks = self.tracking.advance(tracker, scene, prompts, known)
             self._note_corrections(given, frame.index, masks)
             found = forward_masks(masks, self._full_size(masks, frame))
             size = frame.image.shape[:2]
@@ -225,7 +220,9 @@ class Passes:
                 else None
                 for one, directions in zip(found, self.directions, strict=True)
             )
-        return (_remembering(tracker) if is_known or given else begin(len(self.objects))), kept
+        if is_known or given:
+            return self.tracking.restart(tracker), kept
+        return self.tracking.begin(len(self.objects)), kept
 
     def _backward_prompts(self, index: int) -> dict[int, FramePrompt]:
         """Return the prompts on a frame in the backward pass, by object."""
@@ -241,9 +238,9 @@ class Passes:
 
     def _full_size(self, masks: TrackedMasks, frame: Frame) -> NDArray[np.float32]:
         """Return logits (K, H, W) at the size of a frame, which may differ from the first one's."""
-        logits: NDArray[np.float32] = (
-            self.segmenter.upsample(masks.logits.to(self.segmenter.device), self.size).cpu().numpy()
-        )
+        segmenter = self.tracking.segmenter
+        full = segmenter.upsample(masks.logits.to(segmenter.device), self.size)
+        logits: NDArray[np.float32] = full.cpu().numpy()
         h, w = frame.image.shape[:2]
         if self.size == (h, w):
             return logits
@@ -303,15 +300,9 @@ class Passes:
                 logits[row] = obedient
 
 
-def _remembering(tracker: Tracker) -> Tracker:
-    """Return a tracker that remembers the same prompted frames, and nothing else."""
-    memory = tracker.memory and Memory(tracker.memory.grid, tracker.memory.prompted)
-    return replace(begin(len(tracker.tracks)), memory=memory)
-
-
-def _hash(segmenter: Segmenter, plans: Sequence[ObjectPlan], size: tuple[int, int]) -> str:
+def _hash(tracking: Tracking[Any, Any], plans: Sequence[ObjectPlan], size: tuple[int, int]) -> str:
     """Hash what a state depends on, except the video's pixels and the segmenter's weights."""
-    content: list[Any] = [type(segmenter.network).__name__, segmenter.low_res(size), size]
+    content: list[Any] = [tracking.kind, tracking.segmenter.low_res(size), size]
     for plan in plans:
         content += [plan.object_id, plan.start, plan.end]
         for frame, prompt in plan.prompts.items():

@@ -7,11 +7,9 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 import cv2
-import numpy as np
 
 from masking.images.arrays import Pixels
-from masking.segmenter.sam import Prepared, Segmenter
-from masking.tracking.state import Scene, shrunk_grey
+from masking.tracking.interface import Scene, Tracking
 from masking.video.frame import Frame
 
 T = TypeVar("T")
@@ -19,7 +17,7 @@ _AHEAD = 3  # micro-batches that wait in a queue
 
 
 def prefetch_scenes(
-    segmenter: Segmenter,
+    tracking: Tracking[Any, Scene],
     frames: Iterator[Frame],
     size: tuple[int, int],
     needed: Callable[[int], bool],
@@ -30,13 +28,13 @@ def prefetch_scenes(
     does not wait for a decoder.
 
     Args:
-        segmenter: makes the embeddings.
+        tracking: makes the scenes.
         frames: the frames, in the order in which they are wanted.
         size: (H, W) that frames are scaled to.
         needed: whether the frame with an index needs a scene; others come with None.
     """
-    prepared = prefetch(_prepared(segmenter, frames, size, needed), "decode")
-    with closing(prefetch(_encoded(segmenter, prepared), "encode")) as encoded:
+    prepared = prefetch(_prepared(tracking, frames, size, needed), "decode")
+    with closing(prefetch(_encoded(tracking, prepared), "encode")) as encoded:
         for batch in encoded:
             yield from batch
 
@@ -117,34 +115,28 @@ class _Queue:
             self._changed.notify_all()
 
 
-_Batch = tuple[list[Frame], dict[int, Pixels], Prepared | None]
-"""Frames that are encoded together; by index, the grey images of those that need a scene; and the
-input of `Segmenter.encode` for these."""
+_Batch = tuple[list[Frame], Any]
+"""Frames that are encoded together; and those that need a scene, as `Tracking.prepare` returns
+them, or None."""
 
 
 def _prepared(
-    segmenter: Segmenter,
+    tracking: Tracking[Any, Any],
     frames: Iterator[Frame],
     size: tuple[int, int],
     needed: Callable[[int], bool],
 ) -> Generator[_Batch, None, None]:
-    for batch in _batches(frames, segmenter.frames_at_once):
+    for batch in _batches(frames, tracking.segmenter.frames_at_once):
         images = {frame.index: _scaled(frame.image, size) for frame in batch if needed(frame.index)}
-        greys = {index: shrunk_grey(image) for index, image in images.items()}
-        yield batch, greys, segmenter.prepare(np.stack([*images.values()])) if images else None
+        yield batch, tracking.prepare(images) if images else None
 
 
 def _encoded(
-    segmenter: Segmenter, batches: Generator[_Batch, None, None]
+    tracking: Tracking[Any, Scene], batches: Generator[_Batch, None, None]
 ) -> Generator[list[tuple[Frame, Scene | None]], None, None]:
     with closing(batches):
-        for frames, greys, prepared in batches:
-            scenes = {}
-            if prepared is not None:
-                embeddings = segmenter.encode(prepared)
-                keys = segmenter.keys(embeddings)
-                for i, (index, grey) in enumerate(greys.items()):
-                    scenes[index] = Scene(embeddings[i : i + 1], keys[i].clone(), grey)
+        for frames, prepared in batches:
+            scenes = {} if prepared is None else tracking.scenes(prepared)
             yield [(frame, scenes.get(frame.index)) for frame in frames]
 
 
