@@ -20,6 +20,7 @@ FLOORS = {
     ],
     "masking": [
         ["masking"],
+        ["masking/outputs/annotations"],
         ["masking/outputs"],
         ["masking/tracking"],
         ["masking/manifest/formats"],

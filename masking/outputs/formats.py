@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from masking.images.arrays import Bools
-from masking.outputs.rows import frame_stem, frames_of
+from masking.images.outlines import edge_parts, one_ring
+from masking.outputs.rows import frame_stem, frames_of, mask_of
 
 DAVIS_IDS = 255
 """The largest object id that an indexed PNG holds."""
@@ -59,8 +60,16 @@ def png_bytes(picture: Image.Image, optimize: bool = False) -> bytes:
     return content.getvalue()
 
 
+def category_of(names: Mapping[int, str], object_id: int) -> str:
+    """Return the category of an object: its name, or "object N" with its id N."""
+    return names.get(object_id, f"object {object_id}")
+
+
 def write_coco(
-    path: Path, videos: Iterable[tuple[str, pa.Table]], names: Mapping[str, Mapping[int, str]]
+    path: Path,
+    videos: Iterable[tuple[str, pa.Table]],
+    names: Mapping[str, Mapping[int, str]],
+    polygons: bool = False,
 ) -> None:
     """Write COCO's JSON of masked videos: an image for each frame, an annotation for each mask.
 
@@ -72,8 +81,9 @@ def write_coco(
     Args:
         path: the local file to write.
         videos: id and mask table (`masking.outputs.rows`) of each video.
-        names: names of each video's objects, by video id and object id. Each name is a category; an
-            object without a name has the category "object N" with its id N.
+        names: names of each video's objects, by video id and object id; each is a category.
+        polygons: whether masks are polygons, one for each of their parts, instead of run lengths. A
+            seam of no width leads to each hole.
     """
     categories: dict[str, int] = {}
     with path.open("w") as file, TemporaryFile("w+", dir=path.parent) as later:
@@ -84,11 +94,14 @@ def write_coco(
             for frame, rows in frames_of(table):
                 images.add(_coco_image(images.count + 1, video_id, frame, rows[0]))
                 for row in rows:
-                    name = named.get(row["object_id"], f"object {row['object_id']}")
+                    name = category_of(named, row["object_id"])
                     category = categories.setdefault(name, len(categories) + 1)
                     if row["area"]:
                         number = annotations.count + 1
-                        annotations.add(_coco_annotation(number, images.count, category, row))
+                        shape = _polygons(row) if polygons else _run_lengths(row)
+                        annotations.add(
+                            _coco_annotation(number, images.count, category, row, shape)
+                        )
         file.write('],\n"annotations": [')
         later.seek(0)
         shutil.copyfileobj(later, file)
@@ -107,16 +120,23 @@ def _coco_image(number: int, video_id: str, frame: int, row: Mapping[str, Any]) 
     }
 
 
+def _run_lengths(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"size": [row["height"], row["width"]], "counts": row["rle"].decode()}
+
+
+def _polygons(row: Mapping[str, Any]) -> list[list[float]]:
+    return [one_ring(part).ravel().tolist() for part in edge_parts(mask_of(row))]
+
+
 def _coco_annotation(
-    number: int, image: int, category: int, row: Mapping[str, Any]
+    number: int, image: int, category: int, row: Mapping[str, Any], segmentation: object
 ) -> dict[str, Any]:
-    size = [row["height"], row["width"]]
     return {
         "id": number,
         "image_id": image,
         "category_id": category,
         "object_id": row["object_id"],
-        "segmentation": {"size": size, "counts": row["rle"].decode()},
+        "segmentation": segmentation,
         "area": row["area"],
         "bbox": row["box"],
         "iscrowd": 0,

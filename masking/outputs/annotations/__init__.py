@@ -1,0 +1,1 @@
+"""Masks of videos as annotations of other tools: CVAT, Label Studio, MOTChallenge, YOLO."""
