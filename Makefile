@@ -26,7 +26,7 @@ ifneq ($(wildcard ../shared/data/README.md),)
 export VISION_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo test slow gpu check lint types imports bench clean
+.PHONY: setup demo test slow gpu gpu-stand-in check lint types imports bench clean
 
 setup: $(DEV)
 
@@ -65,6 +65,9 @@ slow: $(DEV)
 
 gpu: $(DEV)
 	$(BIN)/python -m pytest -m gpu -p tests.fail_if_all_skipped
+
+gpu-stand-in: $(DEV)
+	$(BIN)/python -m pytest -m gpu -p tests.stand_in_cuda -p tests.fail_if_all_skipped
 
 check: lint types imports
 

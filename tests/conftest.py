@@ -34,3 +34,12 @@ def cache(tmp_path_factory):
         del os.environ["PATCHRAY_CACHE"]
     else:
         os.environ["PATCHRAY_CACHE"] = before
+
+
+@pytest.fixture
+def stand_in(request):
+    """The stand-in for a CUDA device, for tests that count what is done with it."""
+    plugin = request.config.pluginmanager.get_plugin("tests.stand_in_cuda")
+    if plugin is None:
+        pytest.skip("counts what only the stand-in can: make gpu-stand-in")
+    return plugin.DEVICE

@@ -241,9 +241,10 @@ def test_a_row_does_not_depend_on_its_neighbours():
 def test_nothing_waits_for_the_gpu():
     truth = shapes(8).cuda()
     noise, few = draws(8, 64, 64).cuda(), draws(8, clicks.PERTURB_DRAWS).cuda()
+    centred = middle(8).cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        clicks.corrective(truth, truth.flip(1), truth & ~truth, noise, middle(8).cuda())
+        clicks.corrective(truth, truth.flip(1), truth & ~truth, noise, centred)
         clicks.noisy_box(truth, few[:, :4])
         iou(truth, clicks.perturb(truth, few) > 0)
     finally:
