@@ -13,7 +13,7 @@ from jobs.storage.location import Location, StorageError
 from jobs.weights.files import fingerprint
 from masking.manifest.faults import Fault, ManifestError
 from masking.manifest.formats.read import parse_table
-from masking.manifest.rows import Row, prompts
+from masking.manifest.rows import Row, prompts, with_pictures
 from masking.manifest.table import VideoPrompts, read_manifest
 from masking.outputs import rows as outputs
 from masking.segmenter import weights as checkpoint
@@ -100,10 +100,11 @@ def plan_batch(manifests: Sequence[str], root: str | None, settings: str) -> Bat
         if isinstance(state, str):
             reader.add_fault(manifest, video, "uri", video.uri, f"a file or folder: {state}")
         elif video.video_id not in invalid:
-            rows = prompts(video.rows)
-            key = key_of(settings, state, rows)
-            size = sum(part[1] for part in state)
-            work.append(VideoWork(video.video_id, video.uri, rows, video.extra, size, key))
+            rows = reader.with_pictures(manifest, video)
+            if video.video_id not in invalid:
+                key = key_of(settings, state, rows)
+                size = sum(part[1] for part in state)
+                work.append(VideoWork(video.video_id, video.uri, rows, video.extra, size, key))
     return BatchPlan(
         work=tuple(sorted(work, key=lambda one: (-one.size, one.video_id))),
         invalid={video_id: tuple(faults) for video_id, faults in invalid.items()},
@@ -154,6 +155,19 @@ class _ManifestReader:
             )
             self.add_fault(manifest, video, "video_id", video.video_id, expected)
         self.videos.setdefault(video.video_id, (manifest, replace(video, uri=uri)))
+
+    def with_pictures(self, manifest: str, video: VideoPrompts) -> tuple[Row, ...]:
+        """Return the prompts of a video, with the masks that are pictures as run lengths; pictures
+        that cannot be read are faults of the video."""
+        place, faults = Location.parse(manifest), list[Fault]()
+
+        def read(name: str) -> bytes:
+            return Location.parse(absolute_uri(name, self._root, place)).read_bytes()
+
+        rows = with_pictures(prompts(video.rows), read, faults)
+        for fault in faults:
+            self.invalid.setdefault(video.video_id, []).append(f"{manifest}: {fault}")
+        return rows
 
     def add_fault(
         self, manifest: str, video: VideoPrompts, column: str, value: str, expected: str
@@ -252,6 +266,9 @@ def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[
     fields = [asdict(replace(row, number=0)) for row in rows]
     for row in fields:
         del row["until"], row["name"]  # no mask depends on them
+        for kind in ("polygon", "mask"):
+            if row[kind] is None:  # so that keys of runs without them stay what they were
+                del row[kind]
     text = json.dumps([outputs.FORMAT, settings, state, fields])
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -74,6 +74,13 @@ def decode_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> Bo
     Raises:
         ImageError: the runs are no lengths, or do not add up to the size.
     """
+    runs = check_rle(counts, size)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
+
+
+def check_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> NDArray[np.int64]:
+    """Return the lengths of the runs of COCO's run lengths; arguments and errors are those of
+    `decode_rle`."""
     pixels = size[0] * size[1]
     if isinstance(counts, str):
         counts = counts.encode(errors="replace")
@@ -85,7 +92,7 @@ def decode_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> Bo
         )
     if runs.sum() != pixels:
         raise ImageError(f"an RLE has {runs.sum():,} pixels; expected {shown(size)}")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size[::-1]).T
+    return runs
 
 
 def _unpack(text: bytes) -> NDArray[np.int64]:

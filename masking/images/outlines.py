@@ -189,3 +189,23 @@ def _turned(ring: Ring, first: int) -> Ring:
 def _area(ring: Ring) -> float:
     x, y = ring.T
     return abs(float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum())) / 2
+
+
+def filled(rings: Sequence[Ring], size: tuple[int, int]) -> Bools:
+    """Return the mask (H, W) of the pixels whose middle lies inside of rings: inside of an odd
+    number of them, so that a ring within another one is a hole. What is outside of the frame is
+    left out."""
+    h, w = size
+    starts = np.concatenate(rings)
+    ends = np.concatenate([np.roll(ring, -1, axis=0) for ring in rings])
+    low, high = np.minimum(starts[:, 1], ends[:, 1]), np.maximum(starts[:, 1], ends[:, 1])
+    first = np.clip(np.ceil(low - 0.5), 0, h).astype(np.int64)
+    count = np.clip(np.ceil(high - 0.5), 0, h).astype(np.int64) - first
+    side = np.repeat(np.arange(len(starts)), count)
+    row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[side]
+    step = ends[side] - starts[side]
+    x = starts[side, 0] + (row + 0.5 - starts[side, 1]) / step[:, 1] * step[:, 0]
+    column = np.clip(np.ceil(x - 0.5), 0, w).astype(np.int64)
+    crossed = np.bincount(row * (w + 1) + column, minlength=h * (w + 1)).reshape(h, w + 1)
+    inside: Bools = crossed[:, :w].cumsum(axis=1) % 2 == 1
+    return inside

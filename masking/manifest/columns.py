@@ -18,9 +18,14 @@ COLUMNS = {
     "x": "pixels from the left to the point, or to the left edge of a box",
     "y": "pixels from the top to the point, or to the top edge of a box",
     "label": "1 or positive: on the object; 0 or negative: not on it",
-    "prompt_type": "point or box; empty: a box if x2 or y2 is given, else a point",
+    "prompt_type": "point, box, polygon or mask; empty: a box if x2 or y2 is given, and without x a"
+    " mask or polygon if there is one, else a point",
     "x2": "pixels from the left to the right edge of a box",
     "y2": "pixels from the top to the bottom edge of a box",
+    "polygon": "with type polygon: corners in pixels as in `10,20 60,20 60,80`, or lists in JSON;"
+    " rings are parted by `;`, and one within another is a hole",
+    "mask": 'with type mask: COCO\'s run lengths, `{"size": [H, W], "counts": ...}`, or the path,'
+    " relative as uri, of a picture that is 0 beside the object",
     "role": "init (also if empty), correct, accept, end or absent; the last three need no x and y",
     "until": "with role accept: last frame that is accepted; empty: only the row's own frame",
     "start_frame": "first frame on which the object is tracked; empty: the video's first",

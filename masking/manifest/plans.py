@@ -7,6 +7,8 @@ from typing import cast
 
 import numpy as np
 
+from masking.images.arrays import Bools
+from masking.images.outlines import filled
 from masking.manifest.faults import Fault, ManifestError
 from masking.manifest.prompt import FramePrompt, PromptRole
 from masking.manifest.rows import (
@@ -17,6 +19,7 @@ from masking.manifest.rows import (
     rows_by_object,
     span,
 )
+from masking.manifest.shapes import is_path, pixels_of, rings_of
 
 _SLACK = 1.0  # pixels by which a box may exceed the frame: detectors round
 _ROUNDED = 0.0005 + 1e-6  # seconds: most programs write times to the millisecond
@@ -179,6 +182,10 @@ def _prompt(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> 
             corner[0] > size[1] + _SLACK or corner[1] > size[0] + _SLACK
         ):
             faults.append(_outside_frame(row, "x2, y2", corner, size))
+    mask = _mask(rows, size, faults)
+    if mask is not None and box is not None:
+        value = f"beside a {'mask' if any(row.mask for row in rows) else 'polygon'}"
+        faults.append(Fault(rows[0].number, "a box", value, "one of them on a frame"))
     faults += contradictions((row, _pixel(row, size)) for row in rows if row.xy and not row.corner)
     roles = {row.role for row in rows}
     if len(roles) > 1:
@@ -188,8 +195,55 @@ def _prompt(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> 
         np.array(points, np.float32).reshape(-1, 2),
         np.array(labels, np.int64),
         box,
+        mask,
         cast(PromptRole, rows[0].role),
     )
+
+
+def _mask(rows: Sequence[Row], size: tuple[int, int], faults: list[Fault]) -> Bools | None:
+    """Return the pixels (H, W) of all masks and polygons of an object on one frame together; None:
+    there are none. Faults are added to the list."""
+    found = None
+    for row in rows:
+        if not row.is_shape:
+            continue
+        one = _polygon_pixels(row, size, faults) if row.polygon else _mask_pixels(row, size, faults)
+        if one is not None and not one.any():
+            kind = "polygon" if row.polygon else "mask"
+            expected = "pixels of the object; role absent says that it is not visible"
+            faults.append(Fault(row.number, kind, f"empty in {size[1]} x {size[0]}", expected))
+        elif one is not None:
+            found = one if found is None else found | one
+    return found
+
+
+def _mask_pixels(row: Row, size: tuple[int, int], faults: list[Fault]) -> Bools | None:
+    text = cast(str, row.mask)
+    if is_path(text):
+        expected = "run lengths; pictures are read by jobs.mask and masking.mask_video"
+        faults.append(Fault(row.number, "mask", repr(text), expected))
+        return None
+    mask = pixels_of(text)
+    if mask.shape != size:
+        value = f"of {mask.shape[1]} x {mask.shape[0]} pixels"
+        expected = f"the size of the frame, {size[1]} x {size[0]}"
+        faults.append(Fault(row.number, "mask", value, expected))
+        return None
+    return mask
+
+
+def _polygon_pixels(row: Row, size: tuple[int, int], faults: list[Fault]) -> Bools | None:
+    scale = np.ones(2)
+    if row.normalized:
+        scale = np.array([size[1], size[0]], np.float64)
+    elif row.reference is not None:
+        scale = np.array([size[1], size[0]]) / np.array(row.reference)
+    rings = [ring * scale for ring in rings_of(cast(str, row.polygon))]
+    for x, y in np.concatenate(rings).tolist():
+        if not (-_SLACK <= x <= size[1] + _SLACK and -_SLACK <= y <= size[0] + _SLACK):
+            faults.append(_outside_frame(row, "a corner of the polygon", (x, y), size))
+            return None
+    return filled(rings, size)
 
 
 def _pixel(row: Row, size: tuple[int, int]) -> tuple[int, int]:

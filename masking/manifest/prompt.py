@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from masking.images.arrays import Points
+from masking.images.arrays import Bools, Points
 
 PromptRole = Literal["init", "correct", "end", "absent"]
 
@@ -21,6 +21,9 @@ class FramePrompt:
     """(P,) int64: 1 for a click on the object, 0 for one beside it."""
     box: NDArray[np.float32] | None = None
     """(4,) float32 x1, y1, x2, y2; None: no box."""
+    mask: Bools | None = None
+    """(H, W) bool, the pixels of the object, which are its mask on the frame; points change it.
+    None: the prompt has no mask."""
     role: PromptRole = "init"
     """init and correct: the object is here; end: it is not tracked from this frame on; absent: it
     is not visible from this frame on."""
@@ -28,4 +31,5 @@ class FramePrompt:
     @property
     def is_located(self) -> bool:
         """Whether the prompt says where the object is without an earlier mask."""
-        return self.box is not None or bool((self.labels == 1).any())
+        is_shown = self.box is not None or self.mask is not None
+        return is_shown or bool((self.labels == 1).any())

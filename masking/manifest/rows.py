@@ -10,21 +10,33 @@ on the video, its size, its timestamps, its length, is checked in `masking.manif
 """
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 import pandas as pd
 
+from masking.images.decode import ImageError
 from masking.manifest.columns import COLUMNS as COLUMNS
 from masking.manifest.columns import ROLES as ROLES
 from masking.manifest.columns import Role, column_faults
 from masking.manifest.faults import Fault, ManifestError, text_fault
+from masking.manifest.shapes import (
+    MASK,
+    POLYGON,
+    is_path,
+    mask_text,
+    picture_mask,
+    polygon_text,
+    text_of_mask,
+)
 
 Coords = Literal["pixel", "normalized"]
 
 _LABELS = {"1": 1, "positive": 1, "0": 0, "negative": 0, "1.0": 1, "0.0": 0}
 _ROLES: tuple[Role, ...] = tuple(ROLES)
+_SHAPES: tuple[Literal["polygon", "mask"], ...] = ("polygon", "mask")
+_TYPES = ("point", "box", *_SHAPES)
 _WORDS: tuple[Role, ...] = ("accept", "end", "absent")
 LARGEST_ID = 65_535
 """Largest id of an object: label maps have 16 bits."""
@@ -61,6 +73,15 @@ class Row:
     """First and last frame on which the object is tracked, where the row says so."""
     until: int | None = None
     """Last frame that is accepted; None: only `frame`."""
+    polygon: str | None = None
+    """A polygon, as `masking.manifest.shapes.polygon_text` returns it; None: the row has none."""
+    mask: str | None = None
+    """A mask, as `masking.manifest.shapes.mask_text` returns it; None: the row has none."""
+
+    @property
+    def is_shape(self) -> bool:
+        """Whether the row says which pixels are the object's."""
+        return self.polygon is not None or self.mask is not None
 
 
 def given(value: Any) -> bool:
@@ -140,9 +161,10 @@ class _Reader:
         role = cast(Role, self._choice("role", _ROLES, "init"))
         if role == "accept" and frame is None and not self.faults:
             self._fault("frame", "empty", "the frame that is accepted; time_s is not enough")
-        either = "box" if self._given("x2") or self._given("y2") else "point"
-        boxed = self._choice("prompt_type", ("point", "box"), either) == "box"
-        placed = role not in _WORDS or self._given("x")
+        kind = self._choice("prompt_type", _TYPES, self._default_type())
+        boxed = kind == "box"
+        shaped = kind in _SHAPES and role not in _WORDS
+        placed = kind not in _SHAPES and (role not in _WORDS or self._given("x"))
         xy = self._pair("x", "y") if placed else None
         corner = self._pair("x2", "y2") if boxed and placed else None
         if xy and corner and not (xy[0] < corner[0] and xy[1] < corner[1]):
@@ -157,11 +179,33 @@ class _Reader:
         name = str(self.record["object_name"]) if self._given("object_name") else ""
         if fault := text_fault(self.number, "object_name", name):
             self.faults.append(fault)
+        polygon, mask = (self._shape(each) if shaped and kind == each else None for each in _SHAPES)
         return Row(
             self.number, object_id or 0, name, frame, time_s, role, xy, corner,
-            self._label(boxed), normalized, reference, span,
-            self._whole("until", 0),
+            self._label(kind), normalized, reference, span,
+            self._whole("until", 0), polygon, mask,
         )  # fmt: skip
+
+    def _default_type(self) -> str:
+        if self._given("x2") or self._given("y2"):
+            return "box"
+        given = [kind for kind in reversed(_SHAPES) if self._given(kind)]
+        return given[0] if given and not self._given("x") else "point"
+
+    def _shape(self, column: Literal["polygon", "mask"]) -> str | None:
+        """Return the text of a polygon or a mask."""
+        read, expected = (polygon_text, POLYGON) if column == "polygon" else (mask_text, MASK)
+        if not self._given(column):
+            self._fault(column, "empty", expected)
+            return None
+        try:
+            text = read(self.record[column])
+        except ValueError as error:
+            self._fault(column, str(error), expected)
+            return None
+        if fault := text_fault(self.number, column, text):
+            self.faults.append(fault)
+        return text
 
     def _given(self, column: str) -> bool:
         return given(self.record.get(column))
@@ -208,14 +252,14 @@ class _Reader:
             return default
         return value
 
-    def _label(self, boxed: bool) -> int:
+    def _label(self, kind: str) -> int:
         if not self._given("label"):
             return 1
         label = _LABELS.get(str(self.record["label"]).strip().lower())
         if label is None:
             self._fault("label", repr(self.record["label"]), "1 or positive, 0 or negative")
-        elif boxed and not label:
-            self._fault("label", repr(self.record["label"]), "1 for a box")
+        elif kind != "point" and not label:
+            self._fault("label", repr(self.record["label"]), f"1 for a {kind}")
         return label or 0
 
 
@@ -231,7 +275,7 @@ def object_faults(rows: Sequence[Row]) -> Iterator[Fault]:
     """Yield the faults of objects as a whole: no positive point or box, spans that do not fit."""
     for object_id, mine in rows_by_object(rows).items():
         first, where = mine[0].number, f"of object {object_id}"
-        placed = [row for row in mine if row.xy and row.role not in _WORDS]
+        placed = [row for row in mine if (row.xy or row.is_shape) and row.role not in _WORDS]
         located = [row for row in placed if row.corner or row.label]
         if not located:
             kind = "only negative points" if placed else "no points"
@@ -298,3 +342,26 @@ def span(rows: Sequence[Row]) -> tuple[int, int | None]:
 def prompts(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Return the rows that masks depend on: all but those that accept existing masks."""
     return tuple(row for row in rows if row.role != "accept")
+
+
+def with_pictures(
+    rows: Sequence[Row], read: Callable[[str], bytes], faults: list[Fault]
+) -> tuple[Row, ...]:
+    """Return rows whose masks are run lengths, where they were paths of pictures.
+
+    Args:
+        rows: the rows.
+        read: returns the content of the picture at a path.
+        faults: list that faults of pictures which cannot be read are added to.
+    """
+    found = []
+    for row in rows:
+        if row.mask is not None and is_path(row.mask):
+            try:
+                text = text_of_mask(picture_mask(read(row.mask), row.mask))
+                row = replace(row, mask=text)
+            except (OSError, ImageError) as error:
+                expected = "a picture that is 0 beside the object"
+                faults.append(Fault(row.number, "mask", f"{row.mask!r}: {error}", expected))
+        found.append(row)
+    return tuple(found)

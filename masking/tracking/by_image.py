@@ -1,4 +1,4 @@
-"""Tracking with a segmenter of images: optical flow, a memory of this project, and its decoder."""
+"""Tracking with a segmenter of images: a memory of this project, and its decoder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,14 +15,13 @@ from masking.segmenter.sam import Embeddings, Prepared, Segmenter
 from masking.tracking import snapshot
 from masking.tracking.memory import Memory
 from masking.tracking.prompting import Prompter
-from masking.tracking.query import Answer
+from masking.tracking.query import Answer, Query
 from masking.tracking.state import (
     Scene,
     TrackConfig,
     TrackedMasks,
     Tracker,
     begin,
-    shrunk_grey,
 )
 from masking.tracking.step import advance
 
@@ -31,8 +30,8 @@ from masking.tracking.step import advance
 class PreparedImages:
     """Frames that are encoded together."""
 
-    greys: Mapping[int, Pixels]
-    """Each frame by its index, as `shrunk_grey` returns it."""
+    indices: tuple[int, ...]
+    """Index of each frame."""
     prepared: Prepared
     """The same frames, as `Segmenter.encode` takes them."""
 
@@ -51,16 +50,15 @@ class ImageTracking:
 
     def prepare(self, images: Mapping[int, Pixels]) -> PreparedImages:
         """Prepare frames (H, W, 3) uint8 RGB for `scenes`."""
-        greys = {index: shrunk_grey(image) for index, image in images.items()}
-        return PreparedImages(greys, self.segmenter.prepare(np.stack([*images.values()])))
+        return PreparedImages((*images,), self.segmenter.prepare(np.stack([*images.values()])))
 
     def scenes(self, prepared: PreparedImages) -> dict[int, Scene]:
         """Encode frames; returns their scenes by index."""
         embeddings = self.segmenter.encode(prepared.prepared)
         keys = self.segmenter.keys(embeddings)
         return {
-            index: Scene(embeddings[i : i + 1], keys[i].clone(), grey)
-            for i, (index, grey) in enumerate(prepared.greys.items())
+            index: Scene(embeddings[i : i + 1], keys[i].clone())
+            for i, index in enumerate(prepared.indices)
         }
 
     def begin(self, objects: int, backward: bool = False) -> Tracker:
@@ -87,8 +85,15 @@ class ImageTracking:
         prompts: Mapping[int, FramePrompt],
         given: Mapping[int, Answer],
     ) -> tuple[Tracker, TrackedMasks]:
-        """Track all objects on the next frame, as `masking.tracking.step.advance`."""
-        return advance(self.segmenter, self.config, tracker, scene, prompts, given)
+        """Track all objects on the next frame, as `masking.tracking.step.advance`; a prompt that is
+        a mask is its own answer."""
+        shown = {row: prompt for row, prompt in prompts.items() if prompt.mask is not None}
+        answers = {
+            row: self._shown(scene.embeddings, prompt)
+            for row, prompt in shown.items()
+            if row not in given
+        }
+        return advance(self.segmenter, self.config, tracker, scene, prompts, {**given, **answers})
 
     def answer(
         self,
@@ -99,10 +104,22 @@ class ImageTracking:
     ) -> Answer | None:
         """Return the mask of one object's prompt on a single frame, as a video's prompted frames
         have it."""
+        if prompt.mask is not None:
+            return self._shown(embeddings, prompt)
         prompter = Prompter(self.segmenter, embeddings, check)
         mask = None if before is None else torch.from_numpy(self._as_logits(before))
         query = prompter.prompted(0, prompt, mask, prompt.points[:0])
         return None if query is None else prompter.answer_in_rounds([query])[0]
+
+    def _shown(self, embeddings: Embeddings, prompt: FramePrompt) -> Answer:
+        """Return the mask of a prompt as an answer, with the IoU that the segmenter predicts for
+        the object: later masks are compared with it."""
+        assert prompt.mask is not None
+        prompter = Prompter(self.segmenter, embeddings)
+        logits = torch.from_numpy(self._as_logits(prompt.mask))
+        middle = prompter.middle(torch.sigmoid(logits))
+        query = Query(0, middle, np.ones(len(middle), np.int64), mask=logits)
+        return Answer(logits, prompter.answer({0: query})[0].predicted)
 
     def _as_logits(self, mask: Bools) -> NDArray[np.float32]:
         """Return a mask (H, W) as the logits that a network would have predicted for it."""

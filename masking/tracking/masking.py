@@ -14,8 +14,9 @@ from typing import Any, Self
 import pandas as pd
 import torch
 
+from masking.manifest.faults import Fault, ManifestError
 from masking.manifest.plans import ObjectPlan, resolve
-from masking.manifest.rows import Row, read_rows
+from masking.manifest.rows import Row, read_rows, with_pictures
 from masking.segmenter.sam import Precision, Segmenter, load
 from masking.tracking.kinds import tracking_of
 from masking.tracking.masks import FrameMasks
@@ -129,7 +130,10 @@ def mask_video(
         SegmenterWeightsError: weights that cannot be loaded.
         ValueError: `state` belongs to other prompts, frames or another kind of segmenter.
     """
-    rows = read_rows(prompts)
+    faults: list[Fault] = []
+    rows = with_pictures(read_rows(prompts), lambda name: Path(name).read_bytes(), faults)
+    if faults:
+        raise ManifestError(faults)
     segmenter = weights if isinstance(weights, Segmenter) else _load(weights, device, precision)
     video = Video.open(path)
     try:

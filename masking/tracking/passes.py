@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from masking.images.decode import nearest
 from masking.images.geometry import iou
 from masking.images.masks import decode_rle, encode_rle
 from masking.manifest.plans import ObjectPlan
@@ -35,7 +36,7 @@ from masking.tracking.masks import (
     forward_masks,
     logit_of,
 )
-from masking.tracking.obeying import obey_in_frame
+from masking.tracking.obeying import FORCED, obey_in_frame
 from masking.tracking.prefetch import prefetch_scenes
 from masking.tracking.query import Answer, clicks_on_others
 from masking.tracking.snapshot import KeptMask, MaskingState
@@ -175,7 +176,8 @@ class Passes:
         """Add the answers to the corrections of a frame to those given."""
         for row, directions in enumerate(self.directions):
             if masks.states[row] == "prompted" and directions.is_correction(index):
-                answer = Answer(masks.logits[row].clone(), masks.scores[row], masks.quality[row])
+                score, quality = masks.scores[row], masks.quality[row]
+                answer = Answer(masks.logits[row].clone(), score, quality, is_judged=True)
                 given[index] = {**given.get(index, {}), row: answer}
 
     def _backward(self, tracker: Any, given: Given) -> tuple[Any, Kept]:
@@ -269,8 +271,7 @@ class Passes:
                 continue
             mask = decode_rle(one.counts, one.size)
             backward = Mask(one.state, mask, one.score, one.quality, "backward")
-            is_later_nearer = directions.is_nearer_to_later(frame.index)
-            found[row] = better_mask(forward, backward, is_later_nearer)
+            found[row] = better_mask(forward, backward)
             if cast(Mask, found[row]).mask is mask:
                 logits[row] = np.where(mask, logit_of(one.score), NOTHING)
 
@@ -281,12 +282,16 @@ class Passes:
         logits: NDArray[np.float32],
         prompts: Mapping[int, FramePrompt],
     ) -> None:
-        """Cut and fill the masks of prompted objects in `found` and `logits` where they do not obey
-        the clicks at the frame's own size."""
+        """Give prompted objects in `found` and `logits` the masks that a person gave; cut and fill
+        masks where they do not obey the clicks at the frame's own size."""
         h, w = frame.image.shape[:2]
         scale = (h / self.size[0], w / self.size[1])
         for row, prompt in prompts.items():
             one = found[row]
+            if one is not None and prompt.mask is not None:
+                mask = nearest(prompt.mask, (h, w))
+                one = found[row] = replace(one, mask=mask, score=1.0, quality=1.0)
+                logits[row] = np.where(mask, FORCED, -FORCED)
             if one is None or not len(prompt.points):
                 continue
             others = clicks_on_others(prompts, row) if self.config.exclusive else prompt.points[:0]
@@ -308,4 +313,6 @@ def _hash(tracking: Tracking[Any, Any], plans: Sequence[ObjectPlan], size: tuple
         for frame, prompt in plan.prompts.items():
             box = None if prompt.box is None else prompt.box.tolist()
             content += [frame, prompt.role, prompt.points.tolist(), prompt.labels.tolist(), box]
+            if prompt.mask is not None:
+                content.append(encode_rle(prompt.mask))
     return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -34,7 +34,7 @@ def test_edges_of_pixels_enclose_the_mask():
         assert len(parts) == cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
         enclosed = sum(area(p.outer) - sum(map(area, p.holes)) for p in parts)
         assert enclosed == np.count_nonzero(mask)
-        assert [area(p.outer) for p in parts] == sorted((area(p.outer) for p in parts))[::-1]
+        assert [area(p.outer) for p in parts] == sorted(area(p.outer) for p in parts)[::-1]
 
 
 @pytest.mark.parametrize("together", [False, True])
