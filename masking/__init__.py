@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masking.segmenter.sam import Prompts, load
+    from masking.sam2.weights import load
+    from masking.segmenter.sam import Prompts
     from masking.tracking.masking import mask_video
     from masking.tracking.snapshot import MaskingState
     from masking.tracking.state import TrackConfig
@@ -15,7 +16,7 @@ _PLACES = {
     "MaskingState": "masking.tracking.snapshot",
     "Prompts": "masking.segmenter.sam",
     "TrackConfig": "masking.tracking.state",
-    "load": "masking.segmenter.sam",
+    "load": "masking.sam2.weights",
     "mask_video": "masking.tracking.masking",
 }
 

@@ -23,7 +23,7 @@ FLOORS = {
         ["masking/outputs/annotations"],
         ["masking/outputs"],
         ["masking/tracking"],
-        ["masking/manifest/formats"],
+        ["masking/manifest/formats", "masking/sam2"],
         ["masking/training", "masking/manifest"],
         ["masking/segmenter", "masking/video"],
         ["masking/images"],

@@ -16,7 +16,7 @@ from masking.manifest.formats.read import parse_table
 from masking.manifest.rows import Row, prompts, with_pictures
 from masking.manifest.table import VideoPrompts, read_manifest
 from masking.outputs import rows as outputs
-from masking.segmenter import weights as checkpoint
+from masking.sam2 import weights as checkpoint
 from masking.tracking.state import TrackConfig
 from masking.video.folder import frames_among, list_frames
 from masking.video.frame import VideoError
@@ -279,8 +279,9 @@ def settings_of(weights: Path, precision: str, config: TrackConfig) -> str:
     Raises:
         SegmenterWeightsError: the weights cannot be read.
     """
-    tensors, metadata = checkpoint.read(checkpoint.find(weights))
-    weights_hash = fingerprint(json.dumps(sorted(metadata.items())), tensors, shapes=True)
+    found = checkpoint.read(weights)
+    header = json.dumps(sorted(found.metadata.items()))
+    weights_hash = fingerprint(header, found.tensors, shapes=True)
     # Under their first names, which the keys of earlier runs were computed from.
     track = {
         item.metadata.get("was", item.name): getattr(config, item.name) for item in fields(config)

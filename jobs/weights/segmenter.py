@@ -10,7 +10,10 @@ from jobs.run.submitted import submission_hint
 from jobs.storage.cache import fetch, localize
 from jobs.storage.location import Location
 from jobs.weights.files import export_of
-from masking.segmenter.sam import Precision, Segmenter, SegmenterWeightsError, load
+from masking.sam2.published import PUBLISHED, download, suggestion
+from masking.sam2.weights import CONFIG, load
+from masking.segmenter.sam import Precision, Segmenter, SegmenterWeightsError
+from masking.segmenter.weights import FILE
 
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
 """Where Meta publishes SAM's checkpoints."""
@@ -40,7 +43,7 @@ OFFICIAL = {
 """SAM's checkpoints by their short names; 375 MB, 1.2 GB and 2.6 GB."""
 OFFICIAL_SIDE = 1024
 """Side of the square input of Meta's SAM, in pixels."""
-NAMES = ("mini", *OFFICIAL)
+NAMES = ("mini", *OFFICIAL, *PUBLISHED)
 """Weights that have a name; all others are given as a path."""
 
 
@@ -50,11 +53,11 @@ def load_segmenter(
     """Load the segmenter whose weights `text` names.
 
     Args:
-        text: mini, vit_b, vit_l or vit_h; or a path or s3:// of a checkpoint of SAM, of a
-            safetensors file, or of the folder of a run.
+        text: a name of `NAMES`; or a path or s3:// of what `masking.sam2.weights.load` takes, or of
+            the folder of a run.
         device: the device it computes on.
-        precision: see `masking.segmenter.sam.load`.
-        compile: see `masking.segmenter.sam.load`.
+        precision: see `masking.sam2.weights.load`.
+        compile: see `masking.sam2.weights.load`.
 
     Raises:
         SegmenterWeightsError: there is nothing at `text`, or it cannot be used.
@@ -66,8 +69,9 @@ def load_segmenter(
 def locate(text: str) -> Path:
     """Return a file or folder on this node with the weights that `text` names.
 
-    SAM's checkpoints are downloaded once per node, however many processes want them. A download
-    that was interrupted is resumed; a file with another checksum is deleted.
+    Weights with a name are downloaded once per node, however many processes want them. SAM's
+    checkpoints are in the cache of `jobs.storage.cache`, where an interrupted download is resumed
+    and a file with another checksum is deleted; the others in the cache of `huggingface_hub`.
 
     Raises:
         SegmenterWeightsError: there is nothing at `text`.
@@ -77,22 +81,30 @@ def locate(text: str) -> Path:
         return _mini()
     if published := OFFICIAL.get(text):
         return fetch(f"{SOURCE}/{published.file}", sha256=published.sha256)
+    if text in PUBLISHED:
+        return download(text, lambda line: print(line, flush=True))
     place = Location.parse(text)
     if place.local_path is not None and not place.local_path.exists():
         raise SegmenterWeightsError(
             f"weights {text}: neither a name ({', '.join(NAMES)}) nor a file or folder that exists"
+            + suggestion(text, NAMES)
             + submission_hint()
         )
-    return localize(export_of(place, SegmenterWeightsError))
+    place = export_of(place, SegmenterWeightsError)
+    if place.local_path is None and place.name == FILE and (place.parent / CONFIG).exists():
+        place = place.parent  # weights of transformers need what lies beside them
+    return localize(place)
 
 
 def announce(weights: str) -> None:
-    """Print what `mini` may be used for; called once per job."""
+    """Print what weights with a name may be used for; called once per job."""
     if weights == "mini":
         print(
             "the weights mini are for research only (masking/weights/README.md); for other use,"
             " choose --weights vit_b, 375 MB, downloaded once (jobs.finetune: --init-weights vit_b)"
         )
+    if published := PUBLISHED.get(weights):
+        print(f"the weights {weights} are {published.repository}; licence: {published.licence}")
 
 
 def _mini() -> Path:

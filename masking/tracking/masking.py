@@ -17,7 +17,8 @@ import torch
 from masking.manifest.faults import Fault, ManifestError
 from masking.manifest.plans import ObjectPlan, resolve
 from masking.manifest.rows import Row, read_rows, with_pictures
-from masking.segmenter.sam import Precision, Segmenter, load
+from masking.sam2.weights import load, local
+from masking.segmenter.sam import Precision, Segmenter
 from masking.tracking.kinds import tracking_of
 from masking.tracking.masks import FrameMasks
 from masking.tracking.passes import Passes
@@ -113,7 +114,9 @@ def mask_video(
         prompts: one row for each point, in the columns of a manifest
             (`masking.manifest.rows.COLUMNS`) without `uri`: at least object_id, frame (or time_s),
             x and y in pixels of the frame as displayed, origin top left; label is 1 by default.
-        weights: "mini", a local file as `masking.segmenter.sam.load` takes, or a segmenter.
+        weights: "mini", a name of `masking.sam2.published.PUBLISHED` such as "sam2.1-tiny", which
+            is downloaded, a local file or folder as `masking.sam2.weights.load` takes, or a
+            segmenter.
         device: where to compute; None: a GPU if there is one.
         precision: as for `masking.segmenter.sam.Segmenter`.
         config: how objects are tracked; None: the defaults of `TrackConfig`.
@@ -127,7 +130,7 @@ def mask_video(
         ManifestError: prompts with faults; each fault names the row, the value and what was
             expected.
         VideoError: the file is no video, or no frame of it decodes.
-        SegmenterWeightsError: weights that cannot be loaded.
+        SegmenterWeightsError: weights that cannot be loaded or downloaded.
         ValueError: `state` belongs to other prompts, frames or another kind of segmenter.
     """
     faults: list[Fault] = []
@@ -172,5 +175,5 @@ def _load(
 ) -> Segmenter:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    path = SHIPPED if weights == "mini" else Path(weights)
+    path = SHIPPED if weights == "mini" else local(weights)
     return load(path, torch.device(device), precision)
