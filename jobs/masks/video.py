@@ -10,6 +10,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from masking.manifest.faults import ManifestError
 from masking.outputs.rows import MaskFile, Span, spans
 from masking.segmenter.sam import Precision, Segmenter
 from masking.tracking.masking import Masking, resolve_prompts
+from masking.tracking.prefetch import prefetch
 from masking.tracking.state import TrackConfig
 from masking.video.frame import VideoError
 from masking.video.reader import Video
@@ -106,11 +108,13 @@ def _write(run: Masking, target: Path, record: dict[str, Any], names: Sequence[s
     file = MaskFile(str(target), names)
     states: dict[int, Counter[str]] = {number: Counter() for number in run.objects}
     try:
-        for frame in run:
-            file.add(frame)
-            record["frames"] += 1
-            for number, state in zip(frame.objects, frame.states, strict=True):
-                states[number][state or "not_asked"] += 1
+        # Objects are tracked in a thread of their own: run lengths are made meanwhile.
+        with closing(prefetch((frame for frame in run), "track", most=1)) as frames:
+            for frame in frames:
+                file.add(frame)
+                record["frames"] += 1
+                for number, state in zip(frame.objects, frame.states, strict=True):
+                    states[number][state or "not_asked"] += 1
     finally:
         file.close()
     report = run.report

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from masking.images.arrays import Bools, Pixels
 from masking.images.decode import ImageError, shown
+from masking.images.runs import Runs
 
 BOUNDARY = 0.008
 """Largest distance of contours that match, as a share of the image's diagonal (DAVIS)."""
@@ -28,37 +29,8 @@ _SHOWN = 6
 
 
 def encode_rle(mask: Bools) -> bytes:
-    """Return COCO's packed run lengths of a mask (H, W): `counts` of pycocotools' `encode`.
-
-    They are the lengths of runs of 0, 1, 0, ... down the columns, from the left one; from the
-    fourth on as differences to the length two before; five bits a character, the lowest first
-    (`maskApi.c`, rleToString).
-    """
-    flat = mask.T.ravel()
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    runs = np.diff(edges)
-    if flat.size and flat[0]:
-        runs = np.concatenate([[0], runs])
-    values = runs.copy()
-    values[3:] -= runs[1:-2]
-    return _pack(values)
-
-
-def _pack(values: NDArray[np.int64]) -> bytes:
-    """Write numbers with five bits a character, the lowest first, and a bit for more to come."""
-    characters, used, is_open = [], [], np.ones(len(values), dtype=np.bool_)
-    while is_open.any():
-        bits = values & 31
-        values = values >> 5
-        more = np.where(bits & 16 > 0, values != -1, values != 0)
-        characters.append(bits | (more << 5))
-        used.append(is_open)
-        is_open = is_open & more
-    if not characters:
-        return b""
-    text = np.stack(characters, axis=1)[np.stack(used, axis=1)] + 48
-    return text.astype(np.uint8).tobytes()
+    """Return COCO's packed run lengths of a mask (H, W); see `Runs.counts`."""
+    return Runs.of(mask).counts
 
 
 def decode_rle(counts: str | bytes | Sequence[int], size: tuple[int, int]) -> Bools:

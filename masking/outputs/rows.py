@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from masking.images.arrays import Bools
-from masking.images.masks import area, box, decode_rle, encode_rle
+from masking.images.masks import decode_rle
+from masking.images.runs import Runs
 from masking.tracking.masks import FrameMasks
 
 FORMAT = 1
@@ -97,28 +98,41 @@ class MaskFile:
 def rows_of(frame: FrameMasks) -> list[dict[str, Any]]:
     """Return a row for each object of a frame."""
     height, width = frame.image.shape[:2]
-    masks = frame.masks
-    shared = masks.sum(axis=0) > 1
-    labels = frame.label_map() if shared.any() else None
+    masks = [None if one is None else one.mask for one in frame.found]
+    runs = [None if mask is None else Runs.of(mask) for mask in masks]
+    shared = _shared(masks, runs)
+    labels = None if shared is None else frame.label_map()
     rows = []
-    for object_id, one, mask in zip(frame.objects, frame.found, masks, strict=True):
+    for object_id, one, found in zip(frame.objects, frame.found, runs, strict=True):
         row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
         row |= {"frame": frame.index, "time_s": frame.time_s, "object_id": object_id}
         row |= {"height": height, "width": width}
-        if one is not None:
+        if one is not None and found is not None:
             row |= {
                 "state": one.state,
-                "rle": encode_rle(mask),
-                "area": area(mask),
-                "box": list(box(mask)) if mask.any() else None,
+                "rle": found.counts,
+                "area": found.area,
+                "box": list(found.box) if found.area else None,
                 "score": one.score,
                 "quality": one.quality,
                 "direction": one.direction,
             }
-            if labels is not None and (mask & shared).any():
-                row["owned"] = encode_rle(mask & (labels == object_id))
+            if shared is not None and labels is not None and (one.mask & shared).any():
+                row["owned"] = Runs.of(one.mask & (labels == object_id)).counts
         rows.append(row)
     return rows
+
+
+def _shared(masks: Sequence[Bools | None], runs: Sequence[Runs | None]) -> Bools | None:
+    """Return the pixels (H, W) of more than one mask; None: there are none."""
+    shown = [m for m, one in zip(masks, runs, strict=True) if m is not None and one and one.area]
+    if len(shown) < 2:
+        return None
+    any_, shared = shown[0].copy(), np.zeros_like(shown[0])
+    for mask in shown[1:]:
+        shared |= any_ & mask
+        any_ |= mask
+    return shared if shared.any() else None
 
 
 def with_names(table: pa.Table, names: Sequence[str]) -> pa.Table:

@@ -82,10 +82,11 @@ class Passes:
             for frame, scene in prefetch_scenes(
                 self.tracking, frames, self.size, self._needs_forward
             ):
-                found: list[Mask | None] = [None] * len(self.objects)
-                logits = np.full((len(self.objects), *frame.image.shape[:2]), NOTHING, "f4")
                 prompts = self._prompts(frame.index)
-                if scene is not None:
+                if scene is None:
+                    found: list[Mask | None] = [None] * len(self.objects)
+                    logits = np.full((len(self.objects), *frame.image.shape[:2]), NOTHING, "f4")
+                else:
                     known = given.pop(frame.index, {})
                     tracker, masks = self.tracking.advance(tracker, scene, prompts, known)
                     logits = self._full_size(masks, frame)

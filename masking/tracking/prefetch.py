@@ -39,12 +39,19 @@ def prefetch_scenes(
             yield from batch
 
 
-def prefetch(items: Generator[T, None, None], name: str) -> Generator[T, None, None]:
+def prefetch(
+    items: Generator[T, None, None], name: str, most: int = _AHEAD
+) -> Generator[T, None, None]:
     """Yield what a generator yields, from a thread that runs ahead of the caller.
 
     When this generator is closed, it closes the other one in that thread, and waits for its end.
+
+    Args:
+        items: the generator.
+        name: of the thread.
+        most: items that wait for the caller at most.
     """
-    results, reader = _Queue(_AHEAD), threading.current_thread()
+    results, reader = _Queue(most), threading.current_thread()
 
     def work() -> None:
         try:

@@ -19,6 +19,7 @@ from masking.images.masks import (
     refuse_soft_edges,
     region_similarity,
 )
+from masking.images.runs import Runs
 
 
 def random_mask(seed):
@@ -55,6 +56,9 @@ def test_rle_areas_and_boxes_are_pycocotools(mask):
     np.testing.assert_array_equal(decode_rle(code["counts"].decode(), mask.shape), mask)
     assert area(mask) == coco.area(code)
     assert list(box(mask)) == coco.toBbox(code).tolist()
+    for stored in (mask, np.asfortranarray(mask)):  # by rows, and by columns
+        runs = Runs.of(stored)
+        assert (runs.counts, runs.area, runs.box) == (code["counts"], area(mask), box(mask))
 
 
 def test_plain_runs():
