@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from benchmarks.masking.tracking import TUNED_ON, Clip, Once, score, sequences
@@ -37,7 +38,8 @@ from jobs.run.plots import figure_png
 from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Bools
 from masking.images.geometry import deepest
-from masking.outputs.rows import rows_of, spans
+from masking.outputs.review import spans
+from masking.outputs.rows import SCHEMA, rows_of
 from masking.tracking.masking import mask_video
 
 WAYS = ("worst", "review")
@@ -56,8 +58,8 @@ class Masked:
     """(K, T, H, W)."""
     ious: np.ndarray
     """(K, T) IoU with the truth; 1 where both are empty."""
-    rows: Rows
-    """Rows of the mask file, without the masks."""
+    table: pa.Table
+    """The mask file."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Person:
         return [(self.clip.objects[row], int(frame)) for row, frame in places]
 
     def _by_review(self, masked: Masked) -> list[tuple[int, int]]:
-        named = [(s.object_id, s.click_frame) for s in spans(self.clip.name, masked.rows)]
+        named = [(s.object_id, s.click_frame) for s in spans(self.clip.name, masked.table)]
         return [place for place in named if place not in self.accepted]
 
     def _click(self, number: int, frame: int, mask: Bools, least: float = 0.0) -> bool:
@@ -130,13 +132,12 @@ def run(segmenter: Once, person: Person) -> Masked:
     masks, rows = [], Rows()
     for frame in mask_video(person.clip.folder, person.rows, segmenter):
         masks.append(frame.masks)
-        rows += [
-            {k: v for k, v in row.items() if k not in ("rle", "owned")} for row in rows_of(frame)
-        ]
+        rows += rows_of(frame)
     found = np.stack(masks, axis=1)
+    table = pa.Table.from_pylist(rows, SCHEMA)
     truth = np.stack([person.clip.truth == number for number in person.clip.objects])
     both, either = (found & truth).sum(axis=(2, 3)), (found | truth).sum(axis=(2, 3))
-    return Masked(found, np.where(either > 0, both / np.maximum(either, 1), 1.0), rows)
+    return Masked(found, np.where(either > 0, both / np.maximum(either, 1), 1.0), table)
 
 
 def measure(person: Person, masked: Masked) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def measure(person: Person, masked: Masked) -> dict[str, Any]:
     }
     states = Counter(
         f"{row['state']}, {'good' if ious[row['object_id'], row['frame']] > GOOD else 'bad'}"
-        for row in masked.rows
+        for row in masked.table.select(["object_id", "frame", "state"]).to_pylist()
     )
     obeyed = person.obeyed(masked)
     return {

@@ -44,6 +44,7 @@ from jobs.sweep.config import TuneConfig
 from masking.manifest.rows import COLUMNS as MANIFEST_COLUMNS
 from masking.manifest.rows import ROLES
 from masking.outputs.rows import COLUMNS as MASK_COLUMNS
+from masking.outputs.review import REASONS
 from masking.tracking.state import STATES
 
 DOCS = Path(__file__).parent
@@ -160,6 +161,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]
     "masks columns": (("column", "type", "meaning"), partial(plain, MASK_COLUMNS)),
     "ledger columns": (("column", "type", "meaning"), partial(plain, LEDGER_COLUMNS)),
     "review columns": (("column", "meaning"), partial(plain, SPAN_COLUMNS)),
+    "review reasons": (("reason", "meaning"), partial(plain, REASONS)),
     "predictions columns": (("column", "meaning"), partial(plain, PREDICTIONS)),
     "trials columns": (("column", "meaning"), partial(plain, TRIALS)),
     "metrics columns": (("column", "meaning"), partial(plain, METRICS)),

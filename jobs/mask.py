@@ -7,7 +7,7 @@ label (`masking.manifest.rows.COLUMNS` has all). `--out` then holds
 
     masks/<video_id>.parquet   a row a frame and object (`masking.outputs.rows`)
     videos.parquet             a row a video: status, code and error, frames, states of its objects
-    review.csv                 uncertain and lost spans, worst first, and where a click would help
+    review.csv                 spans to check: where clicks are expected to gain most
     summary.json               counts, frames per second, versions
     export/                    with --export: DAVIS, PNG, COCO, YouTube-VOS, cut-outs, overlays
     score.json                 with --score TRUTH: J, F and J&F of every object
@@ -31,7 +31,7 @@ from jobs.masks.config import MaskConfig
 from jobs.masks.exports import delete_exports, export_all
 from jobs.masks.finish import finish_all, on_workers
 from jobs.masks.folder import read_markers
-from jobs.masks.ledger import ledger_bytes, review_csv
+from jobs.masks.ledger import ledger_bytes, outlook_of, review_csv, review_of
 from jobs.masks.plan import BatchPlan, VideoWork, plan_batch, settings_of
 from jobs.masks.results import read_results
 from jobs.run.config import ConfigError
@@ -177,7 +177,8 @@ def conclude(
     """
     masked, failed = all_records(plan, read_markers(out))
     (out / "videos.parquet").write_bytes(ledger_bytes([*masked, *failed]))
-    (out / "review.csv").write_text(review_csv(masked, plan.accepted))
+    review = review_of(masked, plan.accepted)
+    (out / "review.csv").write_text(review_csv(review))
     frames = sum(record["frames"] for record in records)
     summary = {
         "videos": len(masked) + len(failed),
@@ -192,6 +193,7 @@ def conclude(
         "wall_s": seconds,
         "frames_per_s": frames / seconds if records else None,
         "workers": config.workers,
+        "expected": outlook_of(masked, review),
         "versions": versions(),
         "hardware": hardware(),
     }
@@ -234,11 +236,18 @@ def print_result(out: Location, summary: Mapping[str, Any], failed: Records) -> 
         + ("" if pace is None else f", {pace:,.1f} frames/s with start-up")
     )
     print(f"  masks   {out / 'masks'}\n  ledger  {out / 'videos.parquet'}")
-    print(f"  review  {out / 'review.csv'}")
+    print(f"  review  {out / 'review.csv'}: {_outlook(summary['expected'])}")
     for record in failed[:5]:
         print(f"  failed: {record['video_id']}: {record['code']}: {record['error']}")
     for fault in summary["loose_faults"]:
         print(f"  left out: {fault}")
+
+
+def _outlook(expected: Mapping[str, Any]) -> str:
+    """Say which IoU is to be expected, now and after some clicks of the review."""
+    now = f"IoU {expected['iou']:.2f} expected"
+    after = [f"{iou:.2f} after {count}" for count, iou in expected["iou_after"].items()][:3]
+    return ", ".join([now, *after]) + (" clicks" if after else "")
 
 
 def finish(

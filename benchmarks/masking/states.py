@@ -3,7 +3,7 @@
     python -m benchmarks.masking.states --data voc-00.parquet --backdrops horses-00.parquet
 
 Objects of the first data are cut out and moved over pictures of the second; so it is known where
-each object is, and on which frames it can be seen. The table shows, with the gate and without:
+each object is, and on which frames it can be seen. The table shows:
 
 - of frames on which an object is gone, how many are `lost`, and how many show a mask;
 - of frames on which it is there, how many are `lost`, and how many show a mask elsewhere;
@@ -29,7 +29,7 @@ from jobs.weights.segmenter import load_segmenter
 from masking.images.arrays import Pixels
 from masking.images.geometry import deepest
 from masking.manifest.prompt import FramePrompt
-from masking.tracking.state import Scene, TrackConfig, begin, shrunk_grey
+from masking.tracking.state import Scene, TrackConfig, begin
 from masking.tracking.step import advance
 from masking.training.pair import Pair
 from masking.training.pairs import Pairs, PairsConfig, survey
@@ -111,7 +111,7 @@ def judge(segmenter: Once, stage: Stage, config: TrackConfig) -> Counter[str]:
     away = dict.fromkeys(numbers, False)
     for index, (image, labels) in enumerate(clip):
         embeddings = segmenter.encode(image[None])
-        here = Scene(embeddings, segmenter.keys(embeddings)[0], shrunk_grey(image))
+        here = Scene(embeddings, segmenter.keys(embeddings)[0])
         prompts = {}
         if index == 0:
             for row, number in enumerate(numbers):
@@ -175,10 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = scenes(objects[2 * number : 2 * number + 2], backdrops[3 * number : 3 * number + 3])
         for kind, stage in made.items():
             segmenter.forget()
-            for gate in (True, False):
-                name = f"{kind}, {'with' if gate else 'without'} the gate"
-                counts = judge(segmenter, stage, TrackConfig(gate=gate))
-                table.setdefault(name, Counter()).update(counts)
+            table.setdefault(kind, Counter()).update(judge(segmenter, stage, TrackConfig()))
     columns = (
         ("gone, lost", "gone"),
         ("gone, drawn", "gone"),

@@ -44,14 +44,11 @@ TUNED_ON = (
 """Sequences that the defaults of `TrackConfig` were chosen on."""
 ABLATIONS: dict[str, dict[str, Any]] = {
     "everything": {},
-    "no memory": {"recent": -1},
-    "memory of prompts only": {"recent": 0},
-    "no expected mask as prompt": {"mask_prompt": False},
-    "no corner points": {"corners": 0},
-    "three points": {"points": 3},
-    "no gate": {"gate": False},
+    "five recent frames": {"recent": 5},
+    "prompted frames alone": {"recent": 0},
     "no search for lost objects": {"redetect": False},
-    "no points of other objects": {"exclusive": False},
+    "objects do not compete": {"exclusive": False},
+    "nothing is lost": {"patience": 10**6},
 }
 
 
@@ -71,7 +68,9 @@ class Once(Segmenter):
 
     def __init__(self, segmenter: Segmenter) -> None:
         """Take the network of a segmenter."""
-        super().__init__(segmenter.network, segmenter.device, segmenter.precision)
+        super().__init__(
+            segmenter.network, segmenter.device, segmenter.precision, metadata=segmenter.metadata
+        )
         self._seen: dict[bytes, Embeddings] = {}
 
     def encode(self, frames: Any) -> Embeddings:

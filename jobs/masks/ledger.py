@@ -14,15 +14,19 @@ import pyarrow.parquet as pq
 
 from jobs.masks.plan import is_accepted
 from masking.manifest.rows import Row
+from masking.outputs.review import outlook
 
 SPAN_COLUMNS = {
     "video_id": "id of the video",
     "object_id": "id of the object",
     "first_frame": "first frame of the span",
     "last_frame": "last frame of the span",
-    "reason": "state of the object in the span: uncertain or lost",
+    "reason": "why: lost, uncertain, tracked or check, as listed below",
     "click_frame": "frame on which a click would help most",
-    "severity": "sum over the frames of how doubtful each is, 0 to 1; rows are sorted by it",
+    "severity": "what a click there is expected to add to the IoU of the object's frames, in"
+    " frames; rows are sorted by it",
+    "click_x": "column of the middle of the mask there, or on the nearest frame that has one",
+    "click_y": "row of that place",
     "click_name": "name of the file of click_frame, if the video is a folder of images",
 }
 """Columns of review.csv, and their meaning."""
@@ -115,8 +119,13 @@ def ledger_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
     return content.getvalue()
 
 
-def review_csv(records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequence[Row]]) -> str:
-    """Return the content of review.csv: the spans of all videos that no one accepted, worst first.
+def review_of(
+    records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequence[Row]]
+) -> list[Mapping[str, Any]]:
+    """Return the spans of all videos that no one accepted, the greatest gain first.
+
+    Spans for a check gain little; they are put between the others, so that they are seen: one after
+    each nine.
 
     Args:
         records: of the masked videos.
@@ -129,8 +138,31 @@ def review_csv(records: Iterable[Mapping[str, Any]], accepted: Mapping[str, Sequ
         if not is_accepted(accepted.get(record["video_id"], ()), span)
     ]
     found.sort(key=lambda s: (-s["severity"], s["video_id"], s["object_id"], s["first_frame"]))
+    checks = [span for span in found if span["reason"] == "check"]
+    others = [span for span in found if span["reason"] != "check"]
+    for number, check in enumerate(checks):
+        others.insert(min(len(others), 10 * number + 9), check)
+    return others
+
+
+def outlook_of(
+    records: Sequence[Mapping[str, Any]], review: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what is to be expected of all masks, as `masking.outputs.review.outlook`.
+
+    Args:
+        records: of the masked videos; those of earlier versions say nothing.
+        review: the result of `review_of`.
+    """
+    expected = [record["expected"] for record in records if "expected" in record]
+    missing, frames = (sum(one[name] for one in expected) for name in ("missing", "frames"))
+    return outlook(review, missing, frames)
+
+
+def review_csv(review: Iterable[Mapping[str, Any]]) -> str:
+    """Return the content of review.csv from the result of `review_of`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(SPAN_COLUMNS), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(review)
     return text.getvalue()

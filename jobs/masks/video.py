@@ -15,18 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 
 from jobs.masks.attempts import Attempts, node_alive, node_here, refusal_message
 from jobs.masks.folder import hash_of, part_place
 from jobs.masks.plan import VideoWork, settings_of
+from jobs.run.device import settle
 from jobs.storage import scratch
 from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
 from jobs.weights.segmenter import load_segmenter, locate
 from masking.manifest.faults import ManifestError
-from masking.outputs.rows import MaskFile, Span, spans
+from masking.outputs.review import READ, Span, missing_of, spans
+from masking.outputs.rows import MaskFile
 from masking.segmenter.sam import Precision, Segmenter
 from masking.tracking.masking import Masking, resolve_prompts
 from masking.tracking.prefetch import prefetch
@@ -119,7 +122,8 @@ def _write(run: Masking, target: Path, record: dict[str, Any], names: Sequence[s
         file.close()
     report = run.report
     lost = report.corrupt_packets > 0 or report.cut_off
-    rows = pq.read_table(target, columns=["frame", "object_id", "state", "quality"]).to_pylist()
+    table = pq.read_table(target, columns=list(READ))
+    missing = missing_of(table)
     content = target.read_bytes()
     record |= {
         "status": "partial" if lost else "ok",
@@ -129,7 +133,11 @@ def _write(run: Masking, target: Path, record: dict[str, Any], names: Sequence[s
         "unsorted": report.unsorted,
         "notes": report.notes,
         "objects": {number: dict(counts) for number, counts in states.items()},
-        "review": [_review(span, names) for span in spans(record["video_id"], rows)],
+        "review": [_review(span, names) for span in spans(record["video_id"], table)],
+        "expected": {
+            "frames": int(np.count_nonzero([s is not None for s in table["state"].to_pylist()])),
+            "missing": float(missing.sum()),
+        },
         "masks_sha256": hashlib.sha256(content).hexdigest(),
         "masks_bytes": len(content),
     }
@@ -165,6 +173,7 @@ class Masker:
         threads: int,
         device: torch.device,
         time_limit: float,
+        gpus: float = 1.0,
         node: Callable[[], str] = node_here,
         alive: Callable[[str], bool] = node_alive,
     ) -> None:
@@ -180,12 +189,14 @@ class Masker:
             threads: CPU threads of this process.
             device: device of the segmenter.
             time_limit: seconds that a video may take.
+            gpus: share of the GPU that this process has.
             node: returns the id of this node.
             alive: returns whether the node with an id is alive.
 
         Raises:
             WorkerError: the weights differ from those of the driver.
         """
+        settle(device, gpus)
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)  # by default it takes all cores, although workers share them
         self.segmenter = load_segmenter(weights, device, precision)

@@ -3,6 +3,7 @@
 The YAML is turned into flags that stand before the user's: one parser checks both, and flags win.
 A setting that was renamed names its old name in the metadata of its field:
 `field(default=0.5, metadata={"was": "old_name"})`. The old flag and the old key keep working.
+The keys of settings that are no more are listed in `removed` of their class, and are passed over.
 """
 
 import math
@@ -65,8 +66,10 @@ class JobConfig(OutConfig):
     cpus_per_worker: float = field(default=1, metadata=MAY_CHANGE)
     """Number of CPUs, and so of threads, for each worker; below 1, workers share a CPU."""
     gpus_per_worker: float | None = field(default=None, metadata=MAY_CHANGE)
-    """Number of GPUs for each worker; with a fraction, workers share a GPU and exchange gradients
-    through the CPU (gloo). Default: 1 on cuda, 0 on cpu."""
+    """Number of GPUs for each worker; with a fraction, workers share a GPU, take no more than that
+    share of its memory, and exchange gradients through the CPU (gloo). Default: 0 on cpu; on cuda
+    1, or if there are fewer GPUs than workers and the model is small, the share with which all
+    workers fit, at least 0.25."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -46,7 +46,7 @@ MASKING_FILES = {
     "masks/VIDEO_ID.parquet": "masks of a video, one row per frame and object",
     "commits/": "a marker per video, written last, which says that the video is done",
     "videos.parquet": "the ledger: one row per video",
-    "review.csv": "uncertain and lost spans of all videos, worst first",
+    "review.csv": "spans of all videos to check, where clicks gain most first",
     "score.json": "J, F and J&F of the masks against true masks (`--score`)",
     "export/": "masks in formats of other tools, and films (`--export`)",
 }
@@ -61,8 +61,11 @@ METRICS = {
     "train_accuracy": "share of augmented training samples classified correctly",
     "val_loss": "mean loss on the validation set",
     "val_accuracy": "share of the validation set classified correctly",
+    "val_track_accuracy": "share of the validation set's tracks (objects of videos) classified"
+    " correctly, by votes over their images; only data of videos have tracks",
     "ema_loss": "`val_loss` of the averaged weights (`--optim.ema-half-life`)",
     "ema_accuracy": "`val_accuracy` of the averaged weights",
+    "ema_track_accuracy": "`val_track_accuracy` of the averaged weights",
     "train_iou_first": "segmenters: mean IoU after the first round of prompts; with --clips, on the"
     " second frame of a clip",
     "train_iou_last": "segmenters: mean IoU after the last round of prompts; with --clips, on the"

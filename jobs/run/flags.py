@@ -22,6 +22,9 @@ def as_flags(settings: dict[str, Any], cls: type, path: str, prefix: str = "") -
     known = {f.name: f for f in fields(cls)}
     earlier = {f.metadata["was"]: f for f in fields(cls) if "was" in f.metadata}
     for name, value in settings.items():
+        if name in getattr(cls, "removed", ()):
+            sys.stderr.write(f"{path}: {prefix}{name} has no effect any more; leave it out\n")
+            continue
         if name not in known and name not in earlier:
             near = difflib.get_close_matches(str(name)[:100], known, n=1)
             hint = f"; perhaps you meant {prefix}{near[0]}" if near else ""

@@ -1,8 +1,7 @@
-"""Rows of masks, a frame and object each, and spans of frames that need a person."""
+"""Rows of masks, a frame and object each."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from pathlib import PurePath
 from typing import Any
@@ -17,7 +16,7 @@ from masking.images.masks import decode_rle
 from masking.images.runs import Runs
 from masking.tracking.masks import FrameMasks
 
-FORMAT = 1
+FORMAT = 2
 """Version of the columns; raise it when they, or what they mean, change."""
 COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "frame": (pa.int32(), "index of the frame, from 0, in presentation order"),
@@ -40,11 +39,11 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
         pa.list_(pa.field("element", pa.int32())),
         "left, top, width and height of the mask in pixels; null for an empty mask",
     ),
-    "score": (pa.float32(), "IoU that the segmenter predicts for the mask, 0 to 1"),
+    "score": (pa.float32(), "IoU of the mask with the truth that is to be expected, 0 to 1"),
     "quality": (
         pa.float32(),
-        "agreement with what motion and memory expected, 0 to 1; of a prompted mask with the"
-        " segmenter's own, which is cut or filled where it does not obey a click",
+        "probability that the mask is right: that its IoU with the truth is above 0.5; of an empty"
+        " mask of a lost object, that the object cannot be seen",
     ),
     "direction": (pa.string(), "where the mask comes from: prompt, forward, backward or both"),
     "frame_name": (
@@ -175,44 +174,3 @@ def label_map(rows: Sequence[Mapping[str, Any]]) -> NDArray[np.uint16]:
     for row in rows:
         labels[mask_of(row, owned=True)] = row["object_id"]
     return labels
-
-
-@dataclass(frozen=True)
-class Span:
-    """Consecutive frames of an object that a person should check."""
-
-    video_id: str
-    """Id of the video."""
-    object_id: int
-    """Id of the object."""
-    first_frame: int
-    """Index of the first frame."""
-    last_frame: int
-    """Index of the last frame."""
-    reason: str
-    """State of the object on these frames: lost or uncertain."""
-    click_frame: int
-    """Frame on which a click helps most: the first lost frame, or the uncertain frame whose mask
-    agrees least with the expected one."""
-    severity: float
-    """Sum over the frames of how far each is from being trusted, 0 to 1; orders the list."""
-
-
-def spans(video_id: str, rows: Iterable[Mapping[str, Any]]) -> list[Span]:
-    """Return the runs of uncertain and of lost frames of each object, the worst first."""
-    by_object: dict[int, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_object.setdefault(row["object_id"], []).append(row)
-    found = []
-    for object_id, mine in by_object.items():
-        for state, run in groupby(mine, key=lambda row: row["state"]):
-            if state not in ("lost", "uncertain"):
-                continue
-            part = list(run)
-            doubt = [1.0 if state == "lost" else 1.0 - row["quality"] for row in part]
-            place = 0 if state == "lost" else int(np.argmax(doubt))
-            frames = [row["frame"] for row in part]
-            found.append(
-                Span(video_id, object_id, frames[0], frames[-1], state, frames[place], sum(doubt))
-            )
-    return sorted(found, key=lambda span: (-span.severity, span.video_id, span.first_frame))

@@ -13,8 +13,9 @@ Shapes: T frames of H x W pixels, N prompt sets of up to P points, K masks of ea
 low-resolution logits. The CUDA path has not been run yet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, cast
 
 import numpy as np
@@ -73,6 +74,7 @@ class Segmenter:
         precision: Precision = "auto",
         *,
         compile: bool = False,
+        metadata: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Move a network to its device, in evaluation mode.
 
@@ -82,8 +84,10 @@ class Segmenter:
             precision: auto is bfloat16 where the processor multiplies it.
             compile: encode through torch.compile. Meant for GPUs, where it has not been run yet;
                 on a CPU its compiler takes minutes.
+            metadata: what the file of the weights says of them.
         """
         self.device, self.precision = device, resolve(precision, device)
+        self.metadata = metadata
         self.network = network
         module = cast(nn.Module, network)
         module.to(device).eval()
@@ -346,4 +350,4 @@ def load(
     network = build(tensors, architecture, file)
     if resolve(precision, device) == "bfloat16":
         network.lower()
-    return Segmenter(network, device, precision, compile=compile)
+    return Segmenter(network, device, precision, compile=compile, metadata=metadata)

@@ -81,10 +81,13 @@ class Directions:
         """Return the frames of the first prompt and of later ones that the object is seen on."""
         return [i for i in self._prompted if self._is_positive(i) and i >= self.first]
 
-    def is_nearer_to_later(self, index: int) -> bool:
-        """Return whether the later of the prompts around a frame is the nearer one."""
+    def lateness(self, index: int) -> float:
+        """Return where a frame lies between the prompts around it, from 0 at the earlier one to 1
+        at the later one."""
         before, after = self._before(index), self._start_after(index)
-        return before is None or (after is not None and after - index < index - before)
+        if before is None or after is None:
+            return float(before is None)
+        return (index - before) / (after - before)
 
     def _in_span(self, index: int) -> bool:
         return self.plan.start <= index and (self.plan.end is None or index <= self.plan.end)

@@ -1,71 +1,32 @@
 """Where objects are expected on a frame, and the queries for the segmenter that follow from it.
 
-Points are carried by optical flow (`masking.tracking.motion`), soft masks come from remembered
-frames (`masking.tracking.memory`). Points and boxes are in pixels of the frame, (x, y), origin top
-left. Shapes: K objects, P points, h x w pixels of low-resolution logits.
+Soft masks come from remembered frames (`masking.tracking.memory`). The segmenter is prompted with
+them, and with the middle of what is expected; one without a part that follows objects also with the
+middles of other objects as negative points. Points and boxes are in pixels of the frame, (x, y),
+origin top left. Shapes: K objects, P points, h x w pixels of low-resolution logits.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masking.images.arrays import Bools, Points
+from masking.images.arrays import Points
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.matching import recalled, sure_logits
-from masking.tracking import motion
 from masking.tracking.memory import Memory
 from masking.tracking.prompting import Prompter
-from masking.tracking.query import Query, clicks_on_others, depths
-from masking.tracking.state import NOTHING, VISIBLE, Scene, Track, TrackConfig, Tracker
+from masking.tracking.query import Query, clicks_on_others
+from masking.tracking.state import VISIBLE, Scene, TrackConfig, Tracker
 
-_DOUBTFUL = 0.3  # expected probability below which a point is taken to have left its object
-_INNER = 2.0  # cells from the edge of the expected mask, from which a point lies well inside
-
-
-def carry_tracks(tracker: Tracker, scene: Scene, scale: float) -> list[Track]:
-    """Return the tracks with their points and masks moved to a frame by optical flow.
-
-    Args:
-        tracker: the state after the frame before.
-        scene: the frame.
-        scale: pixels of the logits per pixel of the frame.
-    """
-    tracks, before = list(tracker.tracks), tracker.grey
-    if before is None or before.shape != scene.grey.shape:
-        return tracks
-    visible = [i for i, t in enumerate(tracks) if t.state in VISIBLE]
-    if not visible:
-        return tracks
-    points = [np.concatenate([tracks[i].points, tracks[i].negatives]) for i in visible]
-    there, believed = motion.follow(before, scene.grey, np.concatenate(points) * scene.grey_scale)
-    there = there / scene.grey_scale
-    ends = np.cumsum([len(some) for some in points])[:-1]
-    for i, old, new, sure in zip(
-        visible, points, np.split(there, ends), np.split(believed, ends), strict=True
-    ):
-        tracks[i] = _move(tracks[i], old, new, sure, scale)
-    return tracks
-
-
-def _move(track: Track, old: Points, new: Points, sure: Bools, scale: float) -> Track:
-    """Move a track: its points that agree on a motion, its other clicks, and its last mask."""
-    count = len(track.points)
-    matrix, agree = motion.common_motion(old[:count][sure[:count]], new[:count][sure[:count]])
-    kept = sure.copy()
-    kept[:count][sure[:count]] = agree
-    logits = track.logits
-    if matrix is not None:
-        logits = torch.from_numpy(motion.warped(logits.numpy(), matrix, scale, NOTHING))
-    points, negatives = new[:count][kept[:count]], new[count:][kept[count:]]
-    return replace(track, points=points, negatives=negatives, logits=logits)
+_LEAST = 0.1  # highest expected probability below which an object is not expected anywhere
+_DOUBTFUL = 0.3  # expected probability below which a point is taken to lie beside an object
 
 
 class Expectation:
-    """The expected tracks and masks on a frame."""
+    """What is known of the objects on a frame before the segmenter is prompted."""
 
     def __init__(
         self,
@@ -75,32 +36,29 @@ class Expectation:
         scene: Scene,
         prompts: Mapping[int, FramePrompt],
     ) -> None:
-        """Carry the tracks to a frame and read the memory; arguments as for `step.advance`."""
+        """Read the memory; arguments as for `step.advance`."""
         self.prompter, self.config, self.prompts = prompter, config, prompts
-        self.tracks = carry_tracks(tracker, scene, prompter.scale)
+        self.tracks = tracker.tracks
         memory = tracker.memory
-        known = memory is not None and bool(memory.prompted)
-        lost = any(track.state == "lost" for track in self.tracks)
         self.near: Tensor | None = None
         """(K, h, w) probabilities near the places of the recent frames; None: no memory."""
         self.far: Tensor | None = None
         """(K, h, w) probabilities anywhere, for lost objects; None: no memory, or none is lost."""
         self._near_maps: Tensor | None = None
         self._far_maps: Tensor | None = None
-        if memory is not None and known and config.recent >= 0:
+        if memory is not None and memory.prompted:
             self.near, self._near_maps = self._read(memory, scene, anywhere=False)
-        if memory is not None and known and lost and config.redetect:
-            self.far, self._far_maps = self._read(memory, scene, anywhere=True)
+            if config.redetect and any(track.state == "lost" for track in self.tracks):
+                self.far, self._far_maps = self._read(memory, scene, anywhere=True)
+        self._middles: dict[int, Points] = {}
 
-    def _read(self, memory: Memory, scene: Scene, anywhere: bool) -> tuple[Tensor, Tensor | None]:
+    def _read(self, memory: Memory, scene: Scene, anywhere: bool) -> tuple[Tensor, Tensor]:
         """Return probabilities (K, h, w) from memory, at the size of the logits and on the host;
-        and the maps (K, MAPS, ...) that a segmenter with a memory of its own takes."""
+        and all maps (K, MAPS, ...) from memory."""
         recall = memory.read(scene.keys.flatten(0, 1), anywhere)
         shares = recall.shares.unflatten(1, scene.grid)
         size = self.prompter.low_res
         near = F.interpolate(shares.cpu()[:, None], size, mode="bilinear", align_corners=False)
-        if not self.prompter.segmenter.remembers:
-            return near[:, 0], None
         rest = shares.sum(dim=0) - shares if self.config.exclusive else torch.zeros_like(shares)
         prompted = recall.prompted_shares.unflatten(1, scene.grid)
         weights = (w.unflatten(1, scene.grid) for w in (recall.weight, recall.prompted_weight))
@@ -110,94 +68,65 @@ class Expectation:
 
     def queries(self) -> list[Query]:
         """Return a query for each object that a mask is wanted of on this frame."""
-        found = (self._query(row, track) for row, track in enumerate(self.tracks))
+        found = (self._query(row) for row in range(len(self.tracks)))
         return [query for query in found if query is not None]
 
-    def from_the_middle(self, query: Query) -> Query | None:
-        """Replace the carried points of a query by the middle of its expected mask.
-
-        None: the query is not one for a tracked object, or nothing is expected.
-        """
-        if query.prompt is not None or query.expected is None:
-            return None
-        if self.tracks[query.row].state == "lost":
-            return None
-        middle = self.prompter.middle(query.expected)
-        if not len(middle):
-            return None
-        negative = query.labels == 0
-        points = np.concatenate([middle, query.points[negative]])
-        labels = np.concatenate([np.ones(1, np.int64), query.labels[negative]])
-        return replace(query, points=points, labels=labels)
-
-    def _query(self, row: int, track: Track) -> Query | None:
-        prompt = self.prompts.get(row)
+    def _query(self, row: int) -> Query | None:
+        track, prompt = self.tracks[row], self.prompts.get(row)
         if prompt is not None and prompt.role not in ("init", "correct"):
             return None
         if prompt is not None:
-            query = self._prompted(row, track, prompt)
+            query = self._prompted(row, prompt)
             if query is not None:
                 return query
-        if track.state in (None, "absent"):
+        if track.state in VISIBLE:
+            return self._followed(row)
+        return self._sought(row) if track.state == "lost" else None
+
+    def _followed(self, row: int) -> Query | None:
+        """Query a visible object by its expected mask; None: it is expected nowhere."""
+        if self.near is None or self._near_maps is None:
             return None
-        return self._sought(row) if track.state == "lost" else self._followed(row, track)
-
-    def _expected(self, row: int, track: Track) -> Tensor:
-        """Return the probabilities (h, w) of a visible object: from memory, or its moved mask."""
-        return self.near[row] if self.near is not None else torch.sigmoid(track.logits)
-
-    def _followed(self, row: int, track: Track) -> Query | None:
-        """Query a visible object by its carried points and its expected mask."""
-        expected, points = self._expected(row, track), track.points
-        if self.near is not None:
-            points = points[self.prompter.sample(expected, points) > _DOUBTFUL]
-        chosen = motion.spread(self._inner_first(points, expected), self.config.points)
-        if not len(chosen):
-            chosen = self.prompter.middle(expected)
-        if not len(chosen):
+        expected, maps = self.near[row], self._near_maps[row]
+        middle, mask = self._middle(row), sure_logits(expected)
+        if not len(middle):
             return None
-        wrong = self._negatives(track, expected)
-        labels = np.repeat(np.array([1, 0], np.int64), [len(chosen), len(wrong)])
-        mask = sure_logits(expected) if self.config.mask_prompt else None
-        return Query(
-            row, np.concatenate([chosen, wrong]), labels, mask=mask, expected=expected,
-            carried=points, memory=None if self._near_maps is None else self._near_maps[row],
-        )  # fmt: skip
+        others = middle[:0] if self.prompter.segmenter.remembers else self._others(row, expected)
+        points = np.concatenate([middle, others])
+        labels = np.repeat(np.array([1, 0], np.int64), [len(middle), len(others)])
+        return Query(row, points, labels, mask=mask, expected=expected, memory=maps)
 
-    def _inner_first(self, points: Points, expected: Tensor) -> Points:
-        """Move the first point that lies well inside the expected mask to the front, or else the
-        deepest one: a click at the edge may have left its object."""
-        if len(points) < 2:
-            return points
-        depth = self.prompter.sample(depths(expected), points)
-        first = int((depth >= min(_INNER, depth.max())).argmax())
-        return np.concatenate([points[first : first + 1], np.delete(points, first, axis=0)])
+    def _middle(self, row: int) -> Points:
+        """Return the deepest point (1, 2) of an object's expected mask; (0, 2) if that is empty."""
+        if row not in self._middles:
+            assert self.near is not None
+            self._middles[row] = self.prompter.middle(self.near[row], _LEAST)
+        return self._middles[row]
 
-    def _negatives(self, track: Track, expected: Tensor) -> Points:
-        """Return an object's negative clicks, and points of others where it is not expected."""
-        negatives = [track.negatives]
-        if self.config.exclusive:
-            for other in self.tracks:
-                if other is not track and len(other.points):
-                    theirs = motion.spread(other.points, 1)
-                    negatives.append(theirs[self.prompter.sample(expected, theirs) < _DOUBTFUL])
-        return np.concatenate(negatives)
+    def _others(self, row: int, expected: Tensor) -> Points:
+        """Return the middles (P, 2) of other visible objects where this one is not expected."""
+        found = [np.zeros((0, 2), np.float32)]
+        for other, track in enumerate(self.tracks if self.config.exclusive else ()):
+            if other != row and track.state in VISIBLE:
+                theirs = self._middle(other)
+                found.append(theirs[self.prompter.sample(expected, theirs) < _DOUBTFUL])
+        return np.concatenate(found)
 
-    def _prompted(self, row: int, track: Track, prompt: FramePrompt) -> Query | None:
+    def _prompted(self, row: int, prompt: FramePrompt) -> Query | None:
         """Query an object by a person's clicks; a correction starts from the expected mask.
 
         None: the prompt does not say where the object is, and nothing else is known of it.
         """
         mask, tracked = None, None
-        if prompt.role != "init" and track.state not in (None, "lost", "absent"):
-            mask = sure_logits(self._expected(row, track))
-            tracked = self._followed(row, track)
+        if prompt.role != "init" and self.tracks[row].state in VISIBLE and self.near is not None:
+            mask = sure_logits(self.near[row])
+            tracked = self._followed(row)
         others = clicks_on_others(self.prompts, row)[: None if self.config.exclusive else 0]
         return self.prompter.prompted(row, prompt, mask, others, tracked)
 
     def _sought(self, row: int) -> Query | None:
         """Query a lost object by the place where memory expects it."""
-        if self.far is None:
+        if self.far is None or self._far_maps is None:
             return None
         expected = self.far[row]
         place = self.prompter.middle(expected)
@@ -205,5 +134,5 @@ class Expectation:
             return None
         return Query(
             row, place, np.ones(1, np.int64), mask=sure_logits(expected), expected=expected,
-            memory=None if self._far_maps is None else self._far_maps[row],
+            memory=self._far_maps[row],
         )  # fmt: skip

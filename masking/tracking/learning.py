@@ -1,27 +1,32 @@
 """What the tracker learns from the segmenter's answers on a frame: tracks, states and memory.
 
 A track learns from a mask only if that passes the gate, `is_trusted`. An object that is lost has an
-empty mask, and is searched for until it is found on two consecutive frames. Shapes: K objects,
-P points, h x w pixels of low-resolution logits, M cells of a key map.
+empty mask, and is searched for until it is found on two consecutive frames. What is told of a mask,
+its state, score and quality, follows from how far it can be trusted (`masking.tracking.trust`).
+Shapes: K objects, h x w pixels of low-resolution logits, M cells of a key map.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masking.images.arrays import Points
 from masking.images.geometry import iou
 from masking.manifest.prompt import FramePrompt
-from masking.tracking import motion
 from masking.tracking.expectation import Expectation
 from masking.tracking.memory import Memory, Remembered, cell_shares
 from masking.tracking.prompting import Prompter
 from masking.tracking.query import Answer, Query
 from masking.tracking.state import NOTHING, Scene, State, Track, TrackConfig, TrackedMasks, Tracker
+from masking.tracking.trust import (
+    TRACKED,
+    Evidence,
+    calibration_of,
+    evidence_of_prompted,
+    evidence_of_tracked,
+)
 
 _PREDICTED = 0.6  # least IoU that a part trained on clips predicts for a trusted mask
 _KEEPS = 0.9  # share of the running means that stays from one trusted mask to the next
@@ -35,7 +40,6 @@ def is_trusted(config: TrackConfig, track: Track, answer: Answer) -> bool:
     return (
         answer.predicted >= max(least, config.predicted * track.usual[0])
         and answer.agreement >= config.agreement * track.usual[1]
-        and answer.inside >= config.inside
         and _has_grown_little(config, track, answer)
     )
 
@@ -54,10 +58,11 @@ class Outcome:
     logits: Tensor
     """(h, w) float32 of the mask on this frame; all `NOTHING` for an empty one."""
     score: float = 0.0
-    """IoU that the segmenter predicts; 0 for an empty mask."""
+    """Expected IoU with the truth; 0 for an empty mask."""
     quality: float = 0.0
-    """Agreement with the expected mask, from 0 to 1; of a prompted one with the segmenter's own
-    mask, 1 unless that was cut or filled to obey a click."""
+    """Probability that the mask is right."""
+    evidence: Evidence | None = None
+    """What is known of the mask; None: none was computed."""
 
 
 class Learning:
@@ -74,14 +79,16 @@ class Learning:
         """Take the tracker of the frame before, the frame, and what was expected on it."""
         self.prompter, self.config, self.tracker, self.scene = prompter, config, tracker, scene
         self.expectation = expectation
+        self.calibration = calibration_of(prompter.segmenter.metadata)
 
     def outcome(self, row: int, query: Query | None, answer: Answer | None) -> Outcome:
         """Return the outcome for an object; without a query, no answer was wanted."""
         track, prompt = self.expectation.tracks[row], self.expectation.prompts.get(row)
+        track = replace(track, since=track.since + 1)
         if prompt is not None and prompt.role == "end":
             return self._empty(Track())
         if prompt is not None and prompt.role == "absent":
-            return self._empty(replace(track, state="absent", points=track.points[:0]))
+            return self._empty(replace(track, state="absent"))
         if track.state in (None, "absent") and query is None:
             return self._empty(track)
         if query is None or answer is None:
@@ -90,48 +97,49 @@ class Learning:
             return self._started(track, query.prompt, answer)
         if track.state == "lost":
             return self._sighted(track, query, answer)
-        if answer.area and (is_trusted(self.config, track, answer) or not self.config.gate):
-            return self._followed(track, "tracked", answer)
+        if answer.area and is_trusted(self.config, track, answer):
+            return self._followed(track, "tracked", query, answer)
         missed = self._missed(track, answer)
         if missed.state == "lost":
             return self._empty(missed)
-        return Outcome(missed, answer.logits, answer.predicted, answer.agreement)
+        return self._judged(missed, query, answer)
 
     def _empty(self, track: Track) -> Outcome:
         """Return an outcome with an empty mask."""
-        return Outcome(track, torch.full(self.prompter.low_res, NOTHING))
+        quality = self.calibration.gone if track.state == "lost" else 0.0
+        nothing = torch.full(self.prompter.low_res, NOTHING)
+        return Outcome(track, nothing, quality=quality)
+
+    def _judged(self, track: Track, query: Query, answer: Answer) -> Outcome:
+        """Return an outcome with the mask of an answer, and how far that can be trusted."""
+        evidence = evidence_of_tracked(
+            answer.logits, answer.predicted, answer.agreement, query.memory, track.since
+        )
+        belief = self.calibration.tracked(evidence)
+        return Outcome(track, answer.logits, belief.iou, belief.right, evidence)
 
     def _started(self, track: Track, prompt: FramePrompt, answer: Answer) -> Outcome:
         """Start or restart a track from the mask of a person's prompt."""
-        positive = prompt.labels == 1
-        started = Track(
-            "prompted",
-            np.concatenate([prompt.points[positive], self._corners(answer.logits)]),
-            prompt.points[~positive],
-            answer.logits,
-            answer.area,
-            usual=(answer.predicted, *track.usual[1:]),
-        )
-        return Outcome(started, answer.logits, answer.predicted, answer.agreement)
+        usual = (answer.predicted, *track.usual[1:])
+        started = Track("prompted", answer.area, usual=usual)
+        if answer.is_judged:
+            return Outcome(started, answer.logits, answer.predicted, answer.agreement)
+        clicks = len(prompt.points) + 2 * (prompt.box is not None)
+        evidence = evidence_of_prompted(answer.logits, answer.predicted, clicks)
+        belief, kept = self.calibration.prompted(evidence), answer.agreement
+        return Outcome(started, answer.logits, belief.iou * kept, belief.right * kept, evidence)
 
-    def _followed(self, track: Track, state: State, answer: Answer) -> Outcome:
+    def _followed(self, track: Track, state: State, query: Query, answer: Answer) -> Outcome:
         """Learn from a trusted mask."""
-        points = track.points
-        few = len(points) < self.config.corners // 3
-        if self.config.corners and (few or self.tracker.age % self.config.every == 0):
-            inside = self.prompter.sample(answer.logits, points) > 0
-            points = np.concatenate([points[inside][:1], self._corners(answer.logits)])
         followed = replace(
             track,
             state=state,
-            points=points,
-            logits=answer.logits,
             area=answer.area,
             usual=_running_means(track, answer),
             misses=0,
             sighting=None,
         )
-        return Outcome(followed, answer.logits, answer.predicted, answer.agreement)
+        return self._judged(followed, query, answer)
 
     def _missed(self, track: Track, answer: Answer | None) -> Track:
         """Count a frame without a trusted mask; after too many, the object is lost."""
@@ -139,8 +147,7 @@ class Learning:
         if track.state == "lost":
             return replace(track, misses=misses, sighting=None)
         if answer is None or misses > self.config.patience:
-            none = track.points[:0]
-            return replace(track, state="lost", points=none, misses=misses, sighting=None)
+            return replace(track, state="lost", misses=misses, sighting=None)
         return replace(track, state="uncertain", misses=misses)
 
     def _sighted(self, track: Track, query: Query, answer: Answer) -> Outcome:
@@ -154,31 +161,21 @@ class Learning:
             return self._empty(self._missed(track, None))
         if track.sighting is None or float(iou(mask, track.sighting > 0)) < _SAME_PLACE:
             return self._empty(replace(self._missed(track, None), sighting=answer.logits))
-        return self._followed(replace(track, points=query.points), "recovered", answer)
-
-    def _corners(self, logits: Tensor) -> Points:
-        """Return corner points (P, 2) of a mask, in pixels of the frame."""
-        if not self.config.corners:
-            return np.zeros((0, 2), np.float32)
-        grey = self.scene.grey
-        full = self.prompter.segmenter.upsample(logits, (grey.shape[0], grey.shape[1])) > 0
-        found = motion.corners(grey, full.cpu().numpy(), self.config.corners)
-        return found / self.scene.grey_scale
+        return self._followed(track, "recovered", query, answer)
 
     def remember(self, outcomes: Sequence[Outcome]) -> tuple[Tracker, TrackedMasks]:
         """Return the tracker after the frame, and the masks on it."""
         tracks = tuple(outcome.track for outcome in outcomes)
         logits = torch.stack([outcome.logits for outcome in outcomes])
-        memory = self.tracker.memory or Memory(self.scene.grid)
-        if self.config.recent >= 0:
-            memory = self._updated(memory, tracks, logits)
+        memory = self._updated(self.tracker.memory or Memory(self.scene.grid), tracks, logits)
         masks = TrackedMasks(
-            tuple(track.state for track in tracks),
+            tuple(_state(outcome) for outcome in outcomes),
             logits,
             tuple(outcome.score for outcome in outcomes),
             tuple(outcome.quality for outcome in outcomes),
+            tuple(outcome.evidence for outcome in outcomes),
         )
-        return Tracker(tracks, self.scene.grey, memory, self.tracker.age + 1), masks
+        return Tracker(tracks, memory), masks
 
     def _updated(self, memory: Memory, tracks: Sequence[Track], logits: Tensor) -> Memory:
         """Add the frame to the memory."""
@@ -214,6 +211,15 @@ class Learning:
         """Return whether a prompted mask shows something else than the object tracked so far."""
         near = self.expectation.near
         return near is not None and float(iou(logits > 0, near[row] > 0.5)) < _OTHER
+
+
+def _state(outcome: Outcome) -> State | None:
+    """Return the state to tell of an object: a mask that is hardly trusted is uncertain, even if
+    the tracker learns from it."""
+    state = outcome.track.state
+    if state not in ("tracked", "uncertain"):
+        return state
+    return "tracked" if outcome.quality >= TRACKED else "uncertain"
 
 
 def _running_means(track: Track, answer: Answer) -> tuple[float, float, float]:

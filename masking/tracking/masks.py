@@ -11,11 +11,19 @@ from numpy.typing import NDArray
 from masking.images.arrays import Bools, Pixels
 from masking.images.geometry import iou
 from masking.tracking.state import VISIBLE, State, TrackedMasks
+from masking.tracking.trust import TRACKED, log_odds
 
 Direction = Literal["prompt", "forward", "backward", "both"]
 
-AGREED = 0.8
-"""IoU from which the forward and the backward mask count as the same."""
+SAME, APART = 0.8, 0.5
+"""IoU of two masks from which they are right or wrong together, and up to which at most one of them
+is right."""
+
+TORN = 0.6
+"""Highest quality of a mask where another one, which is apart from it, comes from another prompt:
+one of the two is wrong, however sure it is of itself."""
+NEARNESS = 2.0
+"""Log odds that a mask gains by being on the frame of a prompt rather than midway to the next."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +35,9 @@ class Mask:
     mask: Bools
     """(H, W) bool."""
     score: float
-    """IoU that the segmenter predicts; 0 for an empty mask."""
+    """Expected IoU with the truth; 0 for an empty mask."""
     quality: float
-    """Agreement with the mask that motion and memory expected, from 0 to 1."""
+    """Probability that the mask is right: that its IoU with the truth is above 0.5."""
     direction: Direction
     """Where the mask comes from."""
 
@@ -64,7 +72,7 @@ class FrameMasks:
 
     @property
     def scores(self) -> tuple[float, ...]:
-        """Predicted IoU of each mask."""
+        """Expected IoU of each mask with the truth."""
         return tuple(0.0 if one is None else one.score for one in self.found)
 
     def label_map(self) -> NDArray[np.uint16]:
@@ -92,20 +100,46 @@ def forward_masks(masks: TrackedMasks, logits: NDArray[np.float32]) -> list[Mask
     ]
 
 
-def better_mask(forward: Mask | None, backward: Mask, is_later_nearer: bool) -> Mask:
-    """Return the mask to believe: the better one where both passes agree, else the one from the
-    nearer prompt, as uncertain."""
+def better_mask(forward: Mask | None, backward: Mask, lateness: float) -> Mask:
+    """Return the mask to believe: the one that is more probably right, or comes from a nearer
+    prompt.
+
+    Where the passes agree, its quality is that of the better one. Where they do not, at most one is
+    right, and the quality is the probability that this one is, given that.
+
+    Args:
+        forward: the mask of the forward pass, if there is one.
+        backward: the mask of the backward pass.
+        lateness: 0 on the frame of the prompt before, 1 on that of the prompt after.
+    """
     if forward is None:
         return backward
     visible = [one.state in VISIBLE for one in (forward, backward)]
     if visible[0] != visible[1]:
         return forward if visible[0] else backward
-    pair = torch.from_numpy(np.stack([forward.mask, backward.mask]))
-    if float(iou(pair[0], pair[1])) >= AGREED or not any(visible):
-        better = forward if forward.score >= backward.score else backward
-        return replace(better, direction="both")
-    nearer = backward if is_later_nearer else forward
-    return replace(nearer, state="uncertain")
+    if not any(visible):
+        return replace(forward, direction="both")
+    odds = log_odds(backward.quality) - log_odds(forward.quality)
+    is_later = odds + NEARNESS * (2 * lateness - 1) > 0
+    better, other = (backward, forward) if is_later else (forward, backward)
+    agreed = float(iou(torch.from_numpy(better.mask), torch.from_numpy(other.mask)))
+    share = min(max((agreed - APART) / (SAME - APART), 0.0), 1.0)
+    right = better.quality * (1 - other.quality)
+    neither = (1 - better.quality) * (1 - other.quality)
+    alone = right / max(right + neither + other.quality * (1 - better.quality), 1e-9)
+    alone = min(alone, TORN)
+    quality = share * better.quality + (1 - share) * alone
+    direction: Direction = "both" if share == 1 else better.direction
+    score = better.score * quality / max(better.quality, 1e-9)
+    return _with_quality(replace(better, score=score, direction=direction), quality)
+
+
+def _with_quality(mask: Mask, quality: float) -> Mask:
+    """Return a mask with another quality, and the state that follows from it."""
+    state = mask.state
+    if state in ("tracked", "uncertain", "recovered") and quality < TRACKED:
+        state = "uncertain"
+    return replace(mask, quality=quality, state=state)
 
 
 def logit_of(score: float) -> float:

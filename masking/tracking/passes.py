@@ -272,7 +272,7 @@ class Passes:
                 continue
             mask = decode_rle(one.counts, one.size)
             backward = Mask(one.state, mask, one.score, one.quality, "backward")
-            found[row] = better_mask(forward, backward)
+            found[row] = better_mask(forward, backward, directions.lateness(frame.index))
             if cast(Mask, found[row]).mask is mask:
                 logits[row] = np.where(mask, logit_of(one.score), NOTHING)
 

@@ -230,8 +230,9 @@ class Prompter:
         """
         logits: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}
+        follows = [self.segmenter.remembers and q.memory is not None for q in queries]
         for recalled in (False, True):
-            places = [i for i, q in enumerate(queries) if (q.memory is not None) == recalled]
+            places = [i for i, follow in enumerate(follows) if follow == recalled]
             if not places:
                 continue
             some = [queries[place] for place in places]
@@ -261,20 +262,16 @@ class Prompter:
         p = torch.sigmoid(logits)
         both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)
         agreement = both.sum(dim=(1, 2)) / either.sum(dim=(1, 2)).clamp(min=1)
-        inside = torch.ones(len(logits))
-        if len(query.carried):
-            shares = [float((self.sample(x, query.carried) > 0).mean()) for x in logits]
-            inside = torch.tensor(shares)
-        value = scores + agreement + 0.5 * inside
+        value = scores + agreement
         if query.prompt is not None:  # above all, its clicks
             value -= torch.tensor([3.0 * self._disobeyed(one, query).sum() for one in logits])
         best = int(value.argmax())
         mask = logits[best] > 0
         similarity = float(query.expected[mask].mean()) if mask.any() else 0.0
-        predicted, agreed, hit = (float(of[best]) for of in (scores, agreement, inside))
+        predicted, agreed = float(scores[best]), float(agreement[best])
         # A copy: a view would keep all outputs in memory.
-        by_memory = query.memory is not None
-        return Answer(logits[best].clone(), predicted, agreed, hit, similarity, by_memory)
+        by_memory = self.segmenter.remembers and query.memory is not None
+        return Answer(logits[best].clone(), predicted, agreed, similarity, by_memory)
 
     def prompted(
         self,
@@ -331,9 +328,16 @@ class Prompter:
             left[torch.from_numpy(distance <= max(reach, 1.0))] = 0.0
         return left
 
-    def middle(self, expected: Tensor) -> Points:
-        """Return the deepest point (1, 2) of the expected mask; (0, 2) if that is empty."""
-        found = deepest((expected > 0.5).numpy())
+    def middle(self, expected: Tensor, least: float = 0.5) -> Points:
+        """Return the deepest point (1, 2) of the expected mask; (0, 2) if that is empty.
+
+        Args:
+            expected: (h, w) probabilities.
+            least: highest probability from which there is a mask. If that is below 0.5, the mask is
+                where the probability is nearly as high.
+        """
+        most = float(expected.max())
+        found = deepest((expected > min(0.5, 0.8 * most)).numpy()) if most > least else None
         if found is None:
             return np.zeros((0, 2), np.float32)
         h, w = self.size

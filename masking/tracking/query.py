@@ -5,7 +5,7 @@ of low-resolution logits. Tensors are on the host.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -35,15 +35,12 @@ class Query:
     """(h, w) float32 logits that the segmenter starts from."""
     expected: Tensor | None = None
     """(h, w) float32: the probability, from 0 to 1, that a cell belongs to the object."""
-    carried: Points = field(default_factory=lambda: np.zeros((0, 2), np.float32))
-    """(P, 2) float32: carried points of the object, which its mask should hold."""
     prompt: FramePrompt | None = None
     """The person's prompt that the query comes from; None: it comes from the tracker."""
     start: "Query | None" = None
     """The tracker's query whose answer the prompt corrects; None: the prompt corrects no mask."""
     memory: Tensor | None = None
-    """(MAPS, ...) what memory says, for segmenters with a part of their own for it
-    (`masking.segmenter.matching.recalled`)."""
+    """(MAPS, ...) what memory says (`masking.segmenter.matching.recalled`); None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,14 @@ class Answer:
     agreement: float = 1.0
     """Soft IoU with the expected mask. Of a prompt, the IoU with the segmenter's own mask: 1,
     unless that had to be cut or filled to obey a click."""
-    inside: float = 1.0
-    """Share of the carried points that lie in the mask."""
     similarity: float = 1.0
     """Mean of the expected probabilities inside the mask."""
     by_memory: bool = False
     """Whether the segmenter's part that follows objects gave it: its predicted IoU was learnt on
     clips, and can be taken as it is."""
+    is_judged: bool = False
+    """Whether a pass before gave it: `predicted` and `agreement` are the mask's score and quality,
+    as `masking.tracking.state.TrackedMasks` has them."""
 
     @property
     def area(self) -> float:

@@ -31,9 +31,9 @@ class KeptMask:
     size: tuple[int, int]
     """(H, W) in pixels."""
     score: float
-    """IoU that the segmenter predicts."""
+    """Expected IoU with the truth."""
     quality: float
-    """Agreement with the expected mask, from 0 to 1."""
+    """Probability that the mask is right."""
 
 
 @dataclass(frozen=True)

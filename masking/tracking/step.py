@@ -1,9 +1,8 @@
 """One step of tracking: from the frame before to this one, as a value in and a value out.
 
-A step carries each object's points by optical flow and takes a soft mask from remembered frames
-(`masking.tracking.expectation`), prompts the segmenter for all objects at once
-(`masking.tracking.prompting`), and learns from the masks that it can trust
-(`masking.tracking.learning`).
+A step takes a soft mask of each object from remembered frames (`masking.tracking.expectation`),
+prompts the segmenter for all objects at once (`masking.tracking.prompting`), and learns from the
+masks that it can trust (`masking.tracking.learning`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from masking.manifest.prompt import FramePrompt
 from masking.segmenter.matching import compete
 from masking.segmenter.sam import Segmenter
 from masking.tracking.expectation import Expectation
-from masking.tracking.learning import Learning, is_trusted
+from masking.tracking.learning import Learning
 from masking.tracking.prompting import Prompter
 from masking.tracking.query import Answer, Query
 from masking.tracking.state import Scene, TrackConfig, TrackedMasks, Tracker
@@ -47,7 +46,6 @@ def advance(
     given = given or {}
     queries = [query for query in expectation.queries() if query.row not in given]
     answers = prompter.answer_in_rounds(queries)
-    _query_again(config, expectation, queries, answers)
     if config.exclusive:
         answers = _sharing(expectation, queries, answers, list(given.values()))
     answered = {q.row: (q, answer) for q, answer in zip(queries, answers, strict=True)}
@@ -60,23 +58,6 @@ def advance(
     return learning.remember(
         [learning.outcome(row, *answered.get(row, (None, None))) for row in rows]
     )
-
-
-def _query_again(
-    config: TrackConfig, expectation: Expectation, queries: list[Query], answers: list[Answer]
-) -> None:
-    """Where carried points led to no trusted mask, try the middle of the expected mask instead;
-    answers that can be trusted replace those in the lists."""
-    changed: dict[int, Query] = {}
-    for i, (query, answer) in enumerate(zip(queries, answers, strict=True)):
-        if is_trusted(config, expectation.tracks[query.row], answer):
-            continue
-        other = expectation.from_the_middle(query)
-        if other is not None:
-            changed[i] = other
-    for i, answer in expectation.prompter.answer(changed).items():
-        if is_trusted(config, expectation.tracks[queries[i].row], answer):
-            queries[i], answers[i] = changed[i], answer
 
 
 def _sharing(

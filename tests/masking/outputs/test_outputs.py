@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from masking.outputs.formats import davis_png, mask_png, write_coco, write_youtube_vos
-from masking.outputs.rows import SCHEMA, MaskFile, frames_of, label_map, mask_of, rows_of, spans
+from masking.outputs.rows import SCHEMA, MaskFile, frames_of, label_map, mask_of, rows_of
 from masking.tracking.masks import FrameMasks, Mask
 
 SIZE = (24, 32)
@@ -117,16 +117,3 @@ def test_exports_of_no_video_are_json(tmp_path):
     nothing = {"images": [], "annotations": [], "categories": []}
     assert json.loads((tmp_path / "coco.json").read_text()) == nothing
     assert json.loads((tmp_path / "meta.json").read_text()) == {"videos": {}}
-
-
-def test_spans_come_worst_first():
-    states = ["tracked", "uncertain", "uncertain", "tracked", "lost", "lost", "lost", "recovered"]
-    rows = [
-        {"frame": i, "object_id": 3, "state": state, "quality": 0.5 - 0.1 * i}
-        for i, state in enumerate(states)
-    ]
-    lost, doubtful = spans("v", rows)
-    assert (lost.first_frame, lost.last_frame, lost.reason, lost.click_frame) == (4, 6, "lost", 4)
-    assert (doubtful.first_frame, doubtful.last_frame, doubtful.click_frame) == (1, 2, 2)
-    assert lost.severity == 3
-    assert doubtful.severity == pytest.approx(0.6 + 0.7)

@@ -12,7 +12,7 @@ from masking.tracking import memory as memories
 from masking.tracking.expectation import Expectation
 from masking.tracking.masking import mask_video
 from masking.tracking.prompting import Prompter
-from masking.tracking.state import Scene, Track, TrackConfig, Tracker, shrunk_grey
+from masking.tracking.state import Scene, Track, TrackConfig, Tracker
 
 H, W = 60, 96
 
@@ -79,8 +79,8 @@ def test_the_decoder_gets_the_maps_that_it_was_trained_on(segmenter, folder):
     for number in range(2):
         frame = memories.Remembered(keys[number].flatten(0, 1), shares[number], known, (True, True))
         memory = memory.keep(frame) if number == 0 else memory.add(frame, 5)
-    tracker = Tracker((Track("tracked"), Track("tracked")), None, memory, 2)
-    scene = Scene(embeddings[2:3], keys[2], shrunk_grey(frames[2]))
+    tracker = Tracker((Track("tracked"), Track("tracked")), memory)
+    scene = Scene(embeddings[2:3], keys[2])
     prompter = Prompter(segmenter, scene.embeddings)
     maps = Expectation(prompter, TrackConfig(), tracker, scene, {})._near_maps
     new, bias = keys[2].flatten(0, 1), distances(grid, torch.device("cpu"))

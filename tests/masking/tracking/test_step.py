@@ -1,6 +1,5 @@
 """Objects through made clips with a segmenter that sees right: states, points, and one value."""
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 
 from masking.manifest.prompt import FramePrompt
 from masking.tracking import memory as memories
-from masking.tracking import motion, snapshot, step
+from masking.tracking import snapshot, step
 from masking.tracking import state as track
 from masking.tracking.state import Scene, TrackConfig
 from tests.moving import SIZE, picture, segmenter
@@ -22,7 +21,7 @@ def follow(clip, prompts, config=None, tracker=None, start=0):
     states, masks = [], []
     for index, (image, _) in enumerate(clip[start:], start):
         embeddings = seeing.encode(image[None])
-        scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
+        scene = Scene(embeddings, seeing.keys(embeddings)[0])
         tracker, found = step.advance(
             seeing, config or TrackConfig(), tracker, scene, prompts.get(index, {})
         )
@@ -105,7 +104,7 @@ def test_all_objects_of_a_frame_are_decoded_in_one_call():
     tracker = track.begin(3)
     for index, (image, _) in enumerate(clip):
         embeddings = seeing.encode(image[None])
-        scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
+        scene = Scene(embeddings, seeing.keys(embeddings)[0])
         words = {0: click(30, 40), 1: click(110, 60), 2: click(70, 20)} if index == 0 else {}
         seeing.network.calls.clear()
         tracker, _ = step.advance(seeing, TrackConfig(), tracker, scene, words)
@@ -134,7 +133,7 @@ def prompts_given(prompts, config=None):
     seeing.network.decode = listen
     image, _ = picture({1: (40, 40, 14), 2: (110, 60, 14)})
     embeddings = seeing.encode(image[None])
-    scene = Scene(embeddings, seeing.keys(embeddings)[0], track.shrunk_grey(image))
+    scene = Scene(embeddings, seeing.keys(embeddings)[0])
     step.advance(seeing, config or TrackConfig(), track.begin(len(prompts)), scene, prompts)
     return rounds
 
@@ -171,10 +170,12 @@ def test_clicks_on_other_objects_are_negatives_where_the_mask_holds_them():
 
 def test_settings_are_accepted_under_their_former_names_with_a_warning():
     with pytest.warns(DeprecationWarning, match="rivals has been renamed; use exclusive"):
-        config = TrackConfig(rivals=False, points=2)
-    assert config == TrackConfig(exclusive=False, points=2)
+        config = TrackConfig(rivals=False, patience=2)
+    assert config == TrackConfig(exclusive=False, patience=2)
     with pytest.raises(TypeError, match="likeness"):
         TrackConfig(likeness=0.4, similarity=0.4)
+    with pytest.warns(DeprecationWarning, match="corners has no effect any more"):
+        assert TrackConfig(corners=3) == TrackConfig()
 
 
 def test_a_step_changes_nothing_that_it_was_given_and_resumes_from_a_file(tmp_path):
@@ -193,33 +194,6 @@ def test_a_step_changes_nothing_that_it_was_given_and_resumes_from_a_file(tmp_pa
 def test_a_state_of_another_version_is_refused():
     with pytest.raises(ValueError, match="not a state of this version"):
         snapshot.restored({"class": "Tracker", "wheels": 4})
-
-
-def test_points_are_followed_and_strays_are_not_believed():
-    noise = np.random.default_rng(0).integers(0, 255, SIZE, np.uint8)
-    before = cv2.GaussianBlur(noise, (0, 0), 2)
-    after = np.roll(before, (3, 6), axis=(0, 1))
-    after[60:, 100:] = 128  # something comes in front
-    grey = [before, after]
-    points = np.array([[40, 40], [36, 44], [45, 36], [44, 46], [120, 75]], np.float32)
-    there, believed = motion.follow(*grey, points)
-    assert believed.tolist() == [True] * 4 + [False]
-    assert (there - points)[:4] == pytest.approx(np.tile([6, 3], (4, 1)), abs=0.1)
-    there[2] += 20  # a point that goes its own way
-    matrix, agree = motion.common_motion(np.tile(points[:4], (3, 1)), np.tile(there[:4], (3, 1)))
-    assert agree.tolist() == [True, True, False, True] * 3
-    assert matrix == pytest.approx(np.array([[1, 0, 6], [0, 1, 3]]), abs=0.1)
-    nothing, none = motion.follow(*grey, points[:0])
-    assert nothing.shape == (0, 2)
-    assert none.shape == (0,)
-
-
-def test_warped_logits_move_as_the_frame_does():
-    logits = np.full((24, 40), -8, np.float32)
-    logits[10:14, 10:14] = 8
-    moved = motion.warped(logits, np.array([[1.0, 0, 8], [0, 1, 4]]), 0.25, -8)
-    assert np.array_equal(moved[11:15, 12:16] > 0, np.ones((4, 4), bool))
-    assert (moved > 0).sum() == 16
 
 
 def test_memory_knows_again_and_says_nothing_of_what_it_does_not_know():
