@@ -9,7 +9,8 @@ label (`masking.manifest.rows.COLUMNS` has all). `--out` then holds
     videos.parquet             a row a video: status, code and error, frames, states of its objects
     review.csv                 spans to check: where clicks are expected to gain most
     summary.json               counts, frames per second, versions
-    export/                    with --export: DAVIS, PNG, COCO, YouTube-VOS, cut-outs, overlays
+    export/                    with --export: DAVIS, PNG, COCO, YouTube-VOS, cut-outs, overlays,
+                               crops of the objects
     score.json                 with --score TRUTH: J, F and J&F of every object
 
 A video is done when its marker in `commits/` holds the key of its file, prompts, weights and
@@ -28,6 +29,7 @@ from jobs.cluster import connect
 from jobs.masks import score
 from jobs.masks.batch import mask_all, mask_errors
 from jobs.masks.config import MaskConfig
+from jobs.masks.crops import VideoCrops, conclude_crops, crop_faults, plan_crops
 from jobs.masks.exports import delete_exports, export_all
 from jobs.masks.finish import finish_all, on_workers
 from jobs.masks.folder import read_markers
@@ -63,6 +65,8 @@ def run(config: MaskConfig) -> int:
     if plan.unreadable or (plan.faults and not config.skip_invalid):
         raise ConfigError(fault_list(plan.faults, bool(plan.unreadable)))
     if "davis" in config.export and (faults := davis_faults(plan)):
+        raise ConfigError("\n".join(faults))
+    if "crops" in config.export and (faults := crop_faults(named(plan), config.crops)):
         raise ConfigError("\n".join(faults))
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
@@ -148,6 +152,11 @@ def davis_faults(plan: BatchPlan) -> list[str]:
         for video_id, number in largest.items()
         if number > DAVIS_IDS
     ]
+
+
+def named(plan: BatchPlan) -> set[str]:
+    """Return the names of all objects of a plan."""
+    return {row.name for work in plan.work for row in work.rows if row.name}
 
 
 def object_names(plan: BatchPlan, records: Records) -> dict[str, dict[int, str]]:
@@ -256,7 +265,12 @@ def finish(
     """Write exports and scores of videos with masks; returns the number of videos with errors."""
     if not config.export and config.score is None:
         return 0
-    done = finish_all(config, out, records, stop)
+    names = object_names(plan, records)
+    crops: dict[str, VideoCrops] = {}
+    if "crops" in config.export:
+        crops = plan_crops(records, names, config.crops, config.seed)
+        (out / "export/crops").delete()  # of other settings, or with videos in other sets
+    done = finish_all(config, out, records, stop, crops)
     if stop.requested.is_set():
         return 0
     errors = [error for each in done.values() for error in each["errors"]]
@@ -269,7 +283,12 @@ def finish(
         print(f"  score   {out / 'score.json'}")
         score.print_scores(found)
     if config.export:
-        export_all(out, records, object_names(plan, records), config.export)
+        export_all(out, records, names, config.export)
+        if "crops" in config.export:
+            made = {name: each["crops"] for name, each in done.items() if each["crops"]}
+            unnamed = sum(len(r["objects"]) - len(names[r["video_id"]]) for r in records)
+            for line in conclude_crops(out, config.crops, crops, made, unnamed):
+                print(f"  {line}")
         print(f"  export  {out / 'export'}")
     return sum(bool(each["errors"]) for each in done.values())
 

@@ -156,15 +156,26 @@ def summarize(config: TrainConfig, result: TrainingResult) -> dict[str, Any]:
         **shared_summary(config, result),
         "numerics": result.state.facts["numerics"],
     }
+        "val_track_accuracy": track_accuracy(result.best_row),
+        "test_track_accuracy": result.test.get("test_track_accuracy"),
 
 
 def print_result(out: Location, summary: dict[str, Any]) -> None:
     """Print the figures of a finished run, and where its files are."""
     test = summary["test_accuracy"]
+def track_accuracy(row: dict[str, Any]) -> float | None:
+    """Return the share of validation tracks that are right by votes; None: there are none."""
+    return row.get("ema_track_accuracy", row.get("val_track_accuracy"))
+
+
     measured = "no test set" if test is None else f"test accuracy {test:.2%}"
     print(
-        f"done: {measured}, validation {summary['val_accuracy']:.2%} (epoch"
+        f"done: {measured}{of_test}, validation {summary['val_accuracy']:.2%}{of_val} (epoch"
         f" {summary['best_epoch']} of {summary['epochs']}),"
+    tracks = {name: summary.get(f"{name}_track_accuracy") for name in ("test", "val")}
+    of_test, of_val = (
+        "" if value is None else f" ({value:.2%} of tracks)" for value in tracks.values()
+    )
         f" {summary['images_per_s']:,.0f} images/s, {clock(summary['wall_s'])}\n"
         f"  curve    {out / 'curves.png'}\n"
         f"  weights  {out / 'export' / 'model.safetensors'}\n"

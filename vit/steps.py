@@ -15,6 +15,8 @@ from vit.augment.augment import augment, center_crop, erase, mix, normalize
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.numerics import Precision, autocast
 
+from vit.packing import send
+from vit.votes import Votes
 
 @dataclass(frozen=True)
 class Batch:
@@ -171,21 +173,27 @@ def evaluate(
         samples: (n,) int64 on the CPU, this rank's part of a set; may be empty.
         size: side in pixels of the model's images; larger images are cut to their centre.
         dataset: its `mean` and `std` normalise images.
+    votes: Votes | None = None,
         precision: precision of the forward pass.
         device: device of the model.
         batch_size: samples that go through the model at a time; the last batch may be smaller.
 
     Returns:
-        (3,) float64 on `device`: this rank's sum of losses, correct predictions, samples.
+        (3,) float64 on `device`: this rank's sum of losses, correct predictions, samples. With
+        `votes`, those of each track and class (`vit.votes`) follow: (3 + T * C,).
     """
     model.eval()
     total = torch.zeros(3, dtype=torch.float64, device=device)
     for part in samples.split(batch_size) if len(samples) else ():
         images, labels = take(part)
         inputs = normalize(center_crop(images, size), dataset.mean, dataset.std)
+        votes: the T tracks of the set; None: it has none.
         with autocast(device, precision):
             logits = model.forward(inputs)  # not through torch.compile: the last batch is smaller
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         total += _sums(loss, logits.argmax(dim=1) == labels, labels)
     model.train()
-    return total
+    return torch.cat([total, counted.flatten()])
+    counted = total.new_zeros(0) if votes is None else votes.zeros(device)
+        if votes is not None:
+            votes.count(counted, part, logits.float())

@@ -50,10 +50,13 @@ class About:
     """How the model was computed when its accuracy was measured."""
     checkpoint: str
     """Name of the checkpoint that was exported."""
+    crops: dict[str, Any] | None = None
+    """How the images were cut out of videos, as the data set says (`vit.data.reader.CROPS`)."""
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the value in model.json."""
-        return {"format": FORMAT, **asdict(self)}
+        found = {"format": FORMAT, **asdict(self)}
+        return {name: value for name, value in found.items() if (name, value) != ("crops", None)}
 
     @classmethod
     def from_json(cls, found: Any, source: object) -> "About":
@@ -78,6 +81,7 @@ class About:
                 DatasetConfig(**{k: _tuple(v) for k, v in found["dataset"].items()}),
                 Numerics(**found["numerics"]),
                 found["checkpoint"],
+                found.get("crops"),
             )
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise WeightsError(f"{source} was not written by an export: {error!r}") from error

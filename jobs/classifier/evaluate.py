@@ -8,7 +8,7 @@ the same as in the training.
 """
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.classifier.task import check_stored, load, local_paths
+from jobs.classifier.tracks import tracks_report
 from jobs.run.config import ConfigError, as_settings, flag_value, parse
 from jobs.run.device import choose_device
 from jobs.run.machine import hardware, versions
@@ -34,6 +35,7 @@ from vit.data.feed import Feed, each, place
 from vit.data.formats import find
 from vit.data.reader import normal, some
 from vit.numerics import Numerics
+from vit.votes import Votes, votes_of
 from vit.weights import Weights, WeightsError
 
 FORMAT = 1
@@ -92,9 +94,12 @@ def evaluate(config: EvaluateConfig, weights: Weights) -> int:
         print(note)
     parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     wanted = {name: images for name, images in parts.items() if split in (name, "all")}
-    loss, confusion = measure(model, list(place(wanted, device).values()), count)
+    ballots = {name: votes_of(part, count) for name, part in wanted.items() if part}
+    loss, confusion, totals = measure(model, place(wanted, device), count, ballots)
     # 3. The figures.
     figures = report(loss, confusion, classes)
+    if totals:
+        figures["tracks"] = tracks_report(ballots, totals, classes, dataset.tracks)
     print_report(figures, f"{split} ({why})" if why else split)
     if target is None:
         return 0
@@ -187,28 +192,43 @@ def choose_split(split: str, contained: Collection[str]) -> tuple[str, str]:
 
 
 @torch.inference_mode()
-def measure(model: Classifier, sets: Sequence[Feed], count: int) -> tuple[float, Tensor]:
+def measure(
+    model: Classifier,
+    sets: Mapping[str, Feed],
+    count: int,
+    ballots: Mapping[str, Votes | None],
+) -> tuple[float, Tensor, dict[str, Tensor]]:
     """Run the model over sets of images.
 
     Args:
         model: what to measure.
-        sets: labelled images.
+        sets: labelled images, by the name of the set.
         count: C, the number of classes.
+        ballots: the T tracks of each set; None: it has none.
 
     Returns:
-        The mean loss without label smoothing, and the confusion matrix, (C, C) int64 on the CPU: a
-        row is a true class, a column a predicted one.
+        The mean loss without label smoothing; the confusion matrix, (C, C) int64 on the CPU: a row
+        is a true class, a column a predicted one; and for each set with tracks the votes, (T, C)
+        float64 on the CPU (`vit.votes`).
     """
     loss = torch.zeros((), dtype=torch.float64, device=model.device)
     counts = torch.zeros(count * count, dtype=torch.int64, device=model.device)
     batch = evaluation_batch(model.model.config)
-    for images in sets:
+    totals: dict[str, Tensor] = {}
+    for name, images in sets.items():
+        votes, done = ballots.get(name), 0
+        if votes is not None:
+            totals[name] = votes.zeros(model.device)
         for pixels, labels in each(images, torch.arange(len(images)), batch):
             logits = model(pixels)
+            if votes is not None:
+                votes.count(totals[name], torch.arange(done, done + len(labels)), logits)
+            done += len(labels)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             pairs = labels * count + logits.argmax(dim=1)
             counts += torch.bincount(pairs, minlength=count * count)
-    return float(loss) / int(counts.sum()), counts.view(count, count).cpu()
+    found = {name: total.cpu() for name, total in totals.items()}
+    return float(loss) / int(counts.sum()), counts.view(count, count).cpu(), found
 
 
 def report(loss: float, confusion: Tensor, classes: Sequence[str]) -> dict[str, Any]:
@@ -242,6 +262,11 @@ def print_report(figures: dict[str, Any], split: str) -> None:
         f"{split}: accuracy {figures['accuracy']:.2%} ({figures['correct']:,} of"
         f" {figures['n']:,}), loss {figures['loss']:.4f}"
     )
+    if (tracks := figures.get("tracks")) is not None:
+        print(
+            f"by votes of their images: {tracks['accuracy']:.2%} of tracks ({tracks['correct']:,}"
+            f" of {tracks['n']:,})"
+        )
     rows = figures["classes"]
     if len(rows) > ROWS:
         seen = (row for row in rows if row["n"])

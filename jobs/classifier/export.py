@@ -46,6 +46,7 @@ def export(
         dataset=config.dataset,
         numerics=Numerics(**facts["numerics"]),
         checkpoint=name,
+        crops=facts.get("crops"),
     )
     folder = out / "export"
     (folder / FILE).write_bytes(save(weights, {"format": "pt"}))
@@ -234,11 +235,21 @@ def _figures(summary: dict[str, Any]) -> str:
     rows = {
         "test accuracy": "no test set" if test is None else f"{test:.2%}",
         "validation accuracy": f"{summary['val_accuracy']:.2%}",
+        **_track_figures(summary),
         "best epoch": f"{summary['best_epoch']} of {summary['epochs']}",
         "samples seen": f"{summary['samples_seen']:,}",
         "training": f"{clock(summary['train_s'])}, {summary['images_per_s']:,.0f} images/s",
     }
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _track_figures(summary: dict[str, Any]) -> dict[str, str]:
+    """Return the accuracy of tracks, by votes over their images, where the data have tracks."""
+    return {
+        f"{name} accuracy of tracks": f"{summary[f'{split}_track_accuracy']:.2%}"
+        for name, split in (("test", "test"), ("validation", "val"))
+        if summary.get(f"{split}_track_accuracy") is not None
+    }
 
 
 _PLACES = ("out", "config", "data", "init_weights")

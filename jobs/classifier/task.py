@@ -28,6 +28,7 @@ from vit.optim import Optimizer, rate
 from vit.steps import Batch, StepConfig, evaluate, gradients
 from vit.weights import fit
 
+from vit.votes import votes_of
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig(LoopConfig):
@@ -106,6 +107,9 @@ class VitTask:
         )
         self.steps_per_epoch = steps.steps_per_epoch(len(dataset.train), config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
+        held = {"val": dataset.val, "test": dataset.test}
+        classes = len(dataset.classes)
+        self.votes = {name: votes_of(images, classes) for name, images in held.items() if images}
         self.warmup_steps = round(self.steps_per_epoch * config.optim.warmup_epochs)
         self.mixing_epochs = config.augment.mix_until * config.epochs if config.augment.mixes else 0
 
@@ -137,7 +141,12 @@ class VitTask:
         size = self.config.model.image_size
         images = torch.zeros(min(batch, PROBED), 3, size, size, device=self.device)
         numerics, reason = choose_numerics(model, images, self.config.precision)
-        return {"numerics": asdict(numerics), "because": reason, "data": self._contents()}
+        return {
+            "numerics": asdict(numerics),
+            "because": reason,
+            "data": self._contents(),
+            "crops": self.dataset.crops,
+        }
 
     def apply(self, model: nn.Module, facts: dict[str, Any]) -> None:
         """Apply the numerics; raises DataError when the data are not those of the first start."""
@@ -156,7 +165,7 @@ class VitTask:
         sets = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
         classes = self.dataset.classes
         return (
-            f"images: {sets}; {len(classes)} classes ({', '.join(some(classes, 10))})\n"
+            f"images: {sets}{tracks}; {len(classes)} classes ({', '.join(some(classes, 10))})\n"
             + "".join(f"{note}\n" for note in self.dataset.notes)
             + f"{self.numerics} on {self.device.type}: {self.facts['because']}"
         )
@@ -182,6 +191,7 @@ class VitTask:
             config.optim,
             self.numerics.precision,
             config.seed,
+        tracks = f" of {len(self.dataset.tracks):,} tracks" if self.dataset.tracks else ""
             self.ranks.world,
         )
         mixing = epoch < self.mixing_epochs
@@ -221,7 +231,8 @@ class VitTask:
         return rate(self.config.optim, step, self.total_steps, self.warmup_steps)
 
     def evaluate(self, model: nn.Module, split: Literal["val", "test"]) -> Tensor | None:
-        """Return (3,): losses, correct predictions and images of this rank's part of a split."""
+        """Return losses, correct predictions and images of this rank's part of a split, and the
+        votes of its tracks; see `vit.steps.evaluate`."""
         if split not in self.splits:
             return None
         feed = self.splits[split]
@@ -247,8 +258,14 @@ class VitTask:
         return [validation_metric(row, "accuracy"), -validation_metric(row, "loss")]
 
     def metrics(self, sums: list[float], prefix: str) -> dict[str, float]:
-        """Return the mean loss and the accuracy of a split."""
-        return means(sums, ("loss", "accuracy"), prefix)
+        """Return the mean loss and the accuracy of a split, and the accuracy of its tracks."""
+        found = means(sums[:3], ("loss", "accuracy"), prefix)
+        if len(sums) > 3:
+            votes = self.votes["test" if prefix == "test" else "val"]
+            assert votes is not None
+            right = torch.tensor(sums[3:]).view(len(votes.labels), -1).argmax(1) == votes.labels
+            found[f"{prefix}_track_accuracy"] = right.double().mean().item()
+        return found
 
 
 ARCHIVES = {
@@ -268,6 +285,7 @@ class DataSettings(Protocol):
     """The settings that `load` reads: which data, and how large their images are stored."""
 
     @property
+            self.votes[split],
     def data(self) -> tuple[str, ...]:
         """Files or folders; none: the data set that `dataset.name` names."""
 

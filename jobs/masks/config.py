@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from jobs.masks.crops import CropExportConfig
 from jobs.masks.exports import KINDS
 from jobs.run.config import MAY_CHANGE, ConfigError, JobConfig
 from masking.segmenter.sam import Precision
@@ -39,7 +40,10 @@ class MaskConfig(JobConfig):
     """Largest number of seconds that a video may take; then its worker is ended and the video
     counts as failed."""
     export: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Formats to export all masked videos to: davis, png, coco, youtube-vos, cutout, overlay."""
+    """Formats to export all masked videos to: davis, png, coco, youtube-vos, cutout, overlay,
+    crops."""
+    crops: CropExportConfig = field(default_factory=CropExportConfig, metadata=MAY_CHANGE)
+    """Settings of --export crops."""
     score: str | None = field(default=None, metadata=MAY_CHANGE)
     """Folder of true masks to score the masks against, local or s3://. It has a folder for each
     video, named by its id, with indexed PNGs as in DAVIS or with a folder of PNGs for each object.

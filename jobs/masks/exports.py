@@ -23,7 +23,7 @@ from masking.video.frame import VideoError
 from masking.video.reader import Video
 from masking.video.writer import Film
 
-Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay"]
+Kind = Literal["davis", "png", "coco", "youtube-vos", "cutout", "overlay", "crops"]
 KINDS: dict[Kind, str] = {
     "davis": "`davis/VIDEO_ID/FRAME.png`: an indexed PNG for each frame; indices are object ids",
     "png": "`png/VIDEO_ID/OBJECT_ID/FRAME.png`: a PNG for each frame and object, 255 on the object",
@@ -31,6 +31,7 @@ KINDS: dict[Kind, str] = {
     "youtube-vos": "`youtube-vos/meta.json`: objects of all videos, and the frames that show each",
     "cutout": "`cutout/VIDEO_ID.mov`: ProRes 4444, transparent outside the objects",
     "overlay": "`overlay/VIDEO_ID.mp4`: the frames with masks drawn on them",
+    "crops": "`crops/`: a data set of the named objects for `jobs.train`, split by video",
 }
 """Formats, and what each writes below `export/`."""
 _ENDINGS = {"cutout": ".mov", "overlay": ".mp4"}
@@ -105,6 +106,7 @@ def delete_exports(out: Location, videos: Collection[str]) -> None:
             (export / kind / id_path(video_id, ending)).delete()
     for kind, (name, _) in BATCH_FORMATS.items():
         (export / kind / name).delete()
+    (export / "crops").delete()  # which set a video is in depends on all videos
 
 
 def _delete_objects(folder: Location, but: Collection[int]) -> None:

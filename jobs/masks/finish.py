@@ -8,6 +8,7 @@ from jobs.cluster import actors
 from jobs.masks.attempts import Attempts, node_alive, node_here, refusal_message
 from jobs.masks.batch import mask_errors, new_token
 from jobs.masks.config import MaskConfig
+from jobs.masks.crops import VideoCrops, export_crops
 from jobs.masks.exports import BATCH_FORMATS, export_video, named_table
 from jobs.masks.score import score_video
 from jobs.run.signals import Stop
@@ -15,7 +16,11 @@ from jobs.storage.location import Location
 
 
 def finish_video(
-    out: Location, record: Mapping[str, Any], kinds: Sequence[str], truth: str | None
+    out: Location,
+    record: Mapping[str, Any],
+    kinds: Sequence[str],
+    truth: str | None,
+    crops: VideoCrops | None = None,
 ) -> dict[str, Any]:
     """Export and score a video.
 
@@ -24,18 +29,23 @@ def finish_video(
         record: of the video.
         kinds: formats to export that have files of each video.
         truth: path or s3:// address of the true masks; None: no scores.
+        crops: what `--export crops` writes of the video; None: nothing.
 
     Returns:
         `video_id`; `errors`, a message for each export or score that failed; `notes`, what films
-        lack; and `scores`, as
+        lack; `crops`, the number of crops by the names of the objects; and `scores`, as
         `score_video` returns them, or None.
     """
     errors: list[str] = []
     notes: list[str] = []
+    made: dict[str, int] = {}
     scores, table = None, None
     for kind in kinds:
         try:
             table = named_table(out, record) if table is None else table
+            if kind == "crops":
+                made = export_crops(out, record, table, crops) if crops else {}
+                continue
             lacks = export_video(out, record, table, kind)
             notes += [f"{record['video_id']} as {kind}: {note}" for note in lacks]
         except Exception as error:  # it costs neither the other videos nor the other formats
@@ -47,7 +57,13 @@ def finish_video(
             scores = score_video(table, record["video_id"], Location.parse(truth))
     except Exception as error:
         errors.append(f"not scored: {record['video_id']}: {type(error).__name__}: {error}")
-    return {"video_id": record["video_id"], "errors": errors, "notes": notes, "scores": scores}
+    return {
+        "video_id": record["video_id"],
+        "errors": errors,
+        "notes": notes,
+        "crops": made,
+        "scores": scores,
+    }
 
 
 class Finisher:
@@ -69,25 +85,32 @@ class Finisher:
         self.attempts = Attempts(self.out / ".parts" / token / "finishing", alive)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Turn a row {"record": JSON} into {"finished": JSON}, the result of `finish_video`."""
+        """Turn a row {"record": JSON, "crops": JSON} into {"finished": JSON}."""
         record = json.loads(row["record"])
+        crops = json.loads(row["crops"])
+        wanted = None if crops is None else VideoCrops.from_json(crops)
         try:
             code = self.attempts.begin(record["video_id"], self.node())
             if code is None:
                 with self.attempts.limited(self.time_limit):
-                    finished = finish_video(self.out, record, self.kinds, self.truth)
+                    finished = finish_video(self.out, record, self.kinds, self.truth, wanted)
                 self.attempts.done()
                 return {"finished": json.dumps(finished)}
             reason = refusal_message(code, self.time_limit)
         except OSError as error:
             reason = str(error)
         failed = f"not exported: {record['video_id']}: {reason}"
-        finished = {"video_id": record["video_id"], "errors": [failed], "notes": [], "scores": None}
+        finished = {"video_id": record["video_id"], "errors": [failed], "notes": [], "crops": {}}
+        finished["scores"] = None
         return {"finished": json.dumps(finished)}
 
 
 def finish_all(
-    config: MaskConfig, out: Location, records: Sequence[Mapping[str, Any]], stop: Stop
+    config: MaskConfig,
+    out: Location,
+    records: Sequence[Mapping[str, Any]],
+    stop: Stop,
+    crops: Mapping[str, VideoCrops],
 ) -> dict[str, dict[str, Any]]:
     """Export and score videos, on workers if there are several.
 
@@ -96,6 +119,7 @@ def finish_all(
         out: folder of the run.
         records: of the videos.
         stop: ends the work when a person interrupts it.
+        crops: what `--export crops` writes of each video, by its id.
 
     Returns:
         What `finish_video` returns for each video, by its id.
@@ -106,7 +130,8 @@ def finish_all(
         for record in records:
             if stop.requested.is_set():
                 break
-            done[record["video_id"]] = finish_video(out, record, kinds, config.score)
+            wanted = crops.get(record["video_id"])
+            done[record["video_id"]] = finish_video(out, record, kinds, config.score, wanted)
         return done
 
     def take(row: dict[str, Any]) -> str:
@@ -115,7 +140,13 @@ def finish_all(
         return str(finished["video_id"])
 
     token = new_token()
-    rows = {record["video_id"]: {"record": json.dumps(record)} for record in records}
+    rows = {}
+    for record in records:
+        wanted = crops.get(record["video_id"])
+        rows[record["video_id"]] = {
+            "record": json.dumps(record),
+            "crops": json.dumps(None if wanted is None else wanted.to_json()),
+        }
     arguments = (config.out, token, kinds, config.score, config.time_limit)
     with mask_errors():
         actors.run(rows, Finisher, arguments, config, None, take, stop, lambda: None)

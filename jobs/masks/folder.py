@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.masks.ledger import as_marker
+from jobs.storage.cache import localize_in
 from jobs.storage.location import Location, StorageError
 from jobs.storage.publish import TEMPORARY
 from masking.video.folder import is_frame
@@ -124,6 +125,24 @@ def table_of(out: Location, marker: Mapping[str, Any]) -> pa.Table:
             " which masks the video again"
         )
     return pq.read_table(io.BytesIO(content))
+
+
+def fetch_video(record: Mapping[str, Any], folder: Path) -> Path:
+    """Return a local path of the video that was masked; one in S3 is fetched into a folder.
+
+    Args:
+        record: of the video, or its row of videos.parquet.
+        folder: a temporary folder.
+
+    Raises:
+        OSError: the video is not there, or is not the one that was masked.
+    """
+    path = localize_in(folder / "video", Location.parse(record["uri"]))
+    if not path.exists():
+        raise FileNotFoundError("the video does not exist")
+    if hash_of(path) != record["content_sha256"]:
+        raise FileNotFoundError("the video has changed since it was masked")
+    return path
 
 
 def hash_of(path: Path) -> str:

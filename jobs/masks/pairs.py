@@ -15,20 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from jobs.masks.folder import Rows, hash_of, masks_place
+from jobs.masks.folder import Rows, fetch_video, masks_place
 from jobs.storage import scratch
-from jobs.storage.cache import cache_folder, localize_in, once
+from jobs.storage.cache import cache_folder, once
 from jobs.storage.location import Location
 from masking.images.arrays import Bools, Pixels
 from masking.images.decode import ImageError, nearest
+from masking.outputs.crops import TRUSTED
 from masking.outputs.rows import frames_of, label_map, mask_of
 from masking.video.frame import VideoError
 from masking.video.reader import Video
 
 FORMAT = 1
 """Version of the Parquet file's content: raise it when that changes."""
-TRUSTED = ("prompted", "tracked")
-"""States of masks that are used."""
 FRAMES = 32
 """Largest number of frames per video. Frames with prompts come first; the others are evenly spread,
 as neighbouring frames differ too little to be worth training on."""
@@ -108,11 +107,7 @@ def _rows_of_video(place: Location, row: Mapping[str, Any], longest: int) -> lis
             "its masks are newer than videos.parquet: finish the mask job first"
         )
     with scratch.folder() as folder:
-        path = localize_in(folder / "video", Location.parse(row["uri"]))
-        if not path.exists():
-            raise FileNotFoundError("the video does not exist")
-        if hash_of(path) != row["content_sha256"]:
-            raise FileNotFoundError("the video has changed since it was masked")
+        path = fetch_video(row, folder)
         return list(_frames(pq.read_table(io.BytesIO(content)), row["video_id"], path, longest))
 
 

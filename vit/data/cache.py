@@ -2,7 +2,8 @@
 
 `NAME-FINGERPRINT` holds the pixels of each set as .npy, which every process of the node maps;
 `NAME-FINGERPRINT-packed` holds a `vit.data.decode.Pack` of the encoded images, or of their paths,
-which `vit.data.feed` decodes ahead of the training. Both have the labels and dataset.json.
+which `vit.data.feed` decodes ahead of the training. Both have the labels and dataset.json, and the
+tracks of data from videos.
 
 Images that do not decode are found here in both cases, before any training: a packed data set is
 decoded once, on all processors of the node, which takes less than an epoch. So the sizes of sets,
@@ -31,7 +32,7 @@ from vit.data.decode import DataError, Encoded, Pack, Pixels, decode, to_bytes
 from vit.data.pool import faults
 from vit.data.reader import Ints, Reader, Survey, UnreadableError, fail, reading
 
-_FORMAT = 3
+_FORMAT = 4
 """Version of the cache's files and of the pixels in them: raise it when either changes."""
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -101,7 +102,7 @@ def keep(name: str, reader: Reader, size: int, cache: Path, gigabytes: float) ->
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """Read dataset.json: classes, splits, images (good and bad), bad, notes.
+    """Read dataset.json: classes, splits, images (good and bad), bad, notes, tracks, crops.
 
     Raises:
         DataError: the file cannot be read.
@@ -163,14 +164,20 @@ def _publish(reader: Reader, place: Place) -> Path:
     try:
         found = write(partial, reader, survey, place.size)
         for name, values in labels.items():
-            np.save(partial / f"{name}.labels.npy", np.delete(values, list(found[name])))
-        one_each = [(bad[row], 1) for bad in found.values() for row in sorted(bad)]
+            bad = list(found[name])
+            np.save(partial / f"{name}.labels.npy", np.delete(values, bad))
+            if survey.tracks is not None:
+                tracks = np.delete(survey.tracks.numbers[name], bad)
+                np.save(partial / f"{name}.tracks.npy", tracks)
+        one_each = [(rows[row], 1) for rows in found.values() for row in sorted(rows)]
         facts = {
             "classes": survey.classes,
             "splits": list(labels),
             "images": images,
             "bad": [*survey.bad, *one_each],
             "notes": survey.notes,
+            "tracks": None if survey.tracks is None else survey.tracks.names,
+            "crops": survey.crops,
         }
         (partial / "dataset.json").write_text(json.dumps(facts))
         for path in [*partial.iterdir(), partial]:

@@ -6,12 +6,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from vit.data.decode import DataError, Encoded
 from vit.data.layout import find_sets, seen_below, subfolders
-from vit.data.reader import EXPECTED, Survey, fail, normal, some
+from vit.data.reader import (
+    CROPS,
+    EXPECTED,
+    Survey,
+    Tracks,
+    crops_of,
+    fail,
+    normal,
+    reading,
+    some,
+)
 from vit.data.walk import Listing, Seen, content, shown, suffixes, walk
 
 Listings = dict[str, Listing]
@@ -49,7 +61,22 @@ def find_folder(root: Path, training: bool) -> "Folder":
         name: {label: found.images for label, found in by_class.items() if found.images}
         for name, by_class in listings.items()
     }
-    return Folder(names, sets, images, tuple(notes))
+    return Folder(names, sets, images, tuple(notes), _crops(root))
+
+
+def _crops(root: Path) -> dict[str, Any] | None:
+    """Return what an export of crops wrote beside the sets; None for other image folders."""
+    path = root / f"{CROPS}.json"
+    if not path.is_file():
+        return None
+    with reading(path):
+        found = crops_of(path.read_bytes())
+    cutting = None if found is None else found.get("crops")
+    if not isinstance(cutting, dict):
+        raise DataError(
+            f"{path} is not what an export of crops writes; export them again, or delete the file"
+        )
+    return cutting
 
 
 def _check_number(root: Path, train: Path, classes: list[str]) -> None:
@@ -148,6 +175,8 @@ class Folder:
     listing: dict[str, dict[str, list[str]]]
     """Image files by set and class folder."""
     notes: tuple[str, ...] = ()
+    crops: dict[str, Any] | None = None
+    """How images were cut out of videos; these lie in a folder for each video and object."""
 
     @property
     def threads(self) -> int:
@@ -169,7 +198,19 @@ class Folder:
             or [(shown(self.roots[name]), np.zeros(0, np.int64))]
             for name, by_class in self.listing.items()
         }
-        return Survey(self.classes, parts, self.notes)
+        tracks = None if self.crops is None else self._tracks()
+        return Survey(self.classes, parts, self.notes, tracks=tracks, crops=self.crops)
+
+    def _tracks(self) -> Tracks:
+        """Number the tracks of crops, from `class/VIDEO/OBJECT/FRAME.jpg`."""
+        known: dict[tuple[str, str], int] = {}
+        numbers = {}
+        for name in self.listing:
+            names = [path.parts[-3:-1] for path in self._paths(name)]
+            tracks = [(unquote(video), number) for video, number in names]
+            found = [known.setdefault(track, len(known)) for track in tracks]
+            numbers[name] = np.array(found, np.int64)
+        return Tracks(tuple(known), numbers)
 
     def images(self, name: str) -> Iterator[tuple[str, Encoded]]:
         """Yield the place and the path of each image of a set."""

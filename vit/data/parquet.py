@@ -17,11 +17,14 @@ import pyarrow.parquet as pq
 from vit.data.decode import DataError, Encoded
 from vit.data.layout import list_folder, set_of, subfolders
 from vit.data.reader import (
+    CROPS,
     EXPECTED,
     SPLITS,
     Ints,
     Survey,
+    Tracks,
     UnreadableError,
+    crops_of,
     fail,
     normal,
     reading,
@@ -32,6 +35,8 @@ from vit.data.walk import shown
 _IMAGE_COLUMNS = ("image", "img")
 _LABEL_COLUMNS = ("label", "fine_label")
 """Names of the columns; the second of each is that of CIFAR on the Hugging Face hub."""
+_TRACK_COLUMNS = ("video_id", "object_id")
+"""Names of the columns that say which images show the same object of the same video."""
 MOST_CLASSES = 100_000
 """Labels of measured images up to which classes without names are counted."""
 _BUFFER = 1 << 20
@@ -146,6 +151,10 @@ class _Shard:
     """Names of the classes, if Hugging Face's `datasets` wrote them into the schema."""
     is_labelled: bool = True
     """Whether any row has a label; the hub's test sets have null or -1 in all rows."""
+    tracks: tuple[list[tuple[str, str]], Ints] | None = None
+    """Ids of video and object of each track, and the number of each row's track, (n,) int64."""
+    crops: bytes | None = None
+    """The text of `CROPS` in the metadata."""
 
 
 @contextmanager
@@ -166,7 +175,9 @@ def _read_shard(path: Path, named: bool) -> _Shard:
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         labels = file.read(columns=[name]).column(0).combine_chunks()
+        tracks = _read_tracks(file)
     names = _class_label(schema, name)
+    crops = (schema.metadata or {}).get(CROPS.encode())
     if len(labels) and labels.null_count == len(labels):
         return _Shard(path, pa.nulls(len(labels), pa.int64()).fill_null(-1), names, False)
     if pa.types.is_dictionary(labels.type):
@@ -179,7 +190,47 @@ def _read_shard(path: Path, named: bool) -> _Shard:
     rows = np.flatnonzero(labels.is_null().to_numpy(zero_copy_only=False))
     fail([f"{path}, row {row}" for row in rows], "rows without a label")
     is_labelled = not pa.types.is_integer(labels.type) or pc.any(pc.not_equal(labels, -1)).as_py()
-    return _Shard(path, labels, names, is_labelled is not False)
+    return _Shard(path, labels, names, is_labelled is not False, tracks, crops)
+
+
+def _read_tracks(file: pq.ParquetFile) -> tuple[list[tuple[str, str]], Ints] | None:
+    """Read the track of each row: its video_id and, where there is one, its object_id.
+
+    None without a column video_id, or if ids are null or neither texts nor integers.
+    """
+    names = [name for name in _TRACK_COLUMNS if name in file.schema_arrow.names]
+    if _TRACK_COLUMNS[0] not in names:
+        return None
+    table, numbers, ids = file.read(columns=names), np.zeros(file.metadata.num_rows, np.int64), []
+    for column in table.itercolumns():
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        is_id = any(
+            check(kind)
+            for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
+        )
+        if column.null_count or not is_id:
+            return None
+        coded = column.cast(kind).combine_chunks().dictionary_encode()
+        ids.append(list(map(str, coded.dictionary.to_pylist())))
+        numbers = numbers * len(coded.dictionary) + np.asarray(coded.indices, np.int64)
+    found, numbers = np.unique(numbers, return_inverse=True)
+    last = ids[1] if len(ids) > 1 else [""]
+    return [(ids[0][code // len(last)], last[code % len(last)]) for code in found.tolist()], numbers
+
+
+def _joined_tracks(shards: dict[str, list[_Shard]]) -> Tracks | None:
+    """Number the tracks of all files; None if a file has none."""
+    known: dict[tuple[str, str], int] = {}
+    numbers: dict[str, Ints] = {}
+    for name, found in shards.items():
+        parts = []
+        for shard in found:
+            if shard.tracks is None:
+                return None
+            mine = np.array([known.setdefault(t, len(known)) for t in shard.tracks[0]], np.int64)
+            parts.append(mine[shard.tracks[1]])
+        numbers[name] = np.concatenate(parts)
+    return Tracks(tuple(known), numbers)
 
 
 def _class_label(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
@@ -263,7 +314,14 @@ class _Parquet:
         }
         longest = max(len(shard.labels) for found in shards.values() for shard in found)
         bad = tuple((f"{reason} (counted as {longest:,} images)", longest) for reason in unreadable)
-        return Survey(classes, parts, (*self.notes, *notes), bad)
+        every = list(itertools.chain.from_iterable(shards.values()))
+        tracks = _joined_tracks(shards)
+        if tracks is None and any(shard.tracks is not None for shard in every):
+            lacking = next(shard.path for shard in every if shard.tracks is None)
+            notes = [*notes, f"{lacking}: no usable column video_id; that of others is not used"]
+        cuttings = {shard.crops for shard in every}
+        crops = crops_of(cuttings.pop()) if len(cuttings) == 1 else None
+        return Survey(classes, parts, (*self.notes, *notes), bad, tracks, crops)
 
     @functools.cached_property
     def _shards(self) -> tuple[dict[str, list[_Shard]], list[str], list[str]]:

@@ -1,13 +1,15 @@
 """The interface of readers of labelled images: sets, labels and images, which are not decoded."""
 
+import json
 import tarfile
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,10 @@ from vit.data.decode import DataError as DataError
 from vit.data.decode import Encoded
 
 SPLITS = ("train", "val", "test")
+CROPS = "patchray_crops"
+"""Where a data set of crops from videos says how they were cut out: this key of a Parquet file's
+metadata, or the JSON file of this name in an image folder. What it says is carried to the weights,
+and means nothing here."""
 LISTED = 5
 """Number of faults that a message lists; further ones are counted."""
 _CIFAR_EXPECTED = (
@@ -36,6 +42,7 @@ EXPECTED = {
     "or names)",
 }
 
+T = TypeVar("T")
 Ints = NDArray[np.int64]
 Bad = tuple[str, int]
 """A line on what cannot be used, and how many images it has."""
@@ -97,6 +104,60 @@ def split(labels: Ints, fraction: float, *key: int | str) -> tuple[Ints, Ints]:
     return np.sort(by_class[~drawn]), np.sort(by_class[drawn])
 
 
+def split_groups(
+    groups: Mapping[str, Mapping[T, int]], fraction: float, *key: int | str
+) -> set[str]:
+    """Draw whole groups, such as videos, that have about `fraction` of the samples of each class.
+
+    Of each class that is in several groups, at least one is drawn and one is not. Classes that are
+    in the fewest groups come first, as in iterative stratification (Sechidis et al. 2011).
+
+    Args:
+        groups: number of samples of each class, by the name of the group.
+        fraction: share to draw, 0 to 1; 0 draws nothing.
+        key: what the draw depends on, such as a seed. The order in which groups are drawn depends
+            on their names only, so that others change little when one is added.
+
+    Returns:
+        The names of the groups that are drawn.
+    """
+    order = sorted(groups, key=lambda name: rng.fold("split", *key, name))
+    having: dict[T, list[str]] = {}
+    for name in order:
+        for each, count in groups[name].items():
+            if count:
+                having.setdefault(each, []).append(name)
+    left = {each: len(names) for each, names in having.items()}
+    drawn, counts = set[str](), Counter[T]()
+    for each, names in sorted(having.items(), key=lambda item: (len(item[1]), str(item[0]))):
+        total = sum(groups[name][each] for name in names)
+        while (missing := fraction * total - counts[each]) > 0:
+            free = [
+                name
+                for name in names
+                if name not in drawn and all(left[c] > 1 for c, n in groups[name].items() if n)
+            ]
+            fitting = (name for name in free if groups[name][each] <= missing)
+            best = next(fitting, None) or min(free, key=lambda n: groups[n][each], default=None)
+            if best is None or (counts[each] and groups[best][each] > 2 * missing):
+                break
+            drawn.add(best)
+            for other, count in groups[best].items():
+                counts[other] += count
+                left[other] -= count > 0
+    return drawn
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Which images of a data set show the same object of the same video."""
+
+    names: tuple[tuple[str, str], ...]
+    """Id of the video, and of the object in it, of each track."""
+    numbers: dict[str, Ints]
+    """By set, the number of each image's track, (n,) in the order of the images."""
+
+
 @dataclass(frozen=True)
 class Survey:
     """What a reader knows of a data set before any pixel is decoded."""
@@ -109,6 +170,10 @@ class Survey:
     """Lines for a person, such as files that are not used."""
     bad: tuple[Bad, ...] = ()
     """Files that cannot be read, with the number of their images."""
+    tracks: Tracks | None = None
+    """Tracks, if the data set is made of videos and says of which."""
+    crops: dict[str, Any] | None = None
+    """How images were cut out of videos, if the data set says it (`CROPS`)."""
 
 
 class Reader(Protocol):
@@ -129,6 +194,15 @@ class Reader(Protocol):
 
         A DataError stands for an image that cannot be read, and says why.
         """
+
+
+def crops_of(content: bytes | None) -> dict[str, Any] | None:
+    """Return the JSON object that says how crops were cut out; None if there is none."""
+    try:
+        found = None if content is None else json.loads(content)
+    except (ValueError, RecursionError):  # of another program
+        return None
+    return found if isinstance(found, dict) else None
 
 
 @contextmanager

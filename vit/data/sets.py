@@ -8,9 +8,11 @@ Legend: N images of a decoded array, n of them in a set, S the side of a square 
 Images are RGB, channels first, origin top left. Rows count from 0, in messages too.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from vit.config import DatasetConfig
 from vit.data import cache as caches
 from vit.data.decode import DataError, Pack, Pixels
 from vit.data.formats import find
-from vit.data.reader import LISTED, Bad, Ints, fail, normal, some, split
+from vit.data.reader import LISTED, Bad, Ints, fail, normal, some, split, split_groups
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Images:
     """(N,) int64, indices into `Dataset.classes`."""
     rows: Ints
     """(n,) int64, ascending: which rows of `images` and `labels` belong to this set."""
+    tracks: Ints | None = None
+    """(N,) int64, indices into `Dataset.tracks`; None: the data set has no tracks."""
 
     def __len__(self) -> int:
         """Number of images of the set (n, not N)."""
@@ -49,6 +53,10 @@ class Dataset:
     """Names of the classes, by label."""
     notes: tuple[str, ...] = ()
     """Lines for a person, such as images that are left out and files that are not used."""
+    tracks: tuple[tuple[str, str], ...] = ()
+    """Id of the video, and of the object in it, of each track; empty without tracks."""
+    crops: dict[str, Any] | None = None
+    """How images were cut out of videos, if the data set says it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,9 @@ def check(config: DatasetConfig, paths: Sequence[Path]) -> Summary:
         *_untrained(survey.classes, labels["train"]),
         *_left_out(config, survey.bad, good),
     )
-    train, val = _train_val(config, labels["train"], survey.classes, "val" in labels)
+    tracks = survey.tracks
+    videos = None if tracks is None else _videos(tracks.names, tracks.numbers["train"])
+    train, val = _train_val(config, labels["train"], survey.classes, "val" in labels, videos)
     sizes = {name: len(values) for name, values in labels.items()}
     return Summary(survey.classes, len(train), sizes.get("val", len(val)), sizes.get("test"), notes)
 
@@ -143,7 +153,7 @@ def _open(
     """Map the data set in `folder`, if no more of its images are bad than the config allows."""
     about = caches.about(folder)
     try:
-        sets = _open_sets(folder, about["splits"], size)
+        sets = _open_sets(folder, about["splits"], size, about["tracks"] is not None)
     except (OSError, ValueError) as error:
         raise caches.damaged(folder, error) from error
     good = sum(map(len, sets.values()))
@@ -151,34 +161,42 @@ def _open(
     empty = [name for name, images in sets.items() if not len(images.rows)]
     fail(empty, "sets without a usable image")
     classes = tuple(about["classes"])
+    tracks = tuple((video, number) for video, number in about["tracks"] or ())
     if not training and "train" not in sets:
         hold_out = False
         sets["train"] = replace(next(iter(sets.values())), rows=np.arange(0))
     whole = sets["train"]
     labels = whole.labels[whole.rows]
     untrained = _untrained(classes, labels) if training else []
-    train, val = _train_val(config, labels, classes, "val" in sets or not hold_out)
+    videos = None if whole.tracks is None else _videos(tracks, whole.tracks[whole.rows])
+    train, val = _train_val(config, labels, classes, "val" in sets or not hold_out, videos)
     return Dataset(
         train=replace(whole, rows=whole.rows[train]),
         val=sets.get("val", replace(whole, rows=whole.rows[val])),
         test=sets.get("test"),
         classes=classes,
         notes=(*about["notes"], *untrained, *left_out),
+        tracks=tracks,
+        crops=about["crops"],
     )
 
 
-def _open_sets(folder: Path, names: Sequence[str], size: int) -> dict[str, Images]:
-    """Open each set with all of its images; packed sets share one array of labels."""
+def _open_sets(folder: Path, names: Sequence[str], size: int, tracked: bool) -> dict[str, Images]:
+    """Open each set with all of its images; packed sets share one array of labels, and tracks."""
     labels = {name: np.load(folder / f"{name}.labels.npy") for name in names}
+    tracks = {name: np.load(folder / f"{name}.tracks.npy") for name in names if tracked}
     if not (folder / "index.npy").is_file():
         pixels = {name: np.load(folder / f"{name}.images.npy", mmap_mode="c") for name in names}
         return {
-            name: Images(pixels[name], labels[name], np.arange(len(labels[name]))) for name in names
+            name: Images(pixels[name], labels[name], np.arange(len(labels[name])), tracks.get(name))
+            for name in names
         }
     pack, joined, sets = Pack(folder, size), np.concatenate(list(labels.values())), {}
+    all_tracks = np.concatenate(list(tracks.values())) if tracked else None
     first = 0
     for name, values in labels.items():
-        sets[name] = Images(pack, joined, np.arange(first, first + len(values)))
+        rows = np.arange(first, first + len(values))
+        sets[name] = Images(pack, joined, rows, all_tracks)
         first += len(values)
     return sets
 
@@ -218,12 +236,26 @@ def _left_out(config: DatasetConfig, bad: Sequence[Bad], good: int, more: str = 
     return [*(f"left out: {line}" for line, _ in bad[:LISTED]), *rest]
 
 
+def _videos(tracks: Sequence[tuple[str, str]], numbers: Ints) -> list[str]:
+    """Return the id of the video of each image, given by the number of its track."""
+    return [tracks[number][0] for number in numbers.tolist()]
+
+
 def _train_val(
-    config: DatasetConfig, labels: Ints, classes: Sequence[str], all_train: bool
+    config: DatasetConfig,
+    labels: Ints,
+    classes: Sequence[str],
+    all_train: bool,
+    videos: Sequence[str] | None,
 ) -> tuple[Ints, Ints]:
-    """Split rows of the training array into training and validation (none if `all_train`)."""
+    """Split rows of the training array into training and validation (none if `all_train`).
+
+    Images of `videos` are held out by whole videos: frames of one are nearly the same image.
+    """
     if all_train:
         return np.arange(len(labels)), np.arange(0)
+    if videos is not None:
+        return _by_video(config, labels, videos)
     train, val = split(labels, config.val_fraction, config.split_seed)
     if not len(val):
         raise DataError(
@@ -236,3 +268,18 @@ def _train_val(
         f"classes without a training image at dataset.val_fraction {config.val_fraction}; lower it",
     )
     return train, val
+
+
+def _by_video(config: DatasetConfig, labels: Ints, videos: Sequence[str]) -> tuple[Ints, Ints]:
+    """Hold out whole videos; each class keeps at least one video for the training."""
+    counts: dict[str, Counter[int]] = {}
+    for video, label in zip(videos, labels.tolist(), strict=True):
+        counts.setdefault(video, Counter())[label] += 1
+    drawn = split_groups(counts, config.val_fraction, config.split_seed)
+    if not drawn:
+        raise DataError(
+            f"no video of the {len(counts):,} in the training images can be held out for validation"
+            " without leaving a class without any; add videos, or a validation set"
+        )
+    held = np.array([video in drawn for video in videos])
+    return np.flatnonzero(~held), np.flatnonzero(held)

@@ -31,7 +31,7 @@ def write_images(dataset, folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded(generator, 64))
         return [str(folder)]
-    if dataset.startswith("cifar"):
+    if dataset == "parquet" or dataset.startswith("cifar"):
         for split in ("train", "test"):
             images = [encoded(generator, 32) for _ in range(40)]
             labels = [index % 10 for index in range(40)]
