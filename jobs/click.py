@@ -60,8 +60,9 @@ class ClickConfig:
     """PNG file to write the mask to, local or s3://: 255 on the object, 0 elsewhere. Default: the
     mask is only drawn on the image."""
     weights: str = "mini"
-    """Weights of the segmenter: mini, vit_b, vit_l, vit_h, or a file or a run's folder, local or
-    s3://."""
+    """Weights of the segmenter: mini, vit_b, vit_l, vit_h, sam2.1-tiny, sam2.1-small,
+    sam2.1-base-plus, sam2.1-large, edgetam, sam3-tracker; or a file or folder of weights, or a run's
+    folder, local or s3://."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on a GPU if there is one, else on the CPU."""
 

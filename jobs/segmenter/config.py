@@ -7,10 +7,17 @@ from typing import Literal
 from jobs.run.config import MAY_CHANGE, ConfigError
 from jobs.training.task import TrainingConfig
 from jobs.weights.segmenter import OFFICIAL, OFFICIAL_SIDE
+from masking.sam2.published import PUBLISHED
 from masking.training.clips import ClipConfig
 from masking.training.compose import ComposeConfig
 from masking.training.pairs import PairsConfig
 from masking.training.steps import PromptConfig
+
+NOT_TRAINED = (
+    "--init-weights {weights}: jobs.finetune does not train models with a memory (SAM 2.1, EdgeTAM,"
+    " SAM 3's tracker); start from mini, vit_b, vit_l or vit_h, or use these weights as they are, in"
+    " jobs.mask"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +111,8 @@ class FinetuneConfig(TrainingConfig):
                 " --encoder-lr at least 0, both finite"
             )
 
+        if self.init_weights in PUBLISHED:
+            raise ConfigError(NOT_TRAINED.format(weights=self.init_weights))
         if self.held_clips and not self.clips:
             raise ConfigError("--held-clips names videos of --clips, which is missing")
         if self.clips and self.init_weights in OFFICIAL:

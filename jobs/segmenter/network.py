@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from jobs.run.config import ConfigError
-from jobs.segmenter.config import FinetuneConfig
+from jobs.segmenter.config import NOT_TRAINED, FinetuneConfig
 from jobs.weights.segmenter import NAMES, load_segmenter
+from masking.sam2.network import VideoNetwork
 from masking.segmenter.build import build
 from masking.segmenter.lite0 import fold
 from masking.segmenter.mini import Mini
@@ -41,6 +42,8 @@ def starting_network(config: FinetuneConfig, saved: Mapping[str, Tensor] | None 
             network.encoder.trunk.load_state_dict(fold(imagenet()))
     else:
         network = load_segmenter(config.init_weights, torch.device("cpu"), "float32").network
+        if isinstance(network, VideoNetwork):
+            raise ConfigError(NOT_TRAINED.format(weights=config.init_weights))
     network.train()
     size = config.compose.size
     if wanted := network.training_side(size):

@@ -71,7 +71,10 @@ def load(
         return sam.load(contents.file, device, precision, compile=compile)
     from masking.sam2.build import build  # here: it imports transformers
 
-    network = build(contents.config, contents.tensors, contents.file)
+    # Copies lie at aligned addresses, whatever file they are from; elsewhere kernels may round
+    # otherwise.
+    tensors = {name: tensor.clone() for name, tensor in contents.tensors.items()}
+    network = build(contents.config, tensors, contents.file)
     if resolve(precision, device) == "bfloat16":
         network.lower()
     return sam.Segmenter(network, device, precision, compile=compile)

@@ -70,6 +70,8 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{file} is not a complete checkpoint: {_first_line(error)}; expected the state dict"
             " of a SAM as torch.save writes it. If it was downloaded, delete it and fetch it again"
         ) from error
+    if isinstance(tensors, dict) and list(tensors) == ["model"]:  # Meta saves SAM 2 so
+        tensors = tensors["model"]
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise SegmenterWeightsError(
             f"{file} holds {_kind(tensors)}; expected a state dict: a tensor for each name. Save"
