@@ -61,8 +61,8 @@ class ClickConfig:
     mask is only drawn on the image."""
     weights: str = "mini"
     """Weights of the segmenter: mini, vit_b, vit_l, vit_h, sam2.1-tiny, sam2.1-small,
-    sam2.1-base-plus, sam2.1-large, edgetam, sam3-tracker; or a file or folder of weights, or a run's
-    folder, local or s3://."""
+    sam2.1-base-plus, sam2.1-large, edgetam, sam3-tracker; or a file or folder of weights, or a
+    run's folder, local or s3://."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on a GPU if there is one, else on the CPU."""
 

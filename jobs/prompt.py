@@ -57,7 +57,7 @@ class PromptConfig:
     root: str | None = None
     """Folder to which relative uris refer. Default: the folder of the manifest."""
     weights: str | None = None
-    """Weights for previews, as for `jobs.mask`: mini, vit_b, vit_l, vit_h, sam2.1-tiny, sam2.1-small,
+    """Weights for previews, as for jobs.mask: mini, vit_b, vit_l, vit_h, sam2.1-tiny, sam2.1-small,
     sam2.1-base-plus, sam2.1-large, edgetam, sam3-tracker; or a file or folder, local or s3://.
     Default: mini, or those of the mask run in VIDEOS."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -19,8 +19,8 @@ class MaskConfig(JobConfig):
     """Folder to which relative uris refer. Default: the folder of their manifest."""
     weights: str = "mini"
     """Weights of the segmenter: mini, vit_b, vit_l, vit_h, sam2.1-tiny, sam2.1-small,
-    sam2.1-base-plus, sam2.1-large, edgetam, sam3-tracker; or a file or folder of weights, or a run's
-    folder, local or s3://."""
+    sam2.1-base-plus, sam2.1-large, edgetam, sam3-tracker; or a file or folder of weights, or a
+    run's folder, local or s3://."""
     precision: Precision = "auto"
     """Precision of the encoder; auto: bfloat16 if the device has instructions for it, else
     float32."""

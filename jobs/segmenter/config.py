@@ -15,8 +15,8 @@ from masking.training.steps import PromptConfig
 
 NOT_TRAINED = (
     "--init-weights {weights}: jobs.finetune does not train models with a memory (SAM 2.1, EdgeTAM,"
-    " SAM 3's tracker); start from mini, vit_b, vit_l or vit_h, or use these weights as they are, in"
-    " jobs.mask"
+    " SAM 3's tracker); start from mini, vit_b, vit_l or vit_h, or use these weights as they are,"
+    " with jobs.mask"
 )
 
 
@@ -100,35 +100,38 @@ class FinetuneConfig(TrainingConfig):
         ):
             if not value >= least:
                 raise ConfigError(f"--{flag} is {value}; at least {least} is needed")
-        if self.init_weights == "scratch" and (self.frozen_stages or not self.encoder_lr):
-            raise ConfigError(
-                "--init-weights scratch has no pretrained stages that could be frozen;"
-                " use --frozen-stages 0, and an --encoder-lr above 0"
-            )
+        self._check_weights()
         if not (0 < self.lr < math.inf and 0 <= self.encoder_lr < math.inf):
             raise ConfigError(
                 f"--lr is {self.lr} and --encoder-lr {self.encoder_lr}; --lr must be above 0,"
                 " --encoder-lr at least 0, both finite"
             )
-
-        if self.init_weights in PUBLISHED:
-            raise ConfigError(NOT_TRAINED.format(weights=self.init_weights))
         if self.held_clips and not self.clips:
             raise ConfigError("--held-clips names videos of --clips, which is missing")
+        side = self.compose.size
+        if 0 < self.pairs.longest < side:
+            raise ConfigError(
+                f"--pairs.longest is {self.pairs.longest}, less than --compose.size {side}: images"
+                f" would be shrunk, then enlarged; at least {side} is needed, or 0"
+            )
+
+    def _check_weights(self) -> None:
+        """Check that a training may start from `init_weights`, as far as their name tells."""
+        if self.init_weights in PUBLISHED:
+            raise ConfigError(NOT_TRAINED.format(weights=self.init_weights))
+        if self.init_weights == "scratch" and (self.frozen_stages or not self.encoder_lr):
+            raise ConfigError(
+                "--init-weights scratch has no pretrained stages that could be frozen;"
+                " use --frozen-stages 0, and an --encoder-lr above 0"
+            )
         if self.clips and self.init_weights in OFFICIAL:
             raise ConfigError(
                 f"--clips trains a part of mini, which {self.init_weights} does not have; use"
                 " --init-weights mini, or leave out --clips"
             )
-        side = self.compose.size
-        if self.init_weights in OFFICIAL and side != OFFICIAL_SIDE:
-            whole = OFFICIAL_SIDE
+        side, whole = self.compose.size, OFFICIAL_SIDE
+        if self.init_weights in OFFICIAL and side != whole:
             raise ConfigError(
                 f"--compose.size is {side}; {self.init_weights} takes squares of {whole} pixels:"
                 f" use --compose.size {whole} --pairs.longest {whole}"
-            )
-        if 0 < self.pairs.longest < side:
-            raise ConfigError(
-                f"--pairs.longest is {self.pairs.longest}, less than --compose.size {side}: images"
-                f" would be shrunk, then enlarged; at least {side} is needed, or 0"
             )
