@@ -22,6 +22,7 @@ from jobs.classifier.evaluate import EvaluateConfig
 from jobs.classifier.predictor import PredictConfig
 from jobs.classifier.task import TrainConfig
 from jobs.click import ClickConfig
+from jobs.convert import ConvertConfig
 from jobs.masks.config import MaskConfig
 from jobs.masks.exports import KINDS
 from jobs.masks.ledger import LEDGER_COLUMNS, SPAN_COLUMNS
@@ -33,8 +34,10 @@ from jobs.run.contents import (
     EXIT_CODES,
     MASKING_FILES,
     METRICS,
+    OBJECT_PREDICTIONS,
     PREDICTIONS,
     SWEEP_FILES,
+    TRACKS,
     TRAINING_FILES,
     TRIALS,
 )
@@ -43,8 +46,8 @@ from jobs.segmenter.evaluate import ScoreConfig
 from jobs.sweep.config import TuneConfig
 from masking.manifest.rows import COLUMNS as MANIFEST_COLUMNS
 from masking.manifest.rows import ROLES
-from masking.outputs.rows import COLUMNS as MASK_COLUMNS
 from masking.outputs.review import REASONS
+from masking.outputs.rows import COLUMNS as MASK_COLUMNS
 from masking.tracking.state import STATES
 
 DOCS = Path(__file__).parent
@@ -148,6 +151,7 @@ FLAGS = {
     "jobs.finetune --evaluate": ScoreConfig,
     "jobs.click": ClickConfig,
     "jobs.prompt": PromptConfig,
+    "jobs.convert": ConvertConfig,
     "jobs.mask": MaskConfig,
     "jobs.prune": PruneConfig,
 }
@@ -163,6 +167,8 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[tuple[str, ...]]]
     "review columns": (("column", "meaning"), partial(plain, SPAN_COLUMNS)),
     "review reasons": (("reason", "meaning"), partial(plain, REASONS)),
     "predictions columns": (("column", "meaning"), partial(plain, PREDICTIONS)),
+    "objects columns": (("column", "meaning"), partial(plain, OBJECT_PREDICTIONS)),
+    "tracks columns": (("column", "meaning"), partial(plain, TRACKS)),
     "trials columns": (("column", "meaning"), partial(plain, TRIALS)),
     "metrics columns": (("column", "meaning"), partial(plain, METRICS)),
     "states": (("state", "meaning"), partial(plain, STATES)),

@@ -209,3 +209,16 @@ def filled(rings: Sequence[Ring], size: tuple[int, int]) -> Bools:
     crossed = np.bincount(row * (w + 1) + column, minlength=h * (w + 1)).reshape(h, w + 1)
     inside: Bools = crossed[:, :w].cumsum(axis=1) % 2 == 1
     return inside
+
+
+def touched(shares: Sequence[float], size: tuple[int, int]) -> Bools:
+    """Return the mask (H, W) of a polygon as `cv2.fillPoly` fills it, with the pixels on its edge.
+
+    Args:
+        shares: x and y of its corners in turn, as shares of the frame.
+        size: (H, W) of the frame.
+    """
+    corners = (np.array(shares, np.float64).reshape(-1, 2) * size[::-1] + 1e-3).astype(np.int32)
+    mask = np.zeros(size, np.uint8)
+    cv2.fillPoly(mask, [corners], 1)
+    return mask.view(np.bool_)

@@ -1,0 +1,1 @@
+"""Annotations of other tools as rows of a manifest."""

@@ -1,0 +1,1 @@
+"""Annotations of other tools: CVAT, Label Studio, COCO, YOLO, DAVIS and YouTube-VOS."""
