@@ -10,8 +10,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "jobs": [
         ["jobs"],
+        ["jobs/converting"],
         ["jobs/page", "jobs/sweep"],
-        ["jobs/segmenter"],
+        ["jobs/objects", "jobs/segmenter"],
         ["jobs/masks", "jobs/classifier"],
         ["jobs/training", "jobs/weights"],
         ["jobs/cluster"],
@@ -24,11 +25,16 @@ FLOORS = {
         ["masking/outputs"],
         ["masking/tracking"],
         ["masking/manifest/formats", "masking/sam2"],
+        ["masking/imports"],
         ["masking/training", "masking/manifest"],
         ["masking/segmenter", "masking/video"],
         ["masking/images"],
     ],
-    "vit": [["vit"], ["vit/augment", "vit/data"], ["vit/config.py", "vit/rng.py"]],
+    "vit": [
+        ["vit"],
+        ["vit/augment", "vit/data"],
+        ["vit/config.py", "vit/packing.py", "vit/rng.py"],
+    ],
     "docs": [["docs"]],
 }
 """The rooms of each package, from the top floor to the ground: a file imports from its own room and
