@@ -27,6 +27,7 @@ from typing import Any
 
 from jobs.cluster import connect
 from jobs.masks import score
+from jobs.masks.annotations import plan_labels
 from jobs.masks.batch import mask_all, mask_errors
 from jobs.masks.config import MaskConfig
 from jobs.masks.crops import VideoCrops, conclude_crops, crop_faults, plan_crops
@@ -34,6 +35,7 @@ from jobs.masks.exports import delete_exports, export_all
 from jobs.masks.finish import finish_all, on_workers
 from jobs.masks.folder import read_markers
 from jobs.masks.ledger import ledger_bytes, outlook_of, review_csv, review_of
+from jobs.masks.names import read_names
 from jobs.masks.plan import BatchPlan, VideoWork, plan_batch, settings_of
 from jobs.masks.results import read_results
 from jobs.run.config import ConfigError
@@ -57,7 +59,14 @@ def run(config: MaskConfig) -> int:
     """The stages of the job, in order; returns its exit code."""
     # 1. What can be checked without workers.
     refuse_relative(config.out)
-    paths = ["out", "manifest", "root", "score", *([] if config.weights in NAMES else ["weights"])]
+    paths = [
+        "out",
+        "manifest",
+        "root",
+        "score",
+        "names",
+        *([] if config.weights in NAMES else ["weights"]),
+    ]
     config = absolute(config, *paths)
     out = Location.parse(config.out)
     wanted = settings_of(locate(config.weights), config.precision, config.track)
@@ -68,6 +77,11 @@ def run(config: MaskConfig) -> int:
         raise ConfigError("\n".join(faults))
     if "crops" in config.export and (faults := crop_faults(named(plan), config.crops)):
         raise ConfigError("\n".join(faults))
+    classes = {} if config.names is None else read_names(Location.parse(config.names))
+    if config.names is not None and not any(work.video_id in classes for work in plan.work):
+        raise ConfigError(
+            f"--names {config.names}: none of its {len(classes):,} videos is in the manifests"
+        )
     if config.score is not None and not Location.parse(config.score).exists():
         raise ConfigError(f"--score {config.score}: there is no such folder")
     with nullcontext() if config.check else exclusive(out, "jobs.mask"):
@@ -169,6 +183,14 @@ def object_names(plan: BatchPlan, records: Records) -> dict[str, dict[int, str]]
     }
 
 
+def with_classes(
+    config: MaskConfig, names: Mapping[str, Mapping[int, str]]
+) -> dict[str, dict[int, str]]:
+    """Return names of objects, with the classes of `--names` for objects that have none."""
+    classes = {} if config.names is None else read_names(Location.parse(config.names))
+    return {video_id: {**classes.get(video_id, {}), **mine} for video_id, mine in names.items()}
+
+
 def conclude(
     config: MaskConfig, out: Location, plan: BatchPlan, records: Records, seconds: float
 ) -> tuple[Records, Records]:
@@ -263,14 +285,15 @@ def finish(
     config: MaskConfig, out: Location, plan: BatchPlan, records: Records, failed: int, stop: Stop
 ) -> int:
     """Write exports and scores of videos with masks; returns the number of videos with errors."""
-    if not config.export and config.score is None:
+    if not (config.export or config.export_frames or config.score is not None):
         return 0
     names = object_names(plan, records)
     crops: dict[str, VideoCrops] = {}
     if "crops" in config.export:
         crops = plan_crops(records, names, config.crops, config.seed)
         (out / "export/crops").delete()  # of other settings, or with videos in other sets
-    done = finish_all(config, out, records, stop, crops)
+    labels = plan_labels(records, with_classes(config, names))
+    done = finish_all(config, out, records, stop, crops, labels)
     if stop.requested.is_set():
         return 0
     errors = [error for each in done.values() for error in each["errors"]]
@@ -283,7 +306,7 @@ def finish(
         print(f"  score   {out / 'score.json'}")
         score.print_scores(found)
     if config.export:
-        export_all(out, records, names, config.export)
+        export_all(out, records, with_classes(config, names), config.export)
         if "crops" in config.export:
             made = {name: each["crops"] for name, each in done.items() if each["crops"]}
             unnamed = sum(len(r["objects"]) - len(names[r["video_id"]]) for r in records)

@@ -1,6 +1,9 @@
-"""Predict the class of images with Ray Data: folders, globs or Parquet in, Parquet or CSV out.
+"""Predict the class of images or masked objects with Ray Data; Parquet or CSV out.
 
     python -m jobs.predict --weights runs/digits --data photos/ --out runs/photos --workers 2
+    python -m jobs.predict --weights runs/kinds --data runs/masks --out runs/names --workers 2
+
+`--data` is images (folders, globs or Parquet), or the `--out` of `jobs.mask`.
 
 `--out` then holds `predictions/part-<number>-<key>.parquet` and `summary.json`. A row is an image:
 
@@ -14,6 +17,10 @@
 An image that does not decode has an error, and null elsewhere. Parts are published whole, under a
 key of the weights and of their files: the same command predicts only parts that are missing or
 changed. The numbers of parts give the order of the input.
+
+Of a mask run, a part is a video, and a row an object on a frame: video_id, frame, time_s, object_id
+and state stand in place of `row`. `tracks.parquet` then has a row for each object: its class by
+votes of its frames, probability, frames, and how many agree.
 """
 
 import json
@@ -54,6 +61,8 @@ from vit.data.decode import DataError
 from vit.weights import WeightsError
 
 
+from masking.images.decode import ImageError
+from masking.outputs.crops import CropConfig
 def run(config: PredictConfig) -> int:
     """Run the stages of the job in order; returns its exit code."""
     # 1. Checks that need no workers.
@@ -63,22 +72,41 @@ def run(config: PredictConfig) -> int:
     weights = load_weights(config.weights)
     _, about = open_classifier(weights, torch.device("cpu"))
     wanted = fingerprint(weights, about, config.format)
-    parts = plan(find(config.data), wanted)
+    parts: Sequence[Part | VideoPart]
+    if (masked := find_run(config.data)) is not None:
+        cutting = config.objects.cutting(about.crops)
+        parts = plan_objects(masked, wanted, cutting, config.objects)
+        source = "as the weights say" if about.crops else "which the weights do not say"
+        print(f"objects are cut out with {describe_cutting(cutting)}, {source}")
+    else:
+        parts = plan(find(config.data), wanted)
     if not parts:
         raise ConfigError("--data: the Parquet files have no rows")
     with exclusive(out, "jobs.predict"):
         check_writable(out)
         check_same(out, config, began="predictions")
         describe(out, config)
-        return predict(config, out, parts, wanted)
+        return predict(config, out, parts, wanted, about.classes)
 
 
-def predict(config: PredictConfig, out: Location, parts: Sequence[Part], wanted: str) -> int:
+def describe_cutting(cutting: CropConfig) -> str:
+    """Return how objects are cut out, for people."""
+    return f"margin {cutting.margin:g}, {cutting.shape}, background {cutting.background}"
+
+
+def predict(
+    config: PredictConfig,
+    out: Location,
+    parts: Sequence[Part | VideoPart],
+    wanted: str,
+    classes: Sequence[str],
+) -> int:
     """Predict the parts that `out` lacks, and write the summary; returns the exit code."""
     there = {entry.name for entry in (out / "predictions").list()}
     todo = [part for part in parts if f"{part.name}.{config.format}" not in there]
     total = sum(map(len, parts))
-    print(f"{total:,} images in {len(parts):,} parts, {len(parts) - len(todo):,} of them done")
+    done = len(parts) - len(todo)
+    print(f"{total:,} {things(parts)} in {len(parts):,} parts, {done:,} of them done")
     # 2. The missing parts, on workers.
     started = time.monotonic()
     if todo:
@@ -90,18 +118,28 @@ def predict(config: PredictConfig, out: Location, parts: Sequence[Part], wanted:
     seconds = time.monotonic() - started
     # 3. The summary.
     try:
-        errors = conclude(config, out, parts, there, sum(map(len, todo)), seconds)
+        n, errors = conclude(config, out, parts, there, sum(map(len, todo)), seconds, classes)
     except StorageError as error:
         raise PredictError(f"all parts are published, but {error}") from error
-    if errors == total:
+    if n and errors == n:
         raise PredictError(
-            f"none of the {total:,} images could be classified; the column `error` of the"
+            f"none of the {n:,} {things(parts)} could be classified; the column `error` of the"
             " predictions says why"
         )
     return 0
 
 
-def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop) -> None:
+def things(parts: Sequence[Part | VideoPart]) -> str:
+    """Return what a row of predictions is of, for people."""
+    return "objects on frames" if isinstance(parts[0], VideoPart) else "images"
+
+
+def execute(
+    config: PredictConfig,
+    todo: Sequence[Part | VideoPart],
+    wanted: str,
+    stop: Stop,
+) -> None:
     """Predict the parts on workers; returns when all are published or a stop was requested.
 
     Raises:
@@ -116,8 +154,9 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
     device = torch.device("cuda" if cuda else "cpu")
     arguments = (config, wanted, max(1, int(config.cpus_per_worker)), device)
     rows = [{"part": json.dumps(asdict(part))} for part in todo]
-    done = actors.dataset(rows, Predictor, arguments, config, workers, gpus if cuda else None)
-    progress = PredictProgress(sum(map(len, todo)))
+    actor = ObjectPredictor if isinstance(todo[0], VideoPart) else Predictor
+    done = actors.dataset(rows, actor, arguments, config, workers, gpus if cuda else None)
+    progress = PredictProgress(sum(map(len, todo)), things(todo))
     try:
         actors.wait_for(lambda: progress.follow(done.iter_rows()), stop, progress.show)
     except Exception as error:  # of any kind of Ray's, with the worker's own inside
@@ -130,9 +169,9 @@ def execute(config: PredictConfig, todo: Sequence[Part], wanted: str, stop: Stop
 class PredictProgress:
     """Prints lines about the images that are done, not more often than every LOG_SECONDS."""
 
-    def __init__(self, total: int) -> None:
-        """Start the clock of a job that predicts `total` images."""
-        self._total, self._done, self._errors = total, 0, 0
+    def __init__(self, total: int, what: str) -> None:
+        """Start the clock of a job that predicts `total` images, or what else they are."""
+        self._total, self._what, self._done, self._errors = total, what, 0, 0
         self._started = self._printed = time.monotonic()
 
     def follow(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -149,20 +188,21 @@ class PredictProgress:
         self._printed, rate = now, self._done / (now - self._started)
         left = clock((self._total - self._done) / rate)
         errors = f", {self._errors:,} with an error" if self._errors else ""
-        print(f"{self._done:,} of {self._total:,} images{errors}, {rate:,.0f}/s, {left} left")
+        print(f"{self._done:,} of {self._total:,} {self._what}{errors}, {rate:,.0f}/s, {left} left")
 
 
 def conclude(
     config: PredictConfig,
     out: Location,
-    parts: Sequence[Part],
+    parts: Sequence[Part | VideoPart],
     there: set[str],
     made: int,
     seconds: float,
-) -> int:
+    classes: Sequence[str] = (),
+) -> tuple[int, int]:
     """Publish and print the summary, and delete the parts of an earlier input.
 
-    Returns the number of images with an error.
+    Returns the number of rows of predictions, and of those with an error.
 
     Args:
         config: settings of the job.
@@ -174,14 +214,18 @@ def conclude(
     """
     names = [f"{part.name}.{config.format}" for part in parts]
     folder = out / "predictions"
-    with ThreadPoolExecutor(16) as pool:
-        errors = sum(pool.map(lambda name: count_errors(folder / name), names))
-    n = sum(map(len, parts))
+    videos = [part for part in parts if isinstance(part, VideoPart)]
+    if videos:
+        counts = write_tracks(out, videos, config.format, classes)
+    else:
+        with ThreadPoolExecutor(16) as pool:
+            errors = sum(pool.map(lambda name: count_errors(folder / name), names))
+        counts = {"n": sum(map(len, parts)), "errors": errors}
     rate = made / seconds if made else None
     summary = {
+        classes: names of the classes; images need none.
         "format": FORMAT,
-        "n": n,
-        "errors": errors,
+        **counts,
         "parts": names,
         "images_per_s": rate,
         "made": made,
@@ -195,10 +239,15 @@ def conclude(
         (folder / name).delete()
     pace = "" if rate is None else f", {rate:,.0f} images/s with start-up"
     print(
-        f"done: {n:,} images, {errors:,} of them without a class{pace}\n"
-        f"  predictions  {folder}\n  summary      {out / 'summary.json'}"
+        f"done: {counts['n']:,} {things(parts)}, {counts['errors']:,} of them without a class{pace}"
     )
-    return errors
+    if videos:
+        print(
+            f"  tracks       {out / f'tracks.{config.format}'}: {counts['tracks']:,},"
+            f" {counts['unknown']:,} of them without a class"
+        )
+    print(f"  predictions  {folder}\n  summary      {out / 'summary.json'}")
+    return counts["n"], counts["errors"]
 
 
 def count_errors(place: Location) -> int:
@@ -217,7 +266,9 @@ def count_errors(place: Location) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job; returns its exit code."""
-    return run_job(run, PredictConfig, argv, "jobs.predict", __doc__, (DataError, WeightsError))
+    return run_job(
+        run, PredictConfig, argv, "jobs.predict", __doc__, (DataError, WeightsError, ImageError)
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 import io
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from jobs.storage.location import Location
 from jobs.weights import files
 from jobs.weights.classifier import load_weights
 from vit import classifier
+from masking.outputs.crops import CropConfig
 from vit.classifier import Classifier
 from vit.data.decode import DataError, Encoded, decode
 from vit.weights import About, Weights, WeightsError
@@ -34,6 +35,45 @@ BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class ObjectConfig:
+    """Settings of `jobs.predict` for the objects of a mask run."""
+
+    every: int = 1
+    """Objects are classified on the frames 0, n, 2n, ..."""
+    margin: float | None = None
+    """Margin on each side of the object's box, as a share of the longer side of the box. Default:
+    that of the images of the training, or 0.1."""
+    shape: Literal["square", "tight"] | None = None
+    """Shape of what is cut out, as in `jobs.mask --crops.shape`. Default: as in the training, or
+    square."""
+    background: Literal["kept", "blurred", "transparent"] | None = None
+    """What is around the object, as in `jobs.mask --crops.background`. Default: as in the training,
+    or kept."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.every < 1:
+            raise ConfigError(f"--objects.every is {self.every}; at least 1 is needed")
+        self.cutting(None)
+
+    def cutting(self, trained: Mapping[str, Any] | None) -> CropConfig:
+        """Return how objects are cut out.
+
+        Args:
+            trained: how the images of the training were, as the weights say; None: they do not.
+
+        Raises:
+            ConfigError: a value is out of range, or the weights name settings that are unknown.
+        """
+        given = {name: getattr(self, name) for name in ("margin", "shape", "background")}
+        given = {name: value for name, value in given.items() if value is not None}
+        try:
+            return CropConfig(**{**(trained or {}), **given})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"how objects are cut out: {error}") from error
+
+
 class PredictConfig(JobConfig):
     """Settings of `jobs.predict`."""
 
@@ -42,7 +82,9 @@ class PredictConfig(JobConfig):
     data: tuple[str, ...]
     """Images to classify, local or s3://: folders (with all subfolders), globs (* within a name, **
     across folders, ? for one character of a local name) or files. Parquet files are read as tables
-    with a column `image`."""
+    with a column `image`. Or the --out of `jobs.mask`, whose objects are classified."""
+    objects: ObjectConfig = field(default_factory=ObjectConfig)
+    """Settings for the objects of a mask run."""
     format: Literal["parquet", "csv"] = "parquet"
     """File format of the predictions."""
 
@@ -155,15 +197,24 @@ def tabulate(
     best = probabilities.max(dim=1)
     names = pa.array(classes, pa.string()).take(pa.array(best.indices.numpy()))
     columns: dict[str, Any] = {
+        "class": names.take(index),
+    columns: dict[str, Any] = {
         "path": pa.array([path for path, _ in places], pa.string()),
         "row": pa.array([row for _, row in places], pa.int64()),
-        "class": names.take(index),
+    }
+    return pa.table(columns | class_columns(errors, probabilities, classes))
+
+
+def class_columns(
+    errors: Sequence[str | None], probabilities: Tensor, classes: Sequence[str]
+) -> dict[str, Any]:
+    """Return the columns class, probability, error and p_CLASS; arguments as in `tabulate`."""
         "probability": pa.array(best.values.numpy()).take(index),
         "error": pa.array(errors, pa.string()),
     }
     for number, name in enumerate(classes):
         columns[f"p_{name}"] = pa.array(probabilities[:, number].numpy()).take(index)
-    return pa.table(columns)
+    return columns
 
 
 def encode(table: pa.Table, form: str) -> bytes:

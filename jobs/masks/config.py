@@ -41,10 +41,17 @@ class MaskConfig(JobConfig):
     """Largest number of seconds that a video may take; then its worker is ended and the video
     counts as failed."""
     export: tuple[str, ...] = field(default=(), metadata=MAY_CHANGE)
-    """Formats to export all masked videos to: davis, png, coco, youtube-vos, cutout, overlay,
-    crops."""
+    """Formats to export all masked videos to: davis, png, coco, coco-polygons, youtube-vos, yolo,
+    cvat, cvat-polygons, label-studio, mot, cutout, overlay, blur, pixelate, crops."""
+    export_frames: bool = field(default=False, metadata=MAY_CHANGE)
+    """Write the frames themselves beside the exports: for YOLO and MOT in their folders of images,
+    otherwise in export/frames/VIDEO_ID."""
     crops: CropExportConfig = field(default_factory=CropExportConfig, metadata=MAY_CHANGE)
     """Settings of --export crops."""
+    names: str | None = field(default=None, metadata=MAY_CHANGE)
+    """Classes of the objects, local or s3://: the --out of `jobs.predict --data RUN`, RUN the --out
+    of this job. They name objects without an object_name in exports with names. Default: only the
+    manifest names objects."""
     score: str | None = field(default=None, metadata=MAY_CHANGE)
     """Folder of true masks to score the masks against, local or s3://. It has a folder for each
     video, named by its id, with indexed PNGs as in DAVIS or with a folder of PNGs for each object.

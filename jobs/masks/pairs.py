@@ -6,7 +6,7 @@ frames come from the run's videos, which must not have changed since.
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,8 @@ def as_pairs(place: Location, longest: int) -> Path:
     Raises:
         ImageError: a video is missing or has changed, or the run has no mask that can be used.
     """
-    ledger = (place / "videos.parquet").read_bytes()
-    good = [row for row in _read_ledger(place, ledger) if row["status"] in ("ok", "partial")]
+    columns = ["video_id", "uri", "status", "content_sha256", "masks_sha256"]
+    good = [row for row in read_ledger(place, columns) if row["status"] in ("ok", "partial")]
     if not good:
         raise ImageError(f"{place}: the mask run has no masked video")
     state = [(row["video_id"], row["masks_sha256"], row["content_sha256"]) for row in good]
@@ -83,10 +83,18 @@ def as_pairs(place: Location, longest: int) -> Path:
     return once(cache_folder() / "masked" / f"{digest[:16]}.parquet", make)
 
 
-def _read_ledger(place: Location, ledger: bytes) -> list[dict[str, Any]]:
-    columns = ["video_id", "uri", "status", "content_sha256", "masks_sha256"]
+def read_ledger(place: Location, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Return some columns of the ledger of a mask run, a dict a video.
+
+    Raises:
+        ImageError: it cannot be read.
+        StorageError: it is not there.
+    """
+    ledger = (place / "videos.parquet").read_bytes()
     try:
-        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(ledger), columns=columns).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(
+            io.BytesIO(ledger), columns=list(columns)
+        ).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ImageError(
             f"{place / 'videos.parquet'} cannot be read: {error}; run jobs.mask again, which writes"

@@ -108,4 +108,24 @@ PREDICTIONS = {
     "error": "why the image has no class; null if it has one",
     "p_CLASS": "probability of each class, in the order of the head",
 }
-"""Columns of `predictions/part-*`."""
+"""Columns of `predictions/part-*` of images."""
+OBJECT_PREDICTIONS = {
+    "path": "the video",
+    "video_id": "id of the video",
+    "frame": "index of the frame, from 0, in presentation order",
+    "time_s": "seconds since the first frame; null where they are unknown",
+    "object_id": "id of the object",
+    "state": "state of the object: prompted or tracked",
+    **{name: PREDICTIONS[name] for name in ("class", "probability", "error", "p_CLASS")},
+}
+"""Columns of `predictions/part-*` of a mask run."""
+TRACKS = {
+    "video_id": "id of the video",
+    "object_id": "id of the object",
+    "class": "the class that most of its frames have",
+    "probability": "mean probability of that class over the frames, 0 to 1",
+    "frames": "number of frames that were classified",
+    "agree": "number of frames whose most probable class it is",
+    "error": "why the object has no class; null if it has one",
+}
+"""Columns of `tracks.parquet`."""

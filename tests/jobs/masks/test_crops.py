@@ -1,19 +1,29 @@
 """From clicks to a classifier: masks, crops of their objects, a training, classes of tracks."""
 
+import csv
 import io
 import json
+import os
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from jobs import mask
+from jobs import mask, predict
 from jobs import train as train_job
 from jobs.masks import video as mask_video
 from jobs.masks.crops import CropExportConfig, crop_faults, plan_crops
 from jobs.masks.folder import read_markers
+from jobs.objects.classify import ObjectPredictor
+from jobs.objects.plan import VideoPart
+from jobs.objects.tracks import tracks_of
 from jobs.storage.location import Location
 from tests.masked import mask_without_ray
 from tests.masking.tracking.test_masking import film
@@ -215,3 +225,155 @@ def test_a_video_that_changed_is_named(masked, capsys):
     place = out / "export/crops"
     assert len(list(place.glob("*.parquet"))) == 11
     assert "c3" not in json.loads((place / f"{CROPS}.json").read_text())["videos"]
+
+
+@pytest.fixture(scope="module")
+def predicted(masked, classifier, tmp_path_factory):
+    """Predictions of four further clips, whose objects have no names: (their run, --out)."""
+    folder = tmp_path_factory.mktemp("further")
+    manifest = write_kinds(folder, 12, 4)
+    manifest.write_text(manifest.read_text().replace("plum", ""))
+    assert run_mask(manifest, folder / "out") == 0
+    predict_here(classifier.out, folder / "out", folder / "names")
+    return folder
+
+
+def predict_here(weights, run, out, *flags, code=0):
+    """`jobs.predict` with its worker in this process."""
+
+    def execute(config, todo, wanted, stop):
+        worker = ObjectPredictor(config, wanted, 1, torch.device("cpu"))
+        for part in todo:
+            worker({"part": json.dumps(asdict(part))})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predict, "execute", execute)
+        patch.setattr(predict.connect, "connect", nullcontext)
+        argv = ["--weights", str(weights), "--data", str(run), "--out", str(out), *flags]
+        assert predict.main(argv) == code
+
+
+def test_further_clips_have_their_kinds(predicted):
+    out = predicted / "names"
+    tracks = pq.read_table(out / "tracks.parquet").to_pylist()
+    assert len(tracks) == 4 * 2
+    for row in tracks:
+        number = int(row["video_id"][1:])
+        assert row["class"] == KINDS[(number + (row["object_id"] == 20)) % 3]
+        assert (row["frames"], row["agree"], row["error"]) == (FRAMES, FRAMES, None)
+        assert 0.3 < row["probability"] <= 1
+    shards = sorted((out / "predictions").glob("*.parquet"))
+    rows = [row for path in shards for row in pq.read_table(path).to_pylist()]
+    assert [Path(path).name[:10] for path in shards] == [f"part-{n:05d}" for n in range(4)]
+    places = {(row["video_id"], row["frame"], row["object_id"]) for row in rows}
+    assert places == {
+        (f"c{n}", t, k) for n in range(12, 16) for t in range(FRAMES) for k in (10, 20)
+    }
+    assert list(rows[0]) == [
+        "path", "video_id", "frame", "time_s", "object_id", "state", "class", "probability",
+        "error", "p_apple", "p_cherry", "p_plum",
+    ]  # fmt: skip
+    assert {row["state"] for row in rows} == {"prompted", "tracked"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["n"], summary["errors"], summary["tracks"], summary["unknown"]) == (32, 0, 8, 0)
+
+
+def test_what_was_predicted_is_what_was_cut_out(masked, classifier, tmp_path):
+    """The crops of the export have the classes of the run's own objects, whatever JPEG changes."""
+    predict_here(classifier.out, masked / "out", tmp_path / "o", "--objects.every", "2")
+    rows = [row for path in (tmp_path / "o/predictions").iterdir()
+            for row in pq.read_table(path).to_pylist()]  # fmt: skip
+    assert {row["frame"] for row in rows} == {0, 2}
+    labels = {
+        (row["video_id"], row["frame"], row["object_id"]): row["label"]
+        for row in read_shards(masked / "out/export/crops")
+    }
+    assert len(rows) == len(labels) / 2
+    for row in rows:
+        assert row["class"] == labels[row["video_id"], row["frame"], row["object_id"]]
+
+
+def test_a_video_that_is_gone_costs_its_own_rows(predicted, classifier, tmp_path, capsys):
+    """It is predicted again when it is back; csv says the same."""
+    clip = predicted / "c13.mp4"
+    content, times = clip.read_bytes(), clip.stat()
+    clip.unlink()
+    out = tmp_path / "o"
+    predict_here(classifier.out, predicted / "out", out, "--format", "csv")
+    lines = list(csv.DictReader((out / "tracks.csv").open()))
+    gone = [line for line in lines if line["error"]]
+    assert {line["video_id"] for line in gone} == {"c13"}
+    assert {line["error"] for line in gone} == {"the video does not exist"}
+    assert {(line["class"], line["frames"], line["agree"]) for line in gone} == {("", "0", "0")}
+    assert "32 objects on frames, 8 of them without a class" in capsys.readouterr().out
+    clip.write_bytes(content)
+    os.utime(clip, ns=(times.st_atime_ns, times.st_mtime_ns))
+    predict_here(classifier.out, predicted / "out", out, "--format", "csv")
+    assert "32 objects on frames in 4 parts, 3 of them done" in capsys.readouterr().out
+    whole = {(row["video_id"], str(row["object_id"])): row["class"]
+             for row in pq.read_table(predicted / "names/tracks.parquet").to_pylist()}  # fmt: skip
+    lines = list(csv.DictReader((out / "tracks.csv").open()))
+    assert {(line["video_id"], line["object_id"]): line["class"] for line in lines} == whole
+
+
+def test_names_go_back_into_exports(predicted, masked, tmp_path, capsys):
+    """What a person named keeps its name; the others get their class."""
+    manifest = predicted / "clicks12.csv"
+    flags = ["--export", "coco", "youtube-vos", "--names", str(predicted / "names")]
+    assert run_mask(manifest, predicted / "out", *flags) == 0
+    coco = json.loads((predicted / "out/export/coco/annotations.json").read_text())
+    names = {row["id"]: row["name"] for row in coco["categories"]}
+    assert set(names.values()) == set(KINDS)
+    videos = {row["id"]: row["video_id"] for row in coco["images"]}
+    for row in coco["annotations"]:
+        number = int(videos[row["image_id"]][1:])
+        assert names[row["category_id"]] == KINDS[(number + (row["object_id"] == 20)) % 3]
+    meta = json.loads((predicted / "out/export/youtube-vos/meta.json").read_text())
+    assert meta["videos"]["c13"]["objects"]["10"]["category"] == "plum"
+    capsys.readouterr()
+    other = ["--manifest", str(masked / "clicks0.csv"), "--out", str(tmp_path / "o"), "--check"]
+    assert mask.main([*other, "--names", str(predicted / "names")]) == 2
+    assert "none of its 4 videos is in the manifests" in capsys.readouterr().err
+    assert mask.main([*other, "--names", str(predicted)]) == 2
+    assert "there is no tracks.parquet or tracks.csv" in capsys.readouterr().err
+    (tmp_path / "tracks.csv").write_text("a,b\n1,2\n")
+    assert mask.main([*other, "--names", str(tmp_path)]) == 2
+    assert "is no table of tracks" in capsys.readouterr().err
+
+
+def test_faults_of_a_run_to_classify(predicted, classifier, tmp_path, capsys):
+    run, out = predicted / "out", tmp_path / "o"
+    flags = ["--weights", str(classifier.out), "--out", str(out), "--data", str(run)]
+    assert predict.main([*flags, str(predicted)]) == 2
+    assert "is a mask run; give it alone" in capsys.readouterr().err
+    copy = Location.parse(tmp_path / "run")
+    copy.upload(run)
+    (copy / "videos.parquet").write_bytes(b"cut")
+    flags[-1] = str(copy)
+    assert predict.main(flags) == 2
+    assert "videos.parquet cannot be read" in capsys.readouterr().err
+    for name, value in (("margin", "-1"), ("every", "0"), ("shape", "round")):
+        with pytest.raises(SystemExit) as ended:
+            predict.main([*flags, f"--objects.{name}", value])
+        assert ended.value.code == 2
+
+
+def test_votes_of_frames():
+    """Equal numbers of frames are decided by probability; a frame with an error has no vote."""
+    part = VideoPart("", "r", "v", "v.mp4", "", "", (1, 2, 3), 0)
+    table = pa.table(
+        {
+            "object_id": [1, 1, 1, 2, 2, 3],
+            "error": [None, None, None, None, None, "gone"],
+            "p_a": [0.6, 0.6, 0.0, 0.6, 0.1, None],
+            "p_b": [0.4, 0.4, 1.0, 0.4, 0.9, None],
+        }
+    )
+    rows = tracks_of(table, part, ["a", "b"])
+    assert [(row["class"], row["frames"], row["agree"]) for row in rows] == [
+        ("a", 3, 2), ("b", 2, 1), (None, 0, 0),
+    ]  # fmt: skip
+    assert rows[0]["probability"] == pytest.approx(0.4)
+    assert rows[2]["error"] == "gone"
+    (unseen,) = tracks_of(table.slice(0, 0), replace(part, objects=(7,)), ["a", "b"])
+    assert unseen["error"] == "its state is prompted or tracked on no frame that was classified"
