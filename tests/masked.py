@@ -37,7 +37,8 @@ def plan(clips, settings, name="clicks.csv", root=None):
 
 def masker(out, clips, settings, **more):
     return Masker(
-        str(out), "token", "mini", settings, "float32", TrackConfig(), 1, CPU, 600.0,
+        str(out), "token", more.pop("weights", "mini"), settings, "float32", TrackConfig(), 1, CPU,
+        600.0,
         **(HERE | more),
     )  # fmt: skip
 
