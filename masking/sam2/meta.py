@@ -7,6 +7,7 @@ their names differ.
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,11 @@ def converted(
 def renamed(name: str) -> str:
     """Return transformers' name of a weight for Meta's."""
     for pattern, replacement in _RULES:
-        name = pattern.sub(lambda match, to=replacement: _filled(match, to), name)
+        name = pattern.sub(partial(_filled, replacement), name)
     return name
 
 
-def _filled(match: re.Match[str], replacement: str) -> str:
+def _filled(replacement: str, match: re.Match[str]) -> str:
     """Return a replacement with its groups; {third}: a third of the first group, rounded down."""
     if "{third}" in replacement:
         return replacement.format(third=int(match[1]) // 3)

@@ -164,9 +164,9 @@ def _progress_bar() -> Any:
     """Return the hub's class of progress bars, which in a log prints a line every ten seconds."""
     import sys
 
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **settings: Any) -> None:
             if settings.get("disable") is None and not sys.stderr.isatty():
                 settings |= {"disable": False, "mininterval": _LOG_SECONDS, "delay": _LOG_SECONDS}

@@ -67,17 +67,21 @@ def load(
             another architecture.
     """
     contents = read(path)
+    network: Any
     if contents.config is None:
-        return sam.load(contents.file, device, precision, compile=compile)
-    from masking.sam2.build import build  # here: it imports transformers
+        architecture = contents.metadata.get("architecture", "sam")
+        network = sam.build(contents.tensors, architecture, contents.file)
+    else:
+        from masking.sam2.build import build  # here: it imports transformers
 
-    # Copies lie at aligned addresses, whatever file they are from; elsewhere kernels may round
-    # otherwise.
-    tensors = {name: tensor.clone() for name, tensor in contents.tensors.items()}
-    network = build(contents.config, tensors, contents.file)
+        # Copies lie at aligned addresses, whatever file they are from; elsewhere kernels may round
+        # otherwise.
+        tensors = {name: tensor.clone() for name, tensor in contents.tensors.items()}
+        network = build(contents.config, tensors, contents.file)
     if resolve(precision, device) == "bfloat16":
         network.lower()
-    return sam.Segmenter(network, device, precision, compile=compile)
+    metadata = contents.metadata
+    return sam.Segmenter(network, device, precision, compile=compile, metadata=metadata)
 
 
 def local(weights: str | Path) -> Path:
