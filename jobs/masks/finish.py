@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.cluster import actors
+from jobs.masks.annotations import FRAME_FOLDERS, OTHERS, Labels, export_frames
 from jobs.masks.attempts import Attempts, node_alive, node_here, refusal_message
 from jobs.masks.batch import mask_errors, new_token
 from jobs.masks.config import MaskConfig
@@ -14,6 +15,10 @@ from jobs.masks.score import score_video
 from jobs.run.signals import Stop
 from jobs.storage.location import Location
 
+FRAMES = "frames"
+"""The frames themselves, among formats that are written of a video: into the folders of those of
+`FRAME_FOLDERS` that are written, too."""
+
 
 def finish_video(
     out: Location,
@@ -21,6 +26,7 @@ def finish_video(
     kinds: Sequence[str],
     truth: str | None,
     crops: VideoCrops | None = None,
+    labels: Labels | None = None,
 ) -> dict[str, Any]:
     """Export and score a video.
 
@@ -30,6 +36,7 @@ def finish_video(
         kinds: formats to export that have files of each video.
         truth: path or s3:// address of the true masks; None: no scores.
         crops: what `--export crops` writes of the video; None: nothing.
+        labels: names of its objects, and of all classes; None: none have names.
 
     Returns:
         `video_id`; `errors`, a message for each export or score that failed; `notes`, what films
@@ -46,7 +53,11 @@ def finish_video(
             if kind == "crops":
                 made = export_crops(out, record, table, crops) if crops else {}
                 continue
-            lacks = export_video(out, record, table, kind)
+            if kind == FRAMES:
+                export_frames(out, record, table, [one for one in kinds if one in FRAME_FOLDERS])
+            if kind in (FRAMES, OTHERS):
+                continue
+            lacks = export_video(out, record, table, kind, labels or Labels())
             notes += [f"{record['video_id']} as {kind}: {note}" for note in lacks]
         except Exception as error:  # it costs neither the other videos nor the other formats
             reason = f"{type(error).__name__}: {error}"
@@ -85,15 +96,18 @@ class Finisher:
         self.attempts = Attempts(self.out / ".parts" / token / "finishing", alive)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Turn a row {"record": JSON, "crops": JSON} into {"finished": JSON}."""
+        """Turn a row {"record": JSON, "crops": JSON, "labels": JSON} into {"finished": JSON}."""
         record = json.loads(row["record"])
         crops = json.loads(row["crops"])
         wanted = None if crops is None else VideoCrops.from_json(crops)
+        labels = Labels.from_json(json.loads(row["labels"]))
         try:
             code = self.attempts.begin(record["video_id"], self.node())
             if code is None:
                 with self.attempts.limited(self.time_limit):
-                    finished = finish_video(self.out, record, self.kinds, self.truth, wanted)
+                    finished = finish_video(
+                        self.out, record, self.kinds, self.truth, wanted, labels
+                    )
                 self.attempts.done()
                 return {"finished": json.dumps(finished)}
             reason = refusal_message(code, self.time_limit)
@@ -111,6 +125,7 @@ def finish_all(
     records: Sequence[Mapping[str, Any]],
     stop: Stop,
     crops: Mapping[str, VideoCrops],
+    labels: Mapping[str, Labels],
 ) -> dict[str, dict[str, Any]]:
     """Export and score videos, on workers if there are several.
 
@@ -120,18 +135,25 @@ def finish_all(
         records: of the videos.
         stop: ends the work when a person interrupts it.
         crops: what `--export crops` writes of each video, by its id.
+        labels: what the objects of each video are called, by its id.
 
     Returns:
         What `finish_video` returns for each video, by its id.
     """
     done: dict[str, dict[str, Any]] = {}
     kinds = [kind for kind in config.export if kind not in BATCH_FORMATS]
+    if config.export_frames:
+        kinds.append(FRAMES)
+        if not config.export or set(config.export) - FRAME_FOLDERS.keys():
+            kinds.append(OTHERS)
     if not on_workers(config, len(records)):
         for record in records:
             if stop.requested.is_set():
                 break
             wanted = crops.get(record["video_id"])
-            done[record["video_id"]] = finish_video(out, record, kinds, config.score, wanted)
+            done[record["video_id"]] = finish_video(
+                out, record, kinds, config.score, wanted, labels[record["video_id"]]
+            )
         return done
 
     def take(row: dict[str, Any]) -> str:
@@ -146,6 +168,7 @@ def finish_all(
         rows[record["video_id"]] = {
             "record": json.dumps(record),
             "crops": json.dumps(None if wanted is None else wanted.to_json()),
+            "labels": json.dumps(labels[record["video_id"]].to_json()),
         }
     arguments = (config.out, token, kinds, config.score, config.time_limit)
     with mask_errors():
@@ -156,4 +179,6 @@ def finish_all(
 
 def on_workers(config: MaskConfig, videos: int) -> bool:
     """Return whether to finish videos on workers: one worker, or one video, is not worth it."""
-    return min(config.workers, videos) > 1 and bool(config.export or config.score)
+    return min(config.workers, videos) > 1 and bool(
+        config.export or config.export_frames or config.score
+    )
