@@ -98,7 +98,8 @@ def mask(
     except MemoryError as error:
         record |= {"code": "out_of_memory", "error": str(error) or "the worker is out of memory"}
     except torch.OutOfMemoryError as error:
-        record |= {"code": "out_of_memory", "error": str(error).splitlines()[0]}
+        advice = "; give each worker more of a GPU (--gpus-per-worker), or choose smaller --weights"
+        record |= {"code": "out_of_memory", "error": str(error).splitlines()[0] + advice}
     except torch.AcceleratorError:
         os._exit(1)  # this process can no longer use the GPU; its attempt at the video counts
     except Exception as error:  # an error of one video must not end the batch
