@@ -49,6 +49,7 @@ from jobs.storage.location import Location, check_writable
 from jobs.weights.segmenter import NAMES, announce, locate
 from masking.manifest.faults import LISTED
 from masking.outputs.formats import DAVIS_IDS
+from masking.sam2.weights import check as check_weights
 from masking.segmenter.sam import SegmenterWeightsError
 
 Records = Sequence[Mapping[str, Any]]
@@ -93,6 +94,8 @@ def run(config: MaskConfig) -> int:
             for fault in plan.faults:  # there are some with --skip-invalid
                 print(fault)
             return 0
+        if todo:
+            check_weights(locate(config.weights))
         check_writable(out)
         check_same(out, config, began="commits")
         with working():

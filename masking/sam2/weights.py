@@ -84,6 +84,20 @@ def load(
     return sam.Segmenter(network, device, precision, compile=compile, metadata=metadata)
 
 
+def check(path: Path) -> None:
+    """Check that weights of a network with a memory fit their config, without computing anything.
+
+    Raises:
+        SegmenterWeightsError: as for `load`. Weights of SAM and of `mini` are only read.
+    """
+    contents = read(path)
+    if contents.config is not None:
+        from masking.sam2.build import build
+
+        with torch.device("meta"):  # no time for weights that are replaced
+            build(contents.config, contents.tensors, contents.file)
+
+
 def local(weights: str | Path) -> Path:
     """Return the path of weights, which are downloaded if they have a name of `PUBLISHED`.
 

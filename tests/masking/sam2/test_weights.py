@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import masking
 from masking.sam2 import meta
-from masking.sam2.weights import load, read
+from masking.sam2.weights import check, load, read
 from masking.segmenter.mini import Mini
 from masking.segmenter.sam import Prompts, SegmenterWeightsError
 from tests.masking.sam2.meta_names import PAIRS
@@ -208,9 +208,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("damage", FAULTS)
 def test_faults_of_a_folder(folder, damage):
+    check(folder)
     damage(folder)
-    with pytest.raises(SegmenterWeightsError, match=FAULTS[damage]):
-        load(folder, CPU)
+    for use in (check, lambda path: load(path, CPU)):
+        with pytest.raises(SegmenterWeightsError, match=FAULTS[damage]):
+            use(folder)
 
 
 def test_faults_of_a_checkpoint(checkpoint, state, tmp_path):
