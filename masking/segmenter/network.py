@@ -64,7 +64,11 @@ class Masks:
 
 
 class Network(Protocol):
-    """The network of a segmenter: a `torch.nn.Module` with these methods."""
+    """The network of a segmenter: a `torch.nn.Module` with these methods.
+
+    A network that stretches every frame to the whole canvas has an attribute `mask_size`, too: the
+    size (h, w) of its low-resolution logits.
+    """
 
     mask_stride: int
     """Pixels of the canvas per cell of low-resolution logits."""

@@ -89,6 +89,7 @@ class Segmenter:
         self.device, self.precision = device, resolve(precision, device)
         self.metadata = metadata
         self.network = network
+        self._mask_size: tuple[int, int] | None = getattr(network, "mask_size", None)
         module = cast(nn.Module, network)
         module.to(device).eval()
         enabled = network.autocast and self.precision == "bfloat16"
@@ -234,7 +235,12 @@ class Segmenter:
         """Enlarge (..., h, w) low-resolution logits to (..., H, W) float32, the size of a frame.
 
         As `Sam.postprocess_masks`: bilinear to the canvas, padding cut off, bilinear to the frame.
+        Frames that a network stretches have no padding: then bilinear to the frame at once.
         """
+        if self._mask_size is not None:
+            flat = low_res_logits.float().reshape(1, -1, *self._mask_size)
+            flat = F.interpolate(flat, frame_size, mode="bilinear", align_corners=False)
+            return flat.view(*low_res_logits.shape[:-2], *frame_size)
         stride, resized = self.network.mask_stride, self._resized(frame_size)
         # What shows in the frame needs one row and column beyond it, not all of the padding.
         h, w = (-(-side // stride) + 1 for side in resized)
@@ -264,6 +270,8 @@ class Segmenter:
 
     def low_res(self, frame_size: tuple[int, int]) -> tuple[int, int]:
         """Return the size (h, w) of the low-resolution logits of frames of (H, W)."""
+        if self._mask_size is not None:
+            return self._mask_size
         h, w = (side // self.network.mask_stride for side in self.network.canvas(frame_size))
         return h, w
 
@@ -282,6 +290,8 @@ class Segmenter:
 
     def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size (h, w) of a resized frame on the canvas, rounded as SAM does."""
+        if self._mask_size is not None:
+            return self.network.canvas(size)
         scale, canvas = self.network.scale(size), self.network.canvas(size)
         h, w = (
             max(1, min(int(side * scale + 0.5), edge))

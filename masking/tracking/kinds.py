@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from masking.sam2.network import VideoNetwork
 from masking.segmenter.sam import Segmenter
 from masking.tracking.by_image import ImageTracking
+from masking.tracking.by_video import VideoTracking
 from masking.tracking.interface import Tracking
 from masking.tracking.state import TrackConfig
 
@@ -13,6 +15,8 @@ def tracking_of(segmenter: Segmenter, config: TrackConfig | None = None) -> Trac
 
     Args:
         segmenter: the segmenter, on its device.
-        config: how objects are tracked; None: the defaults.
+        config: how objects are tracked by a segmenter of images; None: the defaults.
     """
+    if isinstance(segmenter.network, VideoNetwork):
+        return VideoTracking(segmenter, segmenter.network)
     return ImageTracking(segmenter, config or TrackConfig())

@@ -13,9 +13,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from masking.sam2.memory import FrameMemory, ObjectMemory, VideoMemory
 from masking.tracking.memory import Memory, Remembered
 from masking.tracking.query import Answer
 from masking.tracking.state import State, Track, Tracker
+from masking.tracking.video_tracker import VideoTracker
 
 _CLASS, _ARRAY = "class", "array"
 
@@ -44,7 +46,7 @@ class MaskingState:
     """SHA-256, in hex, of the prompts, the frames' size and the segmenter's kind."""
     next_frame: int
     """Index of the frame to resume with."""
-    tracker: Tracker
+    tracker: Tracker | VideoTracker
     """The tracker of the forward pass."""
     backward: Mapping[int, tuple[KeptMask | None, ...]]
     """Masks of the backward pass on frames to come, by frame; one for each object."""
@@ -78,6 +80,7 @@ _CLASSES: dict[str, type] = {
         cls.__name__: cls
         for cls in (MaskingState, KeptMask, Answer, Tracker, Track, Memory, Remembered)
     },
+    **{cls.__name__: cls for cls in (VideoTracker, VideoMemory, ObjectMemory, FrameMemory)},
     "_Kept": KeptMask,  # its name in the files of earlier versions
 }
 

@@ -1,0 +1,52 @@
+"""Build a network of SAM 2.1, EdgeTAM or SAM 3's tracker from a configuration and weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from masking.sam2.network import VideoNetwork
+from masking.segmenter.weights import SegmenterWeightsError, fill
+
+
+def build(config: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> VideoNetwork:
+    """Build a network in float32.
+
+    Args:
+        config: the content of `config.json` of a model of `transformers`.
+        tensors: all its weights, under the names of its `state_dict`.
+        file: where they were read, for messages.
+
+    Raises:
+        SegmenterWeightsError: the model is of another kind, the configuration cannot be used, or
+            the weights are not those of this configuration.
+    """
+    model = _model(config, file)
+    fill(model, tensors, file, f"`{config['model_type']}` with its configuration")
+    return VideoNetwork(model.eval())
+
+
+def _model(config: Mapping[str, Any], file: Path) -> nn.Module:
+    """Return a model of `transformers` whose weights wait to be filled in."""
+    # Here: the import takes seconds, and most jobs do without.
+    import transformers as library
+
+    classes: dict[str, tuple[Any, Any]] = {
+        "sam2_video": (library.Sam2VideoConfig, library.Sam2VideoModel),
+        "edgetam_video": (library.EdgeTamVideoConfig, library.EdgeTamVideoModel),
+        "sam3_tracker_video": (library.Sam3TrackerVideoConfig, library.Sam3TrackerVideoModel),
+    }
+    kind = str(config.get("model_type"))
+    if kind not in classes:
+        raise SegmenterWeightsError(f"{file} is of a model {kind}; expected {', '.join(classes)}")
+    of_config, of_model = classes[kind]
+    try:
+        with torch.random.fork_rng(devices=[]):  # it draws weights, which nobody sees
+            model: nn.Module = of_model(of_config.from_dict(dict(config)))
+    except Exception as error:  # transformers raises all kinds for values that do not fit
+        raise SegmenterWeightsError(
+            f"{file}: no {kind} can be built of its configuration: {error}"
+        ) from error
+    return model
