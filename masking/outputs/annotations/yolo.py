@@ -14,6 +14,9 @@ from masking.images.outlines import Ring, joined, one_ring, pixel_parts
 from masking.outputs.formats import category_of
 from masking.outputs.rows import mask_of
 
+_SHIFT = 0.25
+"""Pixels from the middle of a pixel to where it is written: Ultralytics rounds down, `supervision`
+to the nearest whole number, and both then get that pixel."""
 _FEWEST = 3
 """Points of the smallest polygon."""
 
@@ -32,7 +35,7 @@ def yolo_lines(
     for row in rows:
         if row["area"]:
             ring = _ring([one_ring(part) for part in pixel_parts(mask_of(row))])
-            shares = (ring / [row["width"], row["height"]]).ravel()
+            shares = ((ring - _SHIFT) / [row["width"], row["height"]]).ravel()
             place = categories.index(category_of(names, row["object_id"]))
             lines.append(" ".join([str(place), *(f"{share:.6f}" for share in shares)]) + "\n")
     return "".join(lines)

@@ -58,9 +58,12 @@ def test_coco_has_polygons_by_choice(tmp_path):
 
 
 def read_yolo(line):
-    """Return class and mask of a line, as Ultralytics' `polygon2mask` and `supervision` do."""
+    """Return class and mask of a line, as Ultralytics' `polygon2mask`, which rounds down, and
+    `supervision`, which rounds, both do."""
     number, *values = line.split()
-    points = (np.array(values, np.float64).reshape(-1, 2) * SIZE[::-1]).astype(np.int32)
+    points = np.array(values, np.float64).reshape(-1, 2) * SIZE[::-1]
+    assert np.array_equal(points.astype(np.int32), np.rint(points))
+    points = points.astype(np.int32)
     mask = np.zeros(SIZE, np.uint8)
     cv2.fillPoly(mask, [points], 1)
     return int(number), mask > 0
