@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub.constants as hub_constants
@@ -9,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jobs.run.config import ConfigError
 from jobs.segmenter.config import FinetuneConfig
+from jobs.segmenter.network import starting_network
 from jobs.weights.segmenter import NAMES, announce, load_segmenter, locate
 from masking.sam2.published import PUBLISHED
 from masking.segmenter.sam import SegmenterWeightsError
@@ -17,6 +21,7 @@ from tests.hub import Hub
 from tests.masking.sam2.tiny import tiny, tiny_config
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -173,5 +178,20 @@ def test_licences_are_announced(capsys):
     assert "Meta's SAM License, which is not an open-source licence" in second
 
 
-def test_no_setting_starts_from_them():
-    assert FinetuneConfig.__dataclass_fields__["init_weights"].default == "mini"
+def test_finetune_does_not_train_them(files):
+    message = r"jobs\.finetune does not train models with a memory"
+    with pytest.raises(ConfigError, match=message):
+        FinetuneConfig(data=("x",), out="y", init_weights="edgetam")
+    config = FinetuneConfig(data=("x",), out="y", init_weights=str(files))
+    with pytest.raises(ConfigError, match=message):
+        starting_network(config)
+
+
+def test_other_weights_do_without_transformers():
+    """It takes seconds to import, as does the hub's client."""
+    code = (
+        "import sys, torch, jobs.mask, jobs.prompt, jobs.click, jobs.weights.segmenter as s;"
+        "s.load_segmenter('mini', torch.device('cpu'));"
+        "sys.exit(bool({'transformers', 'huggingface_hub', 'timm'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
