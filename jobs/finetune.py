@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from jobs.cluster.workers import SHARING
 from jobs.run.folder import check_same, describe
 from jobs.run.main import JobError, run_job
 from jobs.run.plots import curves_png
@@ -45,7 +46,7 @@ from jobs.training.stages import (
 )
 from jobs.training.state import TrainingResult
 from jobs.training.task import Hooks, validation_metric
-from jobs.weights.segmenter import announce
+from jobs.weights.segmenter import OFFICIAL, announce
 from masking.segmenter.sam import SegmenterWeightsError
 from masking.training.pairs import ImageError
 
@@ -88,7 +89,8 @@ def finetune(config: FinetuneConfig) -> int:
         describe(out, config)
         # 2. Training.
         with Stop() as stop:
-            result = on_workers(work, config, out, stop)
+            sharing = 1 if config.init_weights in OFFICIAL else SHARING
+            result = on_workers(work, config, out, stop, sharing)
         # 3. Weights, curves and summary.
         try:
             return conclude(config, out, result, stop)

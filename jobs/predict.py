@@ -46,6 +46,10 @@ from jobs.classifier.predictor import (
     open_classifier,
 )
 from jobs.cluster import actors, connect
+from jobs.cluster.workers import SHARING
+from jobs.objects.classify import ObjectPredictor
+from jobs.objects.plan import VideoPart, find_run, plan_objects
+from jobs.objects.tracks import write_tracks
 from jobs.run.config import ConfigError
 from jobs.run.folder import check_same, describe
 from jobs.run.machine import hardware, versions
@@ -57,12 +61,12 @@ from jobs.storage.errors import explained
 from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, StorageError, check_writable
 from jobs.weights.classifier import load_weights
+from masking.images.decode import ImageError
+from masking.outputs.crops import CropConfig
 from vit.data.decode import DataError
 from vit.weights import WeightsError
 
 
-from masking.images.decode import ImageError
-from masking.outputs.crops import CropConfig
 def run(config: PredictConfig) -> int:
     """Run the stages of the job in order; returns its exit code."""
     # 1. Checks that need no workers.
@@ -148,11 +152,15 @@ def execute(
     """
     workers = min(config.workers, len(todo))
     cuda, gpus = connect.choose_device(
-        config.device, workers, config.cpus_per_worker, config.gpus_per_worker
+        config.device,
+        workers,
+        config.cpus_per_worker,
+        config.gpus_per_worker,
+        sharing=SHARING,
     )
     connect.require(workers, config.cpus_per_worker, gpus, stop, wait=config.wait_for_nodes)
     device = torch.device("cuda" if cuda else "cpu")
-    arguments = (config, wanted, max(1, int(config.cpus_per_worker)), device)
+    arguments = (config, wanted, max(1, int(config.cpus_per_worker)), device, gpus)
     rows = [{"part": json.dumps(asdict(part))} for part in todo]
     actor = ObjectPredictor if isinstance(todo[0], VideoPart) else Predictor
     done = actors.dataset(rows, actor, arguments, config, workers, gpus if cuda else None)
@@ -211,6 +219,7 @@ def conclude(
         there: files of parts that existed before this start.
         made: number of images that this start predicted.
         seconds: time that this start took.
+        classes: names of the classes; images need none.
     """
     names = [f"{part.name}.{config.format}" for part in parts]
     folder = out / "predictions"
@@ -223,7 +232,6 @@ def conclude(
         counts = {"n": sum(map(len, parts)), "errors": errors}
     rate = made / seconds if made else None
     summary = {
-        classes: names of the classes; images need none.
         "format": FORMAT,
         **counts,
         "parts": names,

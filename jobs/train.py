@@ -22,6 +22,7 @@ from jobs.classifier import evaluate
 from jobs.classifier.export import export
 from jobs.classifier.task import TrainConfig, VitTask, load, local_paths
 from jobs.cluster import connect
+from jobs.cluster.workers import SHARING, SMALL_MODEL
 from jobs.run.folder import check_same, describe
 from jobs.run.main import JobError, run_job
 from jobs.run.plots import curves_png
@@ -45,6 +46,7 @@ from jobs.training.state import TrainingResult
 from jobs.training.steps import steps_per_epoch
 from jobs.training.task import Hooks, validation_metric
 from jobs.weights.classifier import load_weights
+from vit.cost import parameters
 from vit.data import sets
 from vit.data.decode import DataError
 from vit.model import build
@@ -124,7 +126,8 @@ def train(config: TrainConfig) -> int:
         describe(out, config)
         # 2. Training, and the test set at its end.
         with Stop() as stop:
-            result = on_workers(work, needed, out, stop)
+            small = parameters(needed.model, num_classes=1000) <= SMALL_MODEL
+            result = on_workers(work, needed, out, stop, SHARING if small else 1)
         # 3. Weights, curves and summary.
         try:
             return conclude(config, out, result, stop)
@@ -153,29 +156,29 @@ def summarize(config: TrainConfig, result: TrainingResult) -> dict[str, Any]:
         "val_accuracy": validation_metric(result.best_row, "accuracy"),
         "test_accuracy": result.test.get("test_accuracy"),
         "test_loss": result.test.get("test_loss"),
+        "val_track_accuracy": track_accuracy(result.best_row),
+        "test_track_accuracy": result.test.get("test_track_accuracy"),
         **shared_summary(config, result),
         "numerics": result.state.facts["numerics"],
     }
-        "val_track_accuracy": track_accuracy(result.best_row),
-        "test_track_accuracy": result.test.get("test_track_accuracy"),
 
 
-def print_result(out: Location, summary: dict[str, Any]) -> None:
-    """Print the figures of a finished run, and where its files are."""
-    test = summary["test_accuracy"]
 def track_accuracy(row: dict[str, Any]) -> float | None:
     """Return the share of validation tracks that are right by votes; None: there are none."""
     return row.get("ema_track_accuracy", row.get("val_track_accuracy"))
 
 
+def print_result(out: Location, summary: dict[str, Any]) -> None:
+    """Print the figures of a finished run, and where its files are."""
+    test = summary["test_accuracy"]
     measured = "no test set" if test is None else f"test accuracy {test:.2%}"
-    print(
-        f"done: {measured}{of_test}, validation {summary['val_accuracy']:.2%}{of_val} (epoch"
-        f" {summary['best_epoch']} of {summary['epochs']}),"
     tracks = {name: summary.get(f"{name}_track_accuracy") for name in ("test", "val")}
     of_test, of_val = (
         "" if value is None else f" ({value:.2%} of tracks)" for value in tracks.values()
     )
+    print(
+        f"done: {measured}{of_test}, validation {summary['val_accuracy']:.2%}{of_val} (epoch"
+        f" {summary['best_epoch']} of {summary['epochs']}),"
         f" {summary['images_per_s']:,.0f} images/s, {clock(summary['wall_s'])}\n"
         f"  curve    {out / 'curves.png'}\n"
         f"  weights  {out / 'export' / 'model.safetensors'}\n"

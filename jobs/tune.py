@@ -26,7 +26,7 @@ import yaml
 from jobs.classifier.task import VitConfig, local_paths
 from jobs.cluster import connect
 from jobs.cluster.link import Link
-from jobs.cluster.workers import LaunchError, LostNodes, Resources
+from jobs.cluster.workers import SHARING, LaunchError, LostNodes, Resources
 from jobs.run.config import ConfigError, as_settings
 from jobs.run.folder import check_same, describe
 from jobs.run.main import run_job, working
@@ -176,7 +176,9 @@ def run_on_cluster(sweep: Sweep, stop: Stop, test: bool = False) -> None:
     config = sweep.config
     workers, cpus, gpus = sweep.plan.trial_resources()
     with connect.connect():
-        cuda, gpus = connect.choose_device(config.device, workers, cpus, gpus)
+        cuda, gpus = connect.choose_device(
+            config.device, workers, cpus, gpus, sharing=SHARING, trial=True
+        )
         connect.require(workers, cpus, gpus, stop, wait=config.wait_for_nodes, trial=True)
         fitting = config.concurrent or max(1, connect.max_processes(cpus, gpus) // workers)
         at_once = min(fitting, config.trials)

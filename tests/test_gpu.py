@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from jobs.classifier.task import VitTask, load
+from jobs.run.device import settle
 from jobs.segmenter.data import load as load_pairs
 from jobs.segmenter.task import SegmentTask
 from jobs.training.ranks import Ranks
@@ -19,6 +20,11 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def settled():
+    settle(torch.device("cuda"))
 
 
 EVERYTHING = {

@@ -1,6 +1,7 @@
 """How a model is computed: precision, kind of attention and memory layout, chosen by a probe."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
@@ -17,8 +18,24 @@ PROBED = 32
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """Return the context in which a forward pass runs at `precision`; parameters stay float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    """Return the context in which a forward pass runs at `precision`; parameters stay float32.
+
+    Weights are cast once a pass, so nothing is gained by keeping them, which CUDA graphs forbid.
+    """
+    enabled = precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Return the shortest of three times that a GPU took for `work`, after two to warm up."""
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[2:])
 
 
 @dataclass(frozen=True)
@@ -37,9 +54,7 @@ class Numerics:
         return f"{self.precision}, {attention} attention, channels {channels}"
 
     def prepare(self, model: nn.Module) -> None:
-        """Apply the choices to a bare model, and forbid TF32 in this process at float32."""
-        if self.precision == "float32":
-            torch.backends.cudnn.allow_tf32 = False
+        """Apply the choices to a bare model."""
         for module in model.modules():
             if isinstance(module, Attention):
                 module.fused = self.fused_attention

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -68,21 +68,45 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Turn each matrix's momentum, with Nesterov's correction, into an orthogonal step."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p.grad)
-                momentum = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(momentum, group["momentum"])
-                dtype = torch.bfloat16 if multiplies_bfloat16(p.device) else torch.float32
-                step = orthogonal(ahead, dtype)
-                rows, columns = p.shape
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(step, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+        """Turn each matrix's momentum, with Nesterov's correction, into an orthogonal step.
+
+        On a GPU all matrices of one shape are one stack, whatever their group: launches, not
+        arithmetic, would take the time.
+        """
+        pairs = [(g, p) for g in self.param_groups for p in g["params"] if p.grad is not None]
+        if not pairs:
+            return
+        matrices, grads = [p for _, p in pairs], [p.grad for _, p in pairs]
+        for p in matrices:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+        momenta = [self.state[p]["momentum_buffer"] for p in matrices]
+        share = self.defaults["momentum"]
+        torch._foreach_lerp_(momenta, grads, 1 - share)
+        steps = _orthogonal_steps(torch._foreach_lerp(grads, momenta, share))
+        torch._foreach_mul_(matrices, [1 - g["lr"] * g["weight_decay"] for g, _ in pairs])
+        by_rate: dict[float, list[int]] = defaultdict(list)
+        for i, (group, p) in enumerate(pairs):
+            by_rate[group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1]))].append(i)
+        for rate, alike in by_rate.items():
+            targets = [matrices[i] for i in alike]
+            torch._foreach_add_(targets, [steps[i] for i in alike], alpha=-rate)
+
+
+def _orthogonal_steps(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return `orthogonal` of each matrix, in float32 and contiguous."""
+    device = matrices[0].device
+    dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    if device.type == "cpu":
+        return [orthogonal(matrix, dtype).float().contiguous() for matrix in matrices]
+    shapes: dict[torch.Size, list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        shapes[matrix.shape].append(i)
+    found: dict[int, Tensor] = {}
+    for alike in shapes.values():
+        stack = orthogonal(torch.stack([matrices[i] for i in alike]), dtype).float().contiguous()
+        found |= zip(alike, stack, strict=True)
+    return [found[i] for i in range(len(matrices))]
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,20 +117,22 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     polynomial is steep at zero to need few steps.
 
     Args:
-        matrix: (M, N).
+        matrix: (M, N), or a stack of matrices, (B, M, N).
         dtype: dtype of the computation and of the result.
 
     Returns:
-        (M, N) of that dtype.
+        A tensor of the same shape and of that dtype.
     """
     x = matrix.to(dtype)
-    wide = x if len(x) <= x.shape[1] else x.T
-    wide = wide / wide.norm().clamp(min=1e-7)
+    product = torch.addmm if x.ndim == 2 else torch.baddbmm
+    tall = x.shape[-2] > x.shape[-1]
+    wide = x.mT if tall else x
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        gram = wide @ wide.T
-        update = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        wide = torch.addmm(wide, update, wide, beta=3.4445)
-    return wide if len(x) <= x.shape[1] else wide.T
+        gram = wide @ wide.mT
+        update = product(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        wide = product(wide, update, wide, beta=3.4445)
+    return wide.mT if tall else wide
 
 
 class Optimizer(torch.optim.Optimizer):

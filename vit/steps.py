@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from vit import rng
-from vit.augment.augment import augment, center_crop, erase, mix, normalize
+from vit.augment.augment import center_crop, normalize, plan_augment, plan_erase, plan_mix
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.numerics import Precision, autocast
-
 from vit.packing import send
 from vit.votes import Votes
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -81,10 +82,9 @@ def gradients(
     for number, part in enumerate(parts, start=1):
         more = number < len(parts) and isinstance(model, DistributedDataParallel)
         with record_function("augment"):
-            inputs, share = _inputs(part, config, epoch, mixing)
+            inputs, share, draws = _inputs(part, config, epoch, step, mixing)
         with model.no_sync() if more else nullcontext():  # type: ignore[operator]
             with record_function("forward"):
-                draws = _drop_path_draws(part.samples, config, step, inputs.device)
                 with autocast(inputs.device, config.precision):
                     logits = model(inputs, draws)
                 smoothing = config.optim.label_smoothing
@@ -108,29 +108,38 @@ def _parts(batch: Batch, parts: int, unit: int) -> list[Batch]:
 
 
 def _inputs(
-    batch: Batch, config: StepConfig, epoch: int, mixing: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Augment and normalise a batch.
+    batch: Batch, config: StepConfig, epoch: int, step: int, mixing: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Augment and normalise a batch; all that is drawn for it goes to the device in one copy.
 
     Returns:
-        (B, 3, S, S) float32, and the share of each sample's own label, (B,), if samples are mixed.
+        (B, 3, S, S) float32; the share of each sample's own label, (B,), if samples are mixed; and
+        (2L, B) uniform numbers for stochastic depth, if the model has it.
     """
-    how, seed, samples = config.augment, config.seed, batch.samples
-    images = augment(batch.images, how, seed, epoch, samples, config.model.image_size)
+    how, seed, samples, size = config.augment, config.seed, batch.samples, config.model.image_size
+    drawn = (seed, epoch, samples)
+    plans = [plan_augment(batch.images, how, *drawn, size)]
+    if how.erasing > 0:
+        plans.append(plan_erase(size, size, how, *drawn))
+    if mixing:
+        plans.append(plan_mix(size, size, how, *drawn))
+    tensors = [tensor for plan in plans for tensor in plan.tensors]
+    sent = iter(send([*tensors, *_drop_path_draws(samples, config, step)], batch.images.device))
+    images = plans[0].run(batch.images, *islice(sent, len(plans[0].tensors)))
     inputs = normalize(images, config.dataset.mean, config.dataset.std)
     if how.erasing > 0:
-        inputs = erase(inputs, how, seed, epoch, samples)
-    return mix(inputs, how, seed, epoch, samples) if mixing else (inputs, None)
+        inputs = plans[1].run(inputs, *islice(sent, len(plans[1].tensors)))
+    share = None
+    if mixing:
+        inputs, share = plans[-1].run(inputs, *islice(sent, len(plans[-1].tensors)))
+    return inputs, share, next(sent, None)
 
 
-def _drop_path_draws(
-    samples: Tensor, config: StepConfig, step: int, device: torch.device
-) -> Tensor | None:
-    """Draw (2L, B) uniform numbers for stochastic depth, if the model has it."""
+def _drop_path_draws(samples: Tensor, config: StepConfig, step: int) -> list[Tensor]:
+    """Draw (2L, B) uniform numbers for stochastic depth; none if the model does not have it."""
     if config.model.drop_path_rate == 0:
-        return None
-    draws = rng.uniform(samples, 2 * config.model.depth, config.seed, "drop_path", step).T
-    return draws.to(device, non_blocking=True)
+        return []
+    return [rng.uniform(samples, 2 * config.model.depth, config.seed, "drop_path", step).T]
 
 
 def _loss(
@@ -164,6 +173,7 @@ def evaluate(
     precision: Precision,
     device: torch.device,
     batch_size: int,
+    votes: Votes | None = None,
 ) -> Tensor:
     """Sum the loss, without smoothing, and count correct predictions over `samples`.
 
@@ -173,10 +183,10 @@ def evaluate(
         samples: (n,) int64 on the CPU, this rank's part of a set; may be empty.
         size: side in pixels of the model's images; larger images are cut to their centre.
         dataset: its `mean` and `std` normalise images.
-    votes: Votes | None = None,
         precision: precision of the forward pass.
         device: device of the model.
         batch_size: samples that go through the model at a time; the last batch may be smaller.
+        votes: the T tracks of the set; None: it has none.
 
     Returns:
         (3,) float64 on `device`: this rank's sum of losses, correct predictions, samples. With
@@ -184,16 +194,15 @@ def evaluate(
     """
     model.eval()
     total = torch.zeros(3, dtype=torch.float64, device=device)
+    counted = total.new_zeros(0) if votes is None else votes.zeros(device)
     for part in samples.split(batch_size) if len(samples) else ():
         images, labels = take(part)
         inputs = normalize(center_crop(images, size), dataset.mean, dataset.std)
-        votes: the T tracks of the set; None: it has none.
         with autocast(device, precision):
             logits = model.forward(inputs)  # not through torch.compile: the last batch is smaller
         loss = F.cross_entropy(logits.float(), labels, reduction="sum")
         total += _sums(loss, logits.argmax(dim=1) == labels, labels)
-    model.train()
-    return torch.cat([total, counted.flatten()])
-    counted = total.new_zeros(0) if votes is None else votes.zeros(device)
         if votes is not None:
             votes.count(counted, part, logits.float())
+    model.train()
+    return torch.cat([total, counted.flatten()])

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from jobs.classifier.parts import PART, Part, images_of
-from jobs.run.config import JobConfig
+from jobs.run.config import ConfigError, JobConfig
+from jobs.run.device import settle
 from jobs.run.main import JobError
 from jobs.storage.location import Location
 from jobs.weights import files
 from jobs.weights.classifier import load_weights
-from vit import classifier
 from masking.outputs.crops import CropConfig
+from vit import classifier
 from vit.classifier import Classifier
 from vit.data.decode import DataError, Encoded, decode
 from vit.weights import About, Weights, WeightsError
@@ -34,7 +35,6 @@ BATCH = 64
 """Images that go through the model at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
 @dataclass(frozen=True)
 class ObjectConfig:
     """Settings of `jobs.predict` for the objects of a mask run."""
@@ -74,6 +74,7 @@ class ObjectConfig:
             raise ConfigError(f"how objects are cut out: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig(JobConfig):
     """Settings of `jobs.predict`."""
 
@@ -116,7 +117,12 @@ class Predictor:
     """An actor of Ray Data that holds the model and publishes the predictions of parts."""
 
     def __init__(
-        self, config: PredictConfig, wanted: str, threads: int, device: torch.device
+        self,
+        config: PredictConfig,
+        wanted: str,
+        threads: int,
+        device: torch.device,
+        gpus: float = 1.0,
     ) -> None:
         """Load the model.
 
@@ -125,10 +131,12 @@ class Predictor:
             wanted: fingerprint of the weights that the driver read.
             threads: threads of this process.
             device: the device that the model computes on.
+            gpus: share of the GPU that this process has.
 
         Raises:
             PredictError: the weights on this node are not those of the driver.
         """
+        settle(device, gpus)
         torch.set_num_threads(threads)
         weights = load_weights(config.weights)
         self.model, self.about = open_classifier(weights, device)
@@ -192,12 +200,6 @@ def tabulate(
         probabilities: (m, C) float32 on the CPU, of the m images in order.
         classes: names of the C classes.
     """
-    rows = iter(range(len(probabilities)))
-    index = pa.array([None if error else next(rows) for error in errors], pa.int64())
-    best = probabilities.max(dim=1)
-    names = pa.array(classes, pa.string()).take(pa.array(best.indices.numpy()))
-    columns: dict[str, Any] = {
-        "class": names.take(index),
     columns: dict[str, Any] = {
         "path": pa.array([path for path, _ in places], pa.string()),
         "row": pa.array([row for _, row in places], pa.int64()),
@@ -209,6 +211,12 @@ def class_columns(
     errors: Sequence[str | None], probabilities: Tensor, classes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the columns class, probability, error and p_CLASS; arguments as in `tabulate`."""
+    rows = iter(range(len(probabilities)))
+    index = pa.array([None if error else next(rows) for error in errors], pa.int64())
+    best = probabilities.max(dim=1)
+    names = pa.array(classes, pa.string()).take(pa.array(best.indices.numpy()))
+    columns: dict[str, Any] = {
+        "class": names.take(index),
         "probability": pa.array(best.values.numpy()).take(index),
         "error": pa.array(errors, pa.string()),
     }

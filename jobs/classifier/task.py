@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from jobs.run.config import MAY_CHANGE, ConfigError
+from jobs.run.device import choose_attention
 from jobs.storage.cache import cache_folder, fetch, localize
 from jobs.storage.location import Location
 from jobs.training import steps
@@ -22,13 +23,14 @@ from vit.cost import evaluation_batch
 from vit.data import sets as data
 from vit.data.feed import place
 from vit.data.reader import some
+from vit.graphs import use_graphs
 from vit.model import VisionTransformer, build
-from vit.numerics import PROBED, Numerics, choose_numerics
+from vit.numerics import PROBED, Numerics, autocast, choose_numerics
 from vit.optim import Optimizer, rate
 from vit.steps import Batch, StepConfig, evaluate, gradients
+from vit.votes import votes_of
 from vit.weights import fit
 
-from vit.votes import votes_of
 
 @dataclass(frozen=True, kw_only=True)
 class VitConfig(LoopConfig):
@@ -105,11 +107,11 @@ class VitTask:
         self.splits = place(
             {"train": dataset.train, "val": dataset.val, "test": dataset.test}, device
         )
-        self.steps_per_epoch = steps.steps_per_epoch(len(dataset.train), config.batch_size)
-        self.total_steps = self.steps_per_epoch * config.epochs
         held = {"val": dataset.val, "test": dataset.test}
         classes = len(dataset.classes)
         self.votes = {name: votes_of(images, classes) for name, images in held.items() if images}
+        self.steps_per_epoch = steps.steps_per_epoch(len(dataset.train), config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
         self.warmup_steps = round(self.steps_per_epoch * config.optim.warmup_epochs)
         self.mixing_epochs = config.augment.mix_until * config.epochs if config.augment.mixes else 0
 
@@ -158,16 +160,43 @@ class VitTask:
                 self.numerics.prepare(each)
         if self.config.compile:
             model.compile(dynamic=False)
+        self.chosen = self._choose_launches(model) if self.device.type == "cuda" else []
+
+    def _choose_launches(self, model: nn.Module) -> list[str]:
+        """Choose the kernel of attention, and whether to use CUDA graphs, by probes on this GPU.
+
+        Neither changes the results by more than rounding, so each start chooses again.
+        """
+        config, shape = self.config, self.config.model
+        count = config.batch_size // (self.ranks.world * config.optim.accumulate)
+        images = torch.zeros(max(1, count), 3, shape.image_size, shape.image_size)
+        images = images.to(self.device, non_blocking=True)
+        draws = None
+        if shape.drop_path_rate > 0:
+            draws = torch.zeros(2 * shape.depth, len(images), device=self.device)
+
+        def work() -> None:
+            with autocast(self.device, self.numerics.precision):
+                model(images, draws).float().sum().backward()
+            model.zero_grad(set_to_none=True)
+
+        lines = [choose_attention(work)] if self.numerics.precision == "bfloat16" else []
+        dropout = shape.drop_rate or shape.attn_drop_rate
+        if not (config.compile or dropout or config.optim.accumulate > 1 or self.ranks.world > 1):
+            lines.append(use_graphs(model, images, draws, self.numerics.precision))
+        return lines
 
     def describe(self) -> str:
         """Return the sizes of the sets, notes on the data, and the numerics."""
         sizes = {name: len(feed) for name, feed in self.splits.items()}
         sets = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
         classes = self.dataset.classes
+        tracks = f" of {len(self.dataset.tracks):,} tracks" if self.dataset.tracks else ""
         return (
             f"images: {sets}{tracks}; {len(classes)} classes ({', '.join(some(classes, 10))})\n"
             + "".join(f"{note}\n" for note in self.dataset.notes)
             + f"{self.numerics} on {self.device.type}: {self.facts['because']}"
+            + "".join(f"; {line}" for line in self.chosen)
         )
 
     def _contents(self) -> dict[str, Any]:
@@ -191,7 +220,6 @@ class VitTask:
             config.optim,
             self.numerics.precision,
             config.seed,
-        tracks = f" of {len(self.dataset.tracks):,} tracks" if self.dataset.tracks else ""
             self.ranks.world,
         )
         mixing = epoch < self.mixing_epochs
@@ -251,6 +279,7 @@ class VitTask:
             precision,
             self.device,
             evaluation_batch(shape),
+            self.votes[split],
         )
 
     def score(self, row: dict[str, Any]) -> list[float]:
@@ -285,7 +314,6 @@ class DataSettings(Protocol):
     """The settings that `load` reads: which data, and how large their images are stored."""
 
     @property
-            self.votes[split],
     def data(self) -> tuple[str, ...]:
         """Files or folders; none: the data set that `dataset.name` names."""
 

@@ -105,6 +105,25 @@ def fit(demand: Demand, nodes: Nodes) -> Fit:
     return Fit(now, ever)
 
 
+def share_of_gpu(demand: Demand, nodes: Nodes, most: int) -> float | None:
+    """Return the GPUs of each worker with which all fit: one, or else an equal share of one.
+
+    Args:
+        demand: the workers; its `gpus` are not used.
+        nodes: an autoscaler that cannot be read counts as none.
+        most: number of workers that may share a GPU.
+
+    Returns:
+        1, 1/2, 1/3 ..., rounded down to Ray's unit; None: they do not fit, even `most` on a GPU.
+    """
+    known = nodes if nodes.types is not None else replace(nodes, types=())
+    for sharing in range(1, most + 1):
+        gpus = 10_000 // sharing / 10_000
+        if fit(replace(demand, gpus=gpus), known).ever >= demand.workers:
+            return gpus
+    return None
+
+
 def _count(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 

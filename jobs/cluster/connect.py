@@ -31,7 +31,14 @@ from ray._private.utils import read_ray_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from jobs.cluster import nodes, own, running
-from jobs.cluster.capacity import Demand, amounts, fit, refusal_message, waiting_message
+from jobs.cluster.capacity import (
+    Demand,
+    amounts,
+    fit,
+    refusal_message,
+    share_of_gpu,
+    waiting_message,
+)
 from jobs.run.main import InputError, working
 from jobs.run.signals import Stop
 from jobs.run.submitted import submitted
@@ -280,27 +287,70 @@ def max_processes(cpus: float, gpus: float) -> int:
 
 
 def choose_device(
-    device: str, workers: int, cpus: float, gpus: float | None, say: Callable[[str], None] = _print
+    device: str,
+    workers: int,
+    cpus: float,
+    gpus: float | None,
+    say: Callable[[str], None] = _print,
+    *,
+    sharing: int = 1,
+    trial: bool = False,
 ) -> tuple[bool, float]:
-    """Decide whether the workers compute on GPUs.
+    """Decide whether the workers compute on GPUs, and how many of them share one.
 
     Args:
-        device: `cuda`, `cpu`, or `auto`: GPUs if every worker can get one, on present nodes or on
-            those that an autoscaler may add; an autoscaler that cannot be read counts as none.
+        device: `cuda`, `cpu`, or `auto`: GPUs if every worker can get one or a share of one, on
+            present nodes or on those that an autoscaler may add; an autoscaler that cannot be read
+            counts as none.
         workers: number of workers.
         cpus: CPUs of each.
-        gpus: GPUs of each; None for 1 on cuda and 0 on cpu.
-        say: called with a line about the choice that `auto` made.
+        gpus: GPUs of each; None: none on cpu; on cuda one, or a share if that is how all fit.
+        say: called with a line about the choice.
+        sharing: number of workers that may share a GPU where its number is not given: more than 1
+            for a small model, which leaves most of a GPU idle.
+        trial: whether they are the processes of one trial of a sweep.
 
     Returns:
         Whether they compute on GPUs, and the GPUs of each worker.
     """
-    if device == "auto":
-        demand, found = Demand(workers, cpus, 1.0 if gpus is None else gpus), nodes.current_nodes()
-        known = found if found.types is not None else replace(found, types=())
-        device = "cuda" if demand.gpus and fit(demand, known).ever >= workers else "cpu"
-        why = "every worker gets a GPU" if device == "cuda" else "there are too few GPUs"
-        say(f"device: {device}, as {why}; set --device to change this")
-    if gpus is None:
-        gpus = 1.0 if device == "cuda" else 0.0
-    return device == "cuda", gpus
+    if device == "cpu":
+        return False, 0.0 if gpus is None else gpus
+    found, demand = nodes.current_nodes(), Demand(workers, cpus, gpus or 0.0, trial)
+    share = share_of_gpu(demand, found, sharing) if gpus is None else _whole(demand, found)
+    flag, times = demand.gpus_flag, workers if trial else 1
+    if share and gpus is None and share < 1:
+        say(
+            f"device: cuda; workers share GPUs, {10_000 // round(share * 10_000)} on each: {flag}"
+            f" {share * times:g}; set --device or {flag} to change this"
+        )
+    elif device == "auto" and share:
+        say("device: cuda, as every worker gets a GPU; set --device to change this")
+    elif device == "auto":
+        say(
+            f"device: cpu, as {_too_few(demand, found, sharing, gpus)}; set --device to change this"
+        )
+        return False, 0.0 if gpus is None else gpus
+    return True, share or (1.0 if gpus is None else gpus)
+
+
+def _whole(demand: Demand, found: nodes.Nodes) -> float | None:
+    """Return the GPUs that a person asked for, if all workers fit with so many."""
+    known = found if found.types is not None else replace(found, types=())
+    return demand.gpus if demand.gpus and fit(demand, known).ever >= demand.workers else None
+
+
+def _too_few(demand: Demand, found: nodes.Nodes, sharing: int, gpus: float | None) -> str:
+    """Say why workers do not compute on GPUs, and what would let them."""
+    if gpus == 0:
+        return f"{demand.gpus_flag} is 0"
+    kinds = (*found.present, *(found.types or ()))
+    if not any(kind.gpus for kind in kinds):
+        return "there are no GPUs"
+    if demand.gpus:
+        return "there are too few GPUs"
+    shared = f", even {sharing} on each" if sharing > 1 else ""
+    flag, workers = demand.gpus_flag, demand.workers
+    cure = f"{demand.workers_flag} 1" if workers > 1 else f"fewer {flag.replace('gpus', 'cpus')}"
+    share = 10_000 // workers / 10_000 * (workers if demand.trial else 1)
+    more = f", or {flag} {share:g} to share one" if workers > 1 else ""
+    return f"{workers} workers do not fit on the GPUs{shared} (use {cure}{more})"

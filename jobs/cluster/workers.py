@@ -21,6 +21,13 @@ CHECK_SECONDS = 5.0
 """Time between two checks of the cluster's nodes."""
 
 
+SHARING = 4
+"""Number of workers that may share a GPU where nobody says how many, if the model is small."""
+
+SMALL_MODEL = 100_000_000
+"""Number of parameters up to which a model counts as small: vit_b of SAM has 94 million."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """The number of worker processes, and what each of them gets."""

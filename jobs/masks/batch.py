@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from jobs.cluster import actors, connect
+from jobs.cluster.workers import SHARING
 from jobs.masks.config import MaskConfig
 from jobs.masks.folder import marker_place, masks_place, part_place
 from jobs.masks.plan import VideoWork
@@ -55,15 +56,20 @@ def mask_all(
     """
     workers = min(config.workers, len(todo))
     cuda, gpus = connect.choose_device(
-        config.device, workers, config.cpus_per_worker, config.gpus_per_worker
+        config.device,
+        workers,
+        config.cpus_per_worker,
+        config.gpus_per_worker,
+        sharing=1 if config.weights in ("vit_l", "vit_h") else SHARING,
     )
     device = torch.device("cuda" if cuda else "cpu")
-    if config.precision == "bfloat16" and resolve("auto", device) == "float32":
+    # What a GPU multiplies is not known here: the driver may run on a head without one.
+    if config.precision == "bfloat16" and not cuda and resolve("auto", device) == "float32":
         print("--precision bfloat16 is slow here: this processor has no bfloat16 instructions")
     token = new_token()
     arguments = (
         config.out, token, config.weights, wanted, config.precision, config.track,
-        max(1, int(config.cpus_per_worker)), device, config.time_limit,
+        max(1, int(config.cpus_per_worker)), device, config.time_limit, gpus,
     )  # fmt: skip
     rows = {work.video_id: {"work": work.to_json()} for work in todo}
     progress = BatchProgress(len(todo))

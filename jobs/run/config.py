@@ -42,7 +42,7 @@ class OutConfig:
     seed: int = 0
     """Seed of all randomness."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
-    """Where workers compute; auto: on GPUs if the cluster has one for every worker, else on
+    """Where workers compute; auto: on GPUs if every worker can get one or a share of one, else on
     CPUs."""
     wait_for_nodes: float | None = field(default=None, metadata=MAY_CHANGE)
     """Longest wait, in seconds, for nodes that the workers need, at the start or after a node is

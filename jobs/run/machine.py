@@ -9,6 +9,8 @@ from typing import Any
 import psutil
 import torch
 
+from jobs.run.device import uses_tf32
+
 PACKAGES = ("patchray", "ray", "torch", "torchvision", "numpy", "pandas", "pyarrow", "safetensors")
 
 
@@ -24,13 +26,15 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return facts of this machine: CPU, cores, memory in GiB, GPUs, threads of torch."""
+    """Return facts of this machine and process: CPU, cores, memory in GiB, GPUs, threads of torch,
+    and whether float32 is rounded to TF32."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
+        "tf32": uses_tf32(),
         "torch_threads": torch.get_num_threads(),
         "instructions": _instructions(),
     }

@@ -1,9 +1,11 @@
 """Training a promptable segmenter as a task of the epoch loop: its batches and its steps."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from jobs.segmenter.config import FinetuneConfig
 from jobs.segmenter.data import Sets, spread
+from jobs.segmenter.memory import plan_memory
 from jobs.segmenter.network import pretrained_parameters, starting_network
 from jobs.storage.location import Location
 from jobs.training import steps
@@ -39,13 +42,20 @@ class SegmentTask:
     def __init__(
         self, config: FinetuneConfig, sets: Sets, device: torch.device, ranks: Ranks
     ) -> None:
-        """Prepare threads that compose batches; no image is read yet."""
+        """Prepare threads that compose samples; no image is read yet.
+
+        OpenCV and NumPy release Python's lock.
+        """
         self.config, self.sets, self.device, self.ranks = config, sets, device, ranks
         self.steps_per_epoch = steps.steps_per_epoch(len(sets.train), config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
         self.warmup_steps = round(self.steps_per_epoch * config.warmup_epochs)
         self._seed = config.seed % _SEEDS
-        self.batches = Prefetcher(self._compose, max(1, int(config.cpus_per_worker)))
+        self.composers = ThreadPoolExecutor(
+            max(1, int(config.cpus_per_worker)), thread_name_prefix="compose"
+        )
+        self.batches = Prefetcher(self._compose)
+        self._memory = ""
 
     def build(self) -> nn.Module:
         """Return the network to start from; raises AgreedError if its weights cannot be loaded."""
@@ -87,6 +97,10 @@ class SegmentTask:
         """Apply the precision; raises DataError when the data are not those of the first start."""
         check_same_data(facts["data"], self._contents())
         self.precision: Literal["float32", "bfloat16"] = facts["precision"]
+        if self.device.type == "cuda" and not self.config.clips:
+            assert isinstance(model, Trainee)
+            part = math.ceil(self.config.batch_size / self.ranks.world)
+            self._memory = plan_memory(model, self.config, part, self.precision)
 
     def _contents(self) -> dict[str, int]:
         """Return the sizes of the sets, which the order of samples depends on."""
@@ -98,6 +112,7 @@ class SegmentTask:
         return (
             f"images: {sizes['train']:,} train, {sizes['val']:,} val\n"
             f"{self.precision} on {self.device.type}"
+            + (f"\n{self._memory}" if self._memory else "")
         )
 
     def gradients(self, model: nn.Module, epoch: int, index: int, step: int) -> Tensor:
@@ -128,7 +143,7 @@ class SegmentTask:
         n, seed = len(self.sets.train), self._seed
         rows = steps.batch(n, self.config.batch_size, seed, epoch, index)
         rows = steps.shard(rows, self.ranks.rank, self.ranks.world)
-        made = [self._sample(epoch, row) for row in rows.tolist()]
+        made = list(self.composers.map(partial(self._sample, epoch), rows.tolist()))
         images = torch.from_numpy(np.stack([each.image for each in made])).permute(0, 3, 1, 2)
         masks, ignore = (
             torch.from_numpy(np.stack([getattr(each, name) for each in made]))
@@ -200,12 +215,12 @@ class SegmentTask:
 
 
 class Prefetcher:
-    """Composes batches in threads ahead of the training; OpenCV and NumPy release Python's lock."""
+    """Has batches composed ahead of the training, several at a time."""
 
-    def __init__(self, compose: Callable[[int, int], tuple[Tensor, ...]], threads: int) -> None:
-        """Call `compose(epoch, index)` for each batch, in `threads` threads."""
+    def __init__(self, compose: Callable[[int, int], tuple[Tensor, ...]]) -> None:
+        """Call `compose(epoch, index)` for each batch, in a thread of its own."""
         self._compose = compose
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="compose")
+        self._pool = ThreadPoolExecutor(PREFETCHED + 1, thread_name_prefix="batch")
         self._ready: OrderedDict[int, Future[tuple[Tensor, ...]]] = OrderedDict()
 
     def take(self, epoch: int, index: int, per_epoch: int) -> tuple[Tensor, ...]:

@@ -23,6 +23,7 @@ from jobs.classifier.task import TrainConfig, VitTask, load
 from jobs.cluster.actors import reason
 from jobs.cluster.link import Link
 from jobs.cluster.workers import DATA_SECONDS, Resources, keep_memory
+from jobs.run.device import settle
 from jobs.run.folder import write_metrics
 from jobs.run.machine import hardware
 from jobs.storage.location import Location
@@ -123,6 +124,7 @@ def _train_rank(work: TrialWork, rank: int, address: str) -> TrainingResult:
     if resources.cuda:
         device = torch.device("cuda", 0)  # Ray shows a process only its own GPUs
         torch.cuda.set_device(device)
+    settle(device, resources.gpus)
     result = train_trial(work.config, device, _TrialHooks(work), work.test)
     return replace(result, hardware=hardware())
 

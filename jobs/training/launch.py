@@ -27,6 +27,7 @@ from jobs.cluster.workers import (
     Resources,
     keep_memory,
 )
+from jobs.run.device import settle
 from jobs.run.folder import Events, write_metrics
 from jobs.run.machine import hardware
 from jobs.run.progress import TrainingProgress
@@ -141,6 +142,7 @@ def _entry(settings: dict[str, Any]) -> TrainingResult:
     if faults := [fault for fault in faults if fault]:
         return TrainingResult(ended="failed", error=faults[0])
     device = ray.train.torch.get_device() if resources.cuda else torch.device("cpu")
+    settle(device, resources.gpus)
     hooks = RayHooks(settings["link"], settings["out"])
     result = settings["body"](settings["config"], device, hooks)
     nodes = Ranks.here().gather(ray.get_runtime_context().get_node_id())

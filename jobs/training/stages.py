@@ -44,8 +44,12 @@ def has_checkpoint(out: Location) -> bool:
     return Checkpoints(out / "checkpoints", token="").latest() is not None
 
 
-def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) -> TrainingResult:
+def on_workers(
+    body: Body, config: TrainingConfig, out: Location, stop: Stop, sharing: int
+) -> TrainingResult:
     """Run `body(config, device, hooks)` on workers of Ray; returns rank 0's result.
+
+    At most `sharing` workers share a GPU, unless `config` says how many.
 
     Raises:
         ClusterError: the cluster has no room for the workers; nothing was started.
@@ -53,7 +57,11 @@ def on_workers(body: Body, config: TrainingConfig, out: Location, stop: Stop) ->
     """
     with connect.connect():
         cuda, gpus = connect.choose_device(
-            config.device, config.workers, config.cpus_per_worker, config.gpus_per_worker
+            config.device,
+            config.workers,
+            config.cpus_per_worker,
+            config.gpus_per_worker,
+            sharing=sharing,
         )
         resources = Resources(config.workers, config.cpus_per_worker, gpus, cuda)
         connect.require(

@@ -49,6 +49,7 @@ class Official(nn.Module):
         super().__init__()
         self.sam = sam
         self.autocast = True
+        self.recompute = False  # blocks of the encoder, in the backward pass; see vit_encoder
         self.side = int(sam.image_encoder.img_size)
         self.mask_stride = self.side // (4 * sam.prompt_encoder.image_embedding_size[0])
         self.fill: tuple[float, ...] = tuple(sam.pixel_mean.flatten().tolist())
@@ -85,7 +86,7 @@ class Official(nn.Module):
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Map (B, 3, S, S) RGB in [0, 255] to one embedding (B, 256, G, G) float32."""
         images = (images - self.sam.pixel_mean) / self.sam.pixel_std
-        return (encode(self.sam.image_encoder, images),)
+        return (encode(self.sam.image_encoder, images, recompute=self.recompute),)
 
     def keys(self, features: tuple[Tensor, ...]) -> Tensor:
         """Return the embedding, less its mean over the image."""

@@ -23,19 +23,28 @@ from segment_anything.modeling.image_encoder import (
     window_unpartition,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 CACHED_BIASES = 1 << 23
 """Elements of the attention's bias that a CPU computes at a time: 16 MB, which fit into its last
 cache, and which its allocator keeps for the next. A GPU computes all: 0.4 GB an image for vit_b."""
 
 
-def encode(encoder: ImageEncoderViT, images: Tensor) -> Tensor:
-    """Map normalised images (B, 3, S, S) to their embeddings (B, 256, G, G) float32."""
+def encode(encoder: ImageEncoderViT, images: Tensor, *, recompute: bool = False) -> Tensor:
+    """Map normalised images (B, 3, S, S) to their embeddings (B, 256, G, G) float32.
+
+    With `recompute` the backward pass computes each block again from its input, instead of keeping
+    what is inside of it (Chen et al. 2016, arXiv 1604.06174).
+    """
     x = encoder.patch_embed(images.to(encoder.patch_embed.proj.weight.dtype))
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     for block in encoder.blocks:
-        x = _block(block, x)
+        if recompute and torch.is_grad_enabled():
+            # Nothing in a block is random.
+            x = checkpoint(_block, block, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = _block(block, x)
     return _neck(encoder.neck, x)
 
 

@@ -15,6 +15,7 @@ images, K operations of a policy.
 """
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -24,10 +25,10 @@ import torch.nn.functional as F
 from scipy.special import betaincinv
 from torch import Tensor
 
-from vit.augment import policies
-from vit.augment.operations import operate
+from vit.augment import operations, policies
 from vit.augment.resize import resized_crop
 from vit.config import AugmentConfig
+from vit.packing import Planned
 from vit.rng import uniform
 
 _TRIES = 10
@@ -67,13 +68,21 @@ def augment(
     Raises:
         ValueError: images or samples have another dtype or shape, or images are too small to crop.
     """
+    result: Tensor = plan_augment(images, config, seed, epoch, samples, size).on(images)
+    return result
+
+
+def plan_augment(
+    images: Tensor, config: AugmentConfig, seed: int, epoch: int, samples: Tensor, size: int
+) -> Planned:
+    """Plan `augment` for these images; takes its arguments and raises its errors."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images are {_described(images)}; expected (B, 3, H, W) torch.uint8")
     if samples.dtype != torch.int64 or samples.shape != images.shape[:1]:
         expected = f"({len(images)},) torch.int64, one index an image"
         raise ValueError(f"samples are {_described(samples)}; expected {expected}")
     height, width = images.shape[-2:]
-    return apply(images, config, choose(config, height, width, size, seed, epoch, samples), size)
+    return _planned(config, choose(config, height, width, size, seed, epoch, samples), size)
 
 
 def center_crop(images: Tensor, size: int) -> Tensor:
@@ -140,12 +149,20 @@ def erase(inputs: Tensor, config: AugmentConfig, seed: int, epoch: int, samples:
         (B, C, H, W), a new tensor with 0, the mean colour, in the rectangles.
     """
     height, width = inputs.shape[-2:]
+    result: Tensor = plan_erase(height, width, config, seed, epoch, samples).on(inputs)
+    return result
+
+
+def plan_erase(
+    height: int, width: int, config: AugmentConfig, seed: int, epoch: int, samples: Tensor
+) -> Planned:
+    """Plan `erase` for images of `height` and `width` pixels."""
     draws = uniform(samples.cpu(), 3 + 2 * _TRIES, seed, "erase", epoch).double()
     most = height - 1, width - 1  # never a whole side, as in torchvision
     sides, fits = _sides(draws[:, 3:], (0.02, 0.33), (0.3, 3.3), height * width, most)
     sides = sides * (fits & (draws[:, 0] < config.erasing))[:, None]
-    boxes = _placed(draws[:, 1:3], sides, height, width)
-    return inputs.masked_fill(_inside(boxes, inputs), 0)
+    edges = _edges(_placed(draws[:, 1:3], sides, height, width))
+    return Planned((edges,), lambda inputs, edges: inputs.masked_fill(_inside(edges, inputs), 0))
 
 
 def mix(
@@ -169,19 +186,31 @@ def mix(
     Raises:
         ValueError: B is odd, or `mixup` and `cutmix` are both 0.
     """
-    if len(inputs) % 2:
-        raise ValueError(f"a batch of {len(inputs)} cannot be mixed in pairs; it must be even")
+    height, width = inputs.shape[-2:]
+    found: tuple[Tensor, Tensor]
+    found = plan_mix(height, width, config, seed, epoch, samples).on(inputs)
+    return found
+
+
+def plan_mix(
+    height: int, width: int, config: AugmentConfig, seed: int, epoch: int, samples: Tensor
+) -> Planned:
+    """Plan `mix` for images of `height` and `width` pixels; raises its errors."""
+    if len(samples) % 2:
+        raise ValueError(f"a batch of {len(samples)} cannot be mixed in pairs; it must be even")
     if config.mixup == config.cutmix == 0:
         raise ValueError("augment.mixup and augment.cutmix are both 0; one must be above")
-    height, width = inputs.shape[-2:]
     draws = uniform(samples.cpu(), 5, seed, "mix", epoch).double()
     share, boxes = _mixture(config, draws, height, width)
-    outside = share.to(inputs.dtype).to(inputs.device, non_blocking=True)[:, None, None, None]
-    weight = outside.masked_fill(_inside(boxes, inputs), 0)  # (B, 1, H, W), of the own pixels
-    partners = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
     free = 1 - boxes[:, 2:].prod(1) / (height * width)
-    mixed = torch.lerp(partners, inputs, weight)
-    return mixed, (share * free).float().to(inputs.device, non_blocking=True)
+
+    def run(inputs: Tensor, outside: Tensor, edges: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        outside = outside.to(inputs.dtype)[:, None, None, None]
+        weight = outside.masked_fill(_inside(edges, inputs), 0)  # (B, 1, H, W), of the own pixels
+        partners = inputs.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        return torch.lerp(partners, inputs, weight), own
+
+    return Planned((share, _edges(boxes), (share * free).float()), run)
 
 
 def _described(tensor: Tensor) -> str:
@@ -305,21 +334,36 @@ def _mixture(
 
 def apply(images: Tensor, config: AugmentConfig, choices: Choices, size: int) -> Tensor:
     """Apply `choices` to (B, 3, H, W) uint8 images; returns (B, 3, size, size), a new tensor."""
-    if config.crop == "resized":
-        images = resized_crop(images, choices.box, size)
-    else:
-        images = _crop(images, config.crop_padding, choices.box[:, :2], size)
-    images = _flip(images, choices.flip)
-    for ops, magnitudes in zip(choices.ops.unbind(1), choices.magnitudes.unbind(1), strict=True):
-        images = operate(images, ops, magnitudes)
-    return images
+    result: Tensor = _planned(config, choices, size).on(images)
+    return result
+
+
+def _planned(config: AugmentConfig, choices: Choices, size: int) -> Planned:
+    """Plan `apply`."""
+    steps = [
+        operations.planned(*step, size, size)
+        for step in zip(choices.ops.unbind(1), choices.magnitudes.unbind(1), strict=True)
+    ]
+
+    def run(images: Tensor, box: Tensor, flip: Tensor, *rest: Tensor) -> Tensor:
+        if config.crop == "resized":
+            images = resized_crop(images, box, size)
+        else:
+            images = _crop(images, config.crop_padding, box[:, :2], size)
+        images, left = _flip(images, flip), iter(rest)
+        for step in steps:
+            images = step.run(images, *itertools.islice(left, len(step.tensors)))
+        return images
+
+    flip = choices.flip.to(torch.uint8).neg()
+    return Planned((choices.box, flip, *(x for step in steps for x in step.tensors)), run)
 
 
 def _crop(images: Tensor, padding: int, corner: Tensor, size: int) -> Tensor:
-    """Cut squares out of the zero-padded images at (B, 2) CPU corners (top, left); a new tensor."""
+    """Cut squares out of the zero-padded images at (B, 2) corners (top, left); a new tensor."""
     canvas = F.pad(images, (padding,) * 4).contiguous()
     batch, channels, height, width = canvas.shape
-    top, left = corner.to(images.device, non_blocking=True)[:, :, None, None].unbind(1)
+    top, left = corner[:, :, None, None].unbind(1)
     plane = torch.arange(batch * channels, device=images.device).view(batch, channels, 1)
     y = top + torch.arange(size, device=images.device)  # (B, 1, S)
     starts = (plane * height + y) * width + left  # (B, 3, S)
@@ -330,17 +374,19 @@ def _crop(images: Tensor, padding: int, corner: Tensor, size: int) -> Tensor:
 
 
 def _flip(images: Tensor, flip: Tensor) -> Tensor:
-    """Mirror images left to right where `flip`, (B,) bool on the CPU, is true."""
-    mask = flip.to(torch.uint8).neg().to(images.device, non_blocking=True)[:, None, None, None]
+    """Mirror images left to right where `flip`, (B,) uint8, is 255; elsewhere it is 0."""
     # Bitwise, as torch.where is four times slower on bytes.
-    return images ^ ((images ^ images.flip(-1)) & mask)
+    return images ^ ((images ^ images.flip(-1)) & flip[:, None, None, None])
 
 
-def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """Mark the pixels in (B, 4) boxes on the CPU: (B, 1, H, W) bool on the device of `images`."""
-    near, far = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    edges = torch.stack([near, far]).to(images.device, non_blocking=True)[..., None]
-    (top, left), (bottom, right) = (edge.unbind(1) for edge in edges)  # (B, 1) each
+def _edges(boxes: Tensor) -> Tensor:
+    """Return (2, B, 2) int64 of (B, 4) boxes: top and left, then bottom and right."""
+    return torch.stack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
+
+
+def _inside(edges: Tensor, images: Tensor) -> Tensor:
+    """Mark the pixels in boxes, given by their (2, B, 2) edges: (B, 1, H, W) bool."""
+    (top, left), (bottom, right) = (edge.unbind(1) for edge in edges[..., None])  # (B, 1) each
     y = torch.arange(images.shape[2], device=images.device)
     x = torch.arange(images.shape[3], device=images.device)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)  # (B, H), (B, W)

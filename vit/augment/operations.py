@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vit.packing import Planned
+
 OPS: Final = (
     *("Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
     *("Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize"),
@@ -49,6 +51,12 @@ def operate(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) uint8 on the device of `images`.
     """
+    done: Tensor = planned(ops, magnitudes, *images.shape[-2:]).on(images)
+    return done
+
+
+def planned(ops: Tensor, magnitudes: Tensor, height: int, width: int) -> Planned:
+    """Plan `operate` for images of `height` and `width` pixels."""
     # Samples are sorted by operation and put back afterwards. Both copy whole samples, on a CPU
     # many times faster than writing the results of each operation to their places.
     ranks = [_RANKS[op] for op in ops.tolist()]
@@ -57,26 +65,26 @@ def operate(images: Tensor, ops: Tensor, magnitudes: Tensor) -> Tensor:
     groups = [(kind, list(group)) for kind, group in itertools.groupby(names, _KINDS.__getitem__)]
     index = torch.tensor(order, dtype=torch.int64)
     sizes = [len(group) for _, group in groups]
-    parts = torch.split(_pick(images, index), sizes), torch.split(magnitudes[index], sizes)
-    results = [
-        _DO[kind](part, group, amounts)
-        for (kind, group), part, amounts in zip(groups, *parts, strict=True)
+    settings = [
+        _SETTINGS[kind](group, amounts, height, width) if kind in _SETTINGS else amounts
+        for (kind, group), amounts in zip(
+            groups, torch.split(magnitudes[index], sizes), strict=True
+        )
     ]
-    return _pick(torch.cat(results or [images]), index.argsort())
 
+    def run(images: Tensor, index: Tensor, back: Tensor, *settings: Tensor) -> Tensor:
+        parts = torch.split(images.index_select(0, index), sizes)
+        results = [
+            _DO[kind](part, group, each)
+            for (kind, group), part, each in zip(groups, parts, settings, strict=True)
+        ]
+        return torch.cat(results or [images]).index_select(0, back)
 
-def _pick(images: Tensor, index: Tensor) -> Tensor:
-    """Return images[index] for an index on the CPU."""
-    return images.index_select(0, index.to(images.device, non_blocking=True))
-
-
-def _column(values: Tensor, images: Tensor) -> Tensor:
-    """Copy (N,) numbers on the CPU to the images' device, as (N, 1, 1, 1)."""
-    return values.to(images.device, non_blocking=True)[:, None, None, None]
+    return Planned((index, index.argsort(), *settings), run)
 
 
 # The functions below take (N, 3, H, W) uint8 images, N names of operations (sorted as in _SORTED)
-# and (N,) float32 magnitudes on the CPU.
+# and, on the device of the images, what _SETTINGS computes; else (N,) float32 magnitudes.
 #
 # Geometry. Coordinates are centred: (x, y) of a pixel's middle, in pixels, origin at the middle of
 # the image.
@@ -110,7 +118,13 @@ def _frame(height: int, width: int, device: torch.device) -> tuple[Tensor, Tenso
     return x, y, half
 
 
-def _affine(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
+def _matrices(names: list[str], magnitudes: Tensor, height: int, width: int) -> Tensor:
+    """Compute inverse matrices on the CPU, (N, 6) float32."""
+    steps = zip(names, magnitudes.tolist(), strict=True)
+    return torch.tensor([_inverse_matrix(*step, height, width) for step in steps])
+
+
+def _affine(images: Tensor, names: list[str], matrices: Tensor) -> Tensor:
     """Shear, shift or rotate: take the nearest pixel, 0 where there is none.
 
     Coordinates are torchvision's to the last bit, so that halfway between two pixels the same one
@@ -118,10 +132,7 @@ def _affine(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     x, y, half = _frame(height, width, images.device)
-    steps = zip(names, magnitudes.tolist(), strict=True)
-    rows = [_inverse_matrix(*step, height, width) for step in steps]
-    inverse = torch.tensor(rows).to(images.device, non_blocking=True).view(-1, 2, 3, 1, 1)
-    a, b, shift = (inverse / half).unbind(2)  # (N, 2, 1, 1) each
+    a, b, shift = (matrices.view(-1, 2, 3, 1, 1) / half).unbind(2)  # (N, 2, 1, 1) each
     grid = (a * x + b * y).add_(shift).permute(0, 2, 3, 1)  # (N, H, W, 2)
     pixels = F.grid_sample(images.to(torch.float32), grid, "nearest", "zeros", align_corners=False)
     return pixels.to(torch.int16).to(torch.uint8)
@@ -144,7 +155,7 @@ def _blend(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
     become one level darker.
     """
     sizes = [names.count(name) for name in ("Brightness", "Color", "Contrast", "Sharpness")]
-    magnitude = _column(magnitudes, images)
+    magnitude = magnitudes[:, None, None, None]
     pixels = images.to(torch.float32)
     _, color, contrast, sharp = torch.split(magnitude, sizes)
     blurred = _blurred(pixels[len(names) - sizes[3] :]).mul_(sharp)
@@ -179,17 +190,23 @@ def _blurred(pixels: Tensor) -> Tensor:
     return blurred
 
 
-def _bits(images: Tensor, names: list[str], magnitudes: Tensor) -> Tensor:
-    """Posterize keeps as many leading bits as the magnitude says, 1 to 8; Solarize inverts values
-    from the magnitude, 0 to 255, upwards; Invert inverts all.
-    """
+def _bit_settings(names: list[str], magnitudes: Tensor, height: int, width: int) -> Tensor:
+    """Compute on the CPU, (N, 3) uint8: the bits that are kept, the least value that is inverted,
+    and the bits that are flipped to invert it."""
     settings = [
         (256 - 2 ** (8 - int(amount)), 0, 0)
         if name == "Posterize"
         else (255, math.ceil(amount) if name == "Solarize" else 0, 255)
         for name, amount in zip(names, magnitudes.tolist(), strict=True)
     ]
-    kept, threshold, flipped = _column(torch.tensor(settings, dtype=torch.uint8), images).unbind(4)
+    return torch.tensor(settings, dtype=torch.uint8)
+
+
+def _bits(images: Tensor, names: list[str], settings: Tensor) -> Tensor:
+    """Posterize keeps as many leading bits as the magnitude says, 1 to 8; Solarize inverts values
+    from the magnitude, 0 to 255, upwards; Invert inverts all.
+    """
+    kept, threshold, flipped = settings[:, None, None, None].unbind(4)
     # x ^ 255 is 255 - x; four times faster on a CPU than torch.where.
     inverted = (images >= threshold).to(torch.uint8).mul_(flipped)
     return (images & kept).bitwise_xor_(inverted)
@@ -234,3 +251,5 @@ _DO: Final = {
     "equalize": _equalize,
     "none": _unchanged,
 }
+_SETTINGS: Final = {"affine": _matrices, "bits": _bit_settings}
+"""What is computed of the magnitudes on the CPU, by kind of operation."""

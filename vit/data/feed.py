@@ -207,8 +207,9 @@ def each(feed: Feed, samples: Tensor, size: int) -> Iterator[tuple[Tensor, Tenso
 def place(sets: Mapping[str, Images | None], device: torch.device) -> dict[str, Feed]:
     """Make a feed of each set.
 
-    A GPU holds decoded sets if that leaves half of its free memory to the training, and an array
-    that two sets share only once; a CPU works on the pages that all processes of the node share.
+    A GPU holds decoded sets if that leaves half of this process's free memory to the training, and
+    an array that two sets share only once; a CPU works on the pages that all processes of the node
+    share.
 
     Args:
         sets: by name; None for a set that the data set does not have.
@@ -231,6 +232,13 @@ def place(sets: Mapping[str, Images | None], device: torch.device) -> dict[str, 
 
 
 def _move(pixels: Pixels, labels: Ints, device: torch.device) -> tuple[Tensor, Tensor]:
-    fits = device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] / 2
+    fits = device.type != "cuda" or pixels.nbytes < _free(device) / 2
     where = device if fits else torch.device("cpu")
     return torch.from_numpy(pixels).to(where), torch.from_numpy(labels).to(where)
+
+
+def _free(device: torch.device) -> float:
+    """Return the bytes of a GPU that this process may still take, of the share that is its own."""
+    free, total = torch.cuda.mem_get_info(device)
+    own = torch.cuda.get_per_process_memory_fraction(device) * total
+    return min(free, own - torch.cuda.memory_allocated(device))

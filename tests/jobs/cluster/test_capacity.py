@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from jobs.cluster import capacity, nodes
+from jobs.cluster import capacity, connect, nodes
 from jobs.cluster.capacity import Demand, Fit, Node, Nodes, NodeType
 
 
@@ -153,3 +153,51 @@ def test_node_types_have_rays_defaults():
     )
     assert nodes.node_types({}) == ((), 2)
     assert nodes.node_types(None)[0] is None
+
+
+GPU = Nodes((Node(16, 1),))
+TWO = Nodes((Node(8, 1), Node(8, 1)))
+
+
+@pytest.mark.parametrize(
+    ("workers", "found", "most", "share"),
+    [
+        (1, GPU, 4, 1.0),
+        (2, TWO, 4, 1.0),
+        (3, GPU, 4, 0.3333),
+        (4, GPU, 4, 0.25),
+        (4, TWO, 4, 0.5),
+        (5, GPU, 4, None),
+        (2, GPU, 1, None),
+        (1, Nodes((Node(8),)), 4, None),
+        (2, Nodes((Node(8, head=True),), (NodeType("gpu", 8, 1, 1),), limit=1), 4, 0.5),
+        (1, Nodes((Node(8),), None), 4, None),
+    ],
+)
+def test_workers_share_gpus_only_where_not_each_gets_one(workers, found, most, share):
+    demand = Demand(workers, 1)
+    assert capacity.share_of_gpu(demand, found, most) == share
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "expected", "said"),
+    [
+        (GPU, {"workers": 4}, (True, 0.25), "4 on each: --gpus-per-worker 0.25;"),
+        (GPU, {"workers": 4, "trial": True}, (True, 0.25), "--gpus-per-trial 1;"),
+        (GPU, {"workers": 4, "sharing": 1}, (False, 0.0), "--gpus-per-worker 0.25 to share one"),
+        (GPU, {"workers": 8}, (False, 0.0), "8 workers do not fit on the GPUs, even 4 on each"),
+        (GPU, {"workers": 1}, (True, 1.0), "every worker gets a GPU"),
+        (GPU, {"workers": 4, "gpus": 0.25, "sharing": 1}, (True, 0.25), "every worker gets"),
+        (GPU, {"workers": 4, "gpus": 0.5}, (False, 0.5), "too few GPUs"),
+        (GPU, {"workers": 4, "device": "cpu"}, (False, 0.0), None),
+        (GPU, {"workers": 4, "device": "cuda"}, (True, 0.25), "4 on each"),
+        (GPU, {"workers": 9, "device": "cuda"}, (True, 1.0), None),
+        (Nodes((Node(8),)), {"workers": 4}, (False, 0.0), "there are no GPUs"),
+    ],
+)
+def test_what_is_said_of_the_device(monkeypatch, found, asked, expected, said):
+    monkeypatch.setattr(nodes, "current_nodes", lambda: found)
+    settings = {"device": "auto", "cpus": 1, "gpus": None, "sharing": 4} | asked
+    lines = []
+    assert connect.choose_device(say=lines.append, **settings) == expected
+    assert (said is None and not lines) or said in lines[0]
