@@ -53,6 +53,11 @@ demo: $(READY)
 	$(BIN)/python -m jobs.mask --manifest docs/demo.csv --root runs/demo/clips --out runs/demo/masks \
 		--workers 2 --export overlay --score runs/demo/clips/truth
 	$(BIN)/python -m docs.strip --run runs/demo/masks --out runs/demo/strip.png
+	$(BIN)/python -m jobs.mask --manifest docs/kinds.csv --root runs/demo/clips --out runs/demo/both \
+		--workers 2 --export crops --crops.every 1 --crops.val-share 0.5 --crops.test-share 0
+	$(BIN)/python -m jobs.train --config crops.yaml --data runs/demo/both/export/crops --out runs/demo/kinds \
+		--epochs 10 --batch-size 16
+	$(BIN)/python -m jobs.predict --weights runs/demo/kinds --data runs/demo/both --out runs/demo/names
 	@echo "the clips' clicks in a browser: $(BIN)/python -m jobs.prompt docs/demo.csv" \
 		"--root runs/demo/clips --out runs/demo/clicks.csv"
 

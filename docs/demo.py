@@ -1,10 +1,11 @@
-"""Make two clips with known masks for `make demo`: objects cut out of photographs, which move.
+"""Make clips with known masks for `make demo`: objects cut out of photographs, which move.
 
     python -m docs.demo --out runs/demo/clips
     python -m jobs.mask --manifest docs/demo.csv --root runs/demo/clips --out runs/demo/masks
 
-Both photographs come with scikit-learn. The job writes flower.mp4, tower.mp4 and, for `--score`,
-their true masks in the format of DAVIS: truth/<video>/00000.png.
+Both photographs come with scikit-learn. The job writes flower.mp4, tower.mp4, two short clips that
+show both kinds of things each (docs/kinds.csv), and, for `--score`, the true masks of all in the
+format of DAVIS: truth/<video>/00000.png.
 """
 
 import sys
@@ -24,6 +25,8 @@ from masking.training.staged import Actor, Pose, Stage, panned
 from masking.video.writer import Film
 
 SIZE, FRAMES, RATE = (270, 480), 40, 20
+SHORT = 10
+"""Frames of the clips that a classifier is trained on."""
 LEAF = [(0, 95), (60, 85), (143, 62), (135, 120), (110, 200), (60, 290), (20, 330), (0, 320)]
 """Outline of a leaf in the photograph of the flower, as (x, y) in pixels."""
 TOWER = [
@@ -81,19 +84,37 @@ def stages() -> dict[str, Stage]:
     }
 
 
+def kinds() -> dict[str, Stage]:
+    """Return two short clips, each with the flower and the tower: one to train, one to validate."""
+    bloom, town = load_sample_image("flower.jpg"), load_sample_image("china.jpg")
+    dahlia, tower = flower(bloom), outlined(town, TOWER)
+    first = [
+        Actor(town, tower, lambda t: Pose(130 + 3 * t, 140, 3 * np.sin(t / 6), 0.5), 1),
+        Actor(bloom, dahlia, lambda t: Pose(350 - 2 * t, 150, 3 * t, 0.42), 2),
+    ]
+    second = [
+        Actor(bloom, dahlia, lambda t: Pose(110 + 3 * t, 140, -2 * t, 0.45), 1),
+        Actor(town, tower, lambda t: Pose(350 - 3 * t, 140, -3 * np.sin(t / 6), 0.5), 2),
+    ]
+    return {
+        f"both{number}": Stage(SIZE, SHORT, panned(bloom[:, 450:], SIZE, (speed, 0.1)), actors)
+        for number, speed, actors in ((1, -0.8, first), (2, -0.3, second))
+    }
+
+
 def make(config: DemoConfig) -> None:
     """Write the clips and their true masks."""
     out = Path(config.out).absolute()
     check_writable(Location.parse(str(out)))
     out.mkdir(parents=True, exist_ok=True)
-    for name, stage in stages().items():
+    for name, stage in {**stages(), **kinds()}.items():
         truth = Location.parse(str(out)) / f"truth/{name}"
         with Film(out / f"{name}.mp4", "overlay", SIZE) as film:
             for index, (image, labels) in enumerate(stage):
                 film.write(image, index / RATE)
                 png = davis_png(labels.astype(np.uint16))
                 (truth / f"{index:05d}.png").write_bytes(png)
-        print(f"{out / name}.mp4: {FRAMES} frames")
+        print(f"{out / name}.mp4: {stage.frames} frames")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
