@@ -100,7 +100,7 @@ def start(config: PromptConfig) -> Server:
             prompt_videos.clips_of(store.videos.values(), base), source.clips
         )
         # 4. The page.
-        return Server(Session(store, clips, segmenter, run), config.host, config.port)
+        return Server(Session(store, clips, segmenter, run, base), config.host, config.port)
     except BaseException:
         store.close()
         raise

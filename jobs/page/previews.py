@@ -235,7 +235,7 @@ class Previewer:
         if not clicks or (before is None and not any(click.label for click in clicks)):
             return None
         size = embeddings.frame_size
-        prompt = self._prompt(size, clicks, before)
+        prompt = prompt_of(size, clicks, before)
         step = (key, None if before is None else hash(before.tobytes()), tuple(clicks))
         if step not in self._decoded:
 
@@ -251,15 +251,20 @@ class Previewer:
         full = self.segmenter.upsample(torch.from_numpy(logits), size).cpu().numpy()
         return Preview(obey_in_frame(full, prompt.points, prompt.labels) > 0, score)
 
-    def _prompt(
-        self, size: tuple[int, int], clicks: Sequence[Click], before: Bools | None
-    ) -> FramePrompt:
-        """Return clicks as a manifest has them; raises PromptError for one outside of the frame."""
-        points = [click for click in clicks if click.corner is None]
-        boxes = [(*(c.x, c.y), *c.corner) for c in clicks if c.corner is not None]
-        places = np.array([(click.x, click.y) for click in points], np.float32).reshape(-1, 2)
-        labels = np.array([click.label for click in points], np.int64)
-        box = np.array(boxes[-1], np.float32) if boxes else None
-        mask = None if before is None else before.astype(np.float32)
-        Prompts.of(size, [places], [labels], boxes=[box], mask_input=[mask])
-        return FramePrompt(places, labels, box)
+
+def prompt_of(
+    size: tuple[int, int], clicks: Sequence[Click], before: Bools | None = None
+) -> FramePrompt:
+    """Return clicks on a frame (H, W) as a manifest has them.
+
+    Raises:
+        PromptError: a click is outside of the frame.
+    """
+    points = [click for click in clicks if click.corner is None]
+    boxes = [(*(c.x, c.y), *c.corner) for c in clicks if c.corner is not None]
+    places = np.array([(click.x, click.y) for click in points], np.float32).reshape(-1, 2)
+    labels = np.array([click.label for click in points], np.int64)
+    box = np.array(boxes[-1], np.float32) if boxes else None
+    mask = None if before is None else before.astype(np.float32)
+    Prompts.of(size, [places], [labels], boxes=[box], mask_input=[mask])
+    return FramePrompt(places, labels, box)

@@ -35,7 +35,7 @@ def page_rows(
     Returns:
         For each record: `row`, its place in `records`; `frame` (None if it is not known yet),
         `object_id`, `object_name`, `role`, `until`; and those of x, y, x2, y2 (in pixels) and label
-        that it has.
+        that it has; or `shape`, "mask" or "polygon", if it has one.
     """
     found = []
     for number, row in enumerate(parse_rows(records)[0]):
@@ -46,6 +46,8 @@ def page_rows(
             position["x2"], position["y2"] = in_pixels(row, row.corner, size)
         elif row.xy is not None:
             position["label"] = row.label
+        elif row.is_shape:
+            position["shape"] = "mask" if row.polygon is None else "polygon"
         known = row.frame is not None or complete or _reached(row, times)
         found.append(
             {"row": number, "object_id": row.object_id, "object_name": row.name, "role": row.role,

@@ -15,9 +15,11 @@ from jobs.page.frames import Frames, jpeg
 from jobs.page.opened import OpenVideos
 from jobs.page.previews import Click, Key, Previewer
 from jobs.page.review import MaskRun
+from jobs.page.shapes import preview_of, prompts_of, shown_mask
 from jobs.page.store import Store
 from jobs.page.tracking import TrackError, Tracking, window
 from jobs.page.videos import Clip
+from jobs.storage.location import Location
 from masking.images.arrays import Bools, Pixels
 from masking.images.masks import encode_rle
 from masking.manifest.plans import resolve
@@ -34,7 +36,12 @@ class Session:
     """A manifest that is edited, with its videos and a segmenter for previews."""
 
     def __init__(
-        self, store: Store, clips: Sequence[Clip], segmenter: Segmenter, run: MaskRun | None
+        self,
+        store: Store,
+        clips: Sequence[Clip],
+        segmenter: Segmenter,
+        run: MaskRun | None,
+        base: Location | None = None,
     ) -> None:
         """Start a session.
 
@@ -43,8 +50,10 @@ class Session:
             clips: videos of the page.
             segmenter: makes the previews.
             run: mask run to review, if any.
+            base: folder that paths in the manifest are relative to; None: that of the manifest.
         """
         self.store, self.run = store, run
+        self._base = base or Location.parse(store.path.parent)
         self.previewer = Previewer(segmenter)
         self._videos = OpenVideos(clips)
         self._tracks: dict[str, Tracking] = {}
@@ -198,7 +207,8 @@ class Session:
             video_id: of the video.
             index: number of the frame.
             version: of the file that the page has open.
-            objects: for each object `object_id`; `clicks` in their order, each with x, y and label,
+            objects: for each object, whose mask or polygon on the frame counts, if the manifest has
+                one, `object_id`; `clicks` in their order, each with x, y and label,
                 or of a box x, y, x2, y2, in pixels of the first frame; and `corrects`, whether they
                 correct the mask that was tracked on the frame, or that of the run.
             gone: set once nobody waits for the previews any more.
@@ -213,12 +223,20 @@ class Session:
         key = (video_id, version, index)
         height, width = frames.get(index).image.shape[:2]  # the size may change in a stream
         scale = (width / frames.size[1], height / frames.size[0])
+        rows = prompts_of(self.store.rows(video_id), self._base)
         found = []
         for each in objects:
             number, given = read_values(each, {"object_id": int, "clicks": list}).values()
             before = self._present_mask(video_id, index, number) if each.get("corrects") else None
             clicks = [_click(click, scale) for click in given]
-            preview = self.previewer.preview(key, self._image, clicks, before, gone)
+            mask = None
+            if any(row.is_shape for row in rows):
+                mask = shown_mask(rows, frames.size, *frames.scan.times(), index, number)
+            preview = (
+                self.previewer.preview(key, self._image, clicks, before, gone)
+                if mask is None
+                else preview_of(mask, clicks, (height, width))
+            )
             if preview is not None:
                 rle = encode_rle(preview.mask).decode()
                 height, width = preview.mask.shape
@@ -245,8 +263,10 @@ class Session:
             raise TrackError(f"nothing to track: {count:,} frames from frame {frame:,} on")
         frames = self._frames(video_id)
         known = frames.scan.wait(frame + count - 1)
-        rows = prompts(parse_rows(self.store.rows(video_id))[0])
-        located = {row.object_id for row in rows if row.corner or (row.xy and row.label)}
+        rows = prompts_of(self.store.rows(video_id), self._base)
+        located = {
+            row.object_id for row in rows if row.is_shape or row.corner or (row.xy and row.label)
+        }
         if not located:
             raise TrackError("nothing to track yet: click on an object first")
         usable = [row for row in rows if row.object_id in located]

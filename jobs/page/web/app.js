@@ -2,7 +2,7 @@
 
 import { listenToInput } from "./actions.js";
 import { api } from "./api.js";
-import { Clicks, isPlaced } from "./clicks.js";
+import { Clicks, hasHandle, isPlaced } from "./clicks.js";
 import { Frames } from "./frames.js";
 import { Layers } from "./layers.js";
 import { $, make, showObjects, showVideos } from "./panels.js";
@@ -235,7 +235,7 @@ function lanes() {
 /** Update everything: what can be clicked on at once, the rest before the browser draws again. */
 function render() {
   Object.assign(view, {
-    marks: clicks.at(view.frame), active: state.object, selected: state.selected?.row ?? null,
+    marks: clicks.at(view.frame).filter(hasHandle), active: state.object, selected: state.selected?.row ?? null,
   });
   view.draw();
   render.turn ??= requestAnimationFrame(() => {

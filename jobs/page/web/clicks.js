@@ -2,7 +2,10 @@
 
 const ROLES_WITHOUT_PLACE = ["accept", "end", "absent"];
 
-export const isPlaced = (row) => row.x !== undefined && !ROLES_WITHOUT_PLACE.includes(row.role);
+/** Whether a row has a place on the frame; a mask or a polygon has no handle there. */
+export const hasHandle = (row) => row.x !== undefined;
+export const isPlaced = (row) =>
+  (hasHandle(row) || row.shape !== undefined) && !ROLES_WITHOUT_PLACE.includes(row.role);
 const keep = (row) => ({ row: row.row });
 const covers = (row, frame) => row.frame <= frame && frame <= (row.until ?? row.frame);
 
@@ -66,7 +69,7 @@ export class Clicks {
   /** Whether an object has a positive point or a box before a frame. */
   locatedBefore(object, frame) {
     const before = this.all.filter((row) => row.object_id === object && row.frame < frame);
-    return before.some((row) => isPlaced(row) && (row.label === 1 || row.x2 !== undefined));
+    return before.some((row) => isPlaced(row) && (row.label === 1 || row.x2 !== undefined || row.shape));
   }
 
   /** Stretches [first, last, state] of frames on which an object is requested or absent. */
@@ -190,17 +193,18 @@ export class Clicks {
   }
 }
 
-/** Whether a new click replaces a row: an end or absent there, an accept, or an earlier box. */
+/** Whether a new click replaces a row: an end or absent there, an accept, or, if it is a box, an
+    earlier box, mask or polygon. */
 function replaced(row, frame, object, boxed) {
   if (row.object_id !== object) return false;
   if (row.role === "accept") return covers(row, frame);
   const withoutPlace = ROLES_WITHOUT_PLACE.includes(row.role);
-  return row.frame === frame && (withoutPlace || (boxed && row.x2 !== undefined));
+  return row.frame === frame && (withoutPlace || (boxed && (row.x2 !== undefined || row.shape !== undefined)));
 }
 
 /** The current row for a row that was shown, whose number may have changed. */
 function find(rows, row) {
-  const names = ["object_id", "frame", "role", "x", "y", "x2", "y2", "label"];
+  const names = ["object_id", "frame", "role", "x", "y", "x2", "y2", "label", "shape"];
   return rows.find((other) => names.every((name) => other[name] === row[name]));
 }
 

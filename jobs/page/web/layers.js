@@ -1,5 +1,6 @@
 // The masks on the frame that is shown: previews of clicks, tracked masks, and those of a run.
 
+import { hasHandle } from "./clicks.js";
 import { colourOf, tinted } from "./masks.js";
 
 const AT_ONCE = 2; // previews: a browser has six connections, and clicks must not wait for one
@@ -100,7 +101,7 @@ export class Layers {
     this.requests.set(object, abort);
     const prompt = {
       object_id: object, corrects: rows[0].role === "correct",
-      clicks: rows.map(({ x, y, x2, y2, label }) =>
+      clicks: rows.filter(hasHandle).map(({ x, y, x2, y2, label }) =>
         (x2 === undefined ? { x, y, label } : { x, y, x2, y2 })),
     };
     try {
