@@ -4,7 +4,7 @@ Shapes: T frames of H x W pixels, B images of a batch, N prompt sets of up to P 
 each, h x w pixels of the canvas or cells of low-resolution logits.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -15,10 +15,11 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Prepared:
-    """T frames of the same size, resized and padded, as `Segmenter.encode` sends them on."""
+    """T frames of the same size, as `Segmenter.encode` sends them on."""
 
     canvases: tuple[Tensor, ...]
-    """Each (B, h, w, 3) uint8, on the host: frames that go through the network together."""
+    """Each (B, h, w, 3) uint8, on the host: frames that go through the network together. For a CPU
+    they are resized and padded; for a GPU they are the frames themselves, in pinned memory."""
     count: int
     """T; the last canvas may have room for more."""
     frame_size: tuple[int, int]
@@ -33,6 +34,9 @@ class Embeddings:
     """Each (T, C, h, w); what they mean only the network knows."""
     frame_size: tuple[int, int]
     """(H, W) of the original frames, in pixels."""
+    encoded: torch.cuda.Event | None = None
+    """After it the features are there for other streams of a GPU (`masking.segmenter.streams`);
+    None: they were computed on the stream of the caller."""
 
     def __len__(self) -> int:
         """Return T."""
@@ -40,14 +44,14 @@ class Embeddings:
 
     def __getitem__(self, frames: slice | Tensor) -> "Embeddings":
         """Select frames by a slice or by (n,) int64 indices."""
-        return Embeddings(tuple(part[frames] for part in self.features), self.frame_size)
+        return replace(self, features=tuple(part[frames] for part in self.features))
 
     def to(
         self, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> "Embeddings":
         """Return them on another device, or in another floating-point format."""
         moved = tuple(part.to(device=device, dtype=dtype) for part in self.features)
-        return Embeddings(moved, self.frame_size)
+        return replace(self, features=moved)
 
 
 @dataclass(frozen=True)

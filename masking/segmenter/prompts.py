@@ -41,16 +41,10 @@ class Prompts:
         return len(self.frames)
 
     def to(self, device: torch.device) -> "Prompts":
-        """Copy the prompts to a device; to a GPU from pinned memory, without waiting for it."""
-
-        def move(part: Tensor) -> Tensor:
-            pinned = part.device.type == "cpu" and device.type == "cuda"
-            return (part.pin_memory() if pinned else part).to(device, non_blocking=True)
-
-        frames, points, labels, boxes = map(
-            move, (self.frames, self.points, self.labels, self.boxes)
-        )
-        mask_input = None if self.mask_input is None else move(self.mask_input)
+        """Copy the prompts to a device, as `on_device` does."""
+        parts = (self.frames, self.points, self.labels, self.boxes)
+        frames, points, labels, boxes = (on_device(part, device) for part in parts)
+        mask_input = None if self.mask_input is None else on_device(self.mask_input, device)
         return Prompts(frames, points, labels, boxes, mask_input)
 
     @classmethod
@@ -104,6 +98,12 @@ class Prompts:
             torch.from_numpy(np.array(corners, np.float32).reshape(n, 4)),
             _stacked(masks),
         )
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device; to a GPU from pinned memory, without waiting for it."""
+    pinned = tensor.device.type == "cpu" and device.type == "cuda"
+    return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
 
 
 def check(prompts: Prompts, count: int, low_res: tuple[int, int]) -> None:

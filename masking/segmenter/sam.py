@@ -13,7 +13,7 @@ Shapes: T frames of H x W pixels, N prompt sets of up to P points, K masks of ea
 low-resolution logits. The CUDA path has not been run yet.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
@@ -37,6 +37,7 @@ from masking.segmenter.network import (
     resolve,
 )
 from masking.segmenter.prompts import PromptError, Prompts, check
+from masking.segmenter.streams import Streams
 from masking.segmenter.weights import SegmenterWeightsError
 
 __all__ = [
@@ -97,29 +98,34 @@ class Segmenter:
         self._compiled = compile
         encode = self.network.encode
         self._encode = torch.compile(encode, dynamic=False) if compile else encode
+        self.streams = Streams(device, (*module.parameters(), *module.buffers()))
 
     @property
     def frames_at_once(self) -> int:
         """Number of frames that `encode` takes through the network together."""
         return CUDA_FRAMES if self.device.type == "cuda" else 1
 
-    def prepare(self, frames: NDArray[np.uint8] | Tensor) -> Prepared:
-        """Resize (T, H, W, 3) uint8 RGB frames for `encode`, on the host; any thread may do it.
+    def prepare(self, frames: NDArray[np.uint8] | Tensor | Sequence[NDArray[np.uint8]]) -> Prepared:
+        """Prepare frames (T, H, W, 3) uint8 RGB for `encode`; any thread may do it.
 
-        Pillow resizes, as SAM was trained and as `SamPredictor` does.
+        For a CPU they are resized by Pillow, as SAM was trained and as `SamPredictor` does. For a
+        GPU, which resizes them itself, they are copied to pinned memory.
+
+        Args:
+            frames: an array, or a sequence of (H, W, 3) arrays, which saves a copy.
 
         Raises:
             ValueError: The frames have another shape or type.
         """
         images = _frames(frames)
-        size = (images.shape[1], images.shape[2])
+        size = (images[0].shape[0], images[0].shape[1])
         starts = range(0, len(images), self.frames_at_once)
         canvases = [self._canvas(images[at : at + self.frames_at_once], size) for at in starts]
         return Prepared(tuple(canvases), len(images), size)
 
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8] | Tensor | Prepared) -> Embeddings:
-        """Embed (T, H, W, 3) uint8 RGB frames, or frames that `prepare` has resized.
+        """Embed (T, H, W, 3) uint8 RGB frames, or frames that `prepare` has prepared.
 
         They are copied to a GPU from pinned memory while it encodes the ones before.
 
@@ -299,27 +305,32 @@ class Segmenter:
         )
         return h, w
 
-    def _canvas(self, frames: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-        """Resize frames onto (B, h, w, 3) uint8 on the host.
+    def _canvas(self, frames: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
+        """Resize frames onto (B, h, w, 3) uint8 on the host; for a GPU, copy them to pinned memory.
 
         B is `frames_at_once` for a compiled network: its shapes must not change.
         """
         h, w = self._resized(size)
         count = self.frames_at_once if self._compiled else len(frames)
-        pinned = self.device.type == "cuda"
-        shape = (count, *self.network.canvas(size), 3)
-        canvas = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
+        on_gpu = self.device.type == "cuda"
+        sides = size if on_gpu else self.network.canvas(size)
+        canvas = torch.zeros((count, *sides, 3), dtype=torch.uint8, pin_memory=on_gpu)
         for target, frame in zip(canvas.numpy(), frames, strict=False):
-            target[:h, :w] = Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR)
+            if on_gpu:
+                target[:] = frame
+            else:
+                target[:h, :w] = Image.fromarray(frame).resize((w, h), Image.Resampling.BILINEAR)
         return canvas
 
     def _images(self, canvas: Tensor, size: tuple[int, int]) -> Tensor:
-        """Convert a canvas to (B, 3, h, w) float32 on the device.
+        """Convert a canvas, or frames of (H, W), to (B, 3, h, w) float32 on the device.
 
         It is channels last in memory, where convolutions are faster.
         """
         h, w = self._resized(size)
         images = canvas.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
+        if self.device.type == "cuda":
+            images = _placed(images, (h, w), self.network.canvas(size))
         if any(self.network.fill):  # SAM pads what is normalised, so with its mean colour
             for channel, value in enumerate(self.network.fill):
                 images[:, channel, h:] = value
@@ -327,15 +338,42 @@ class Segmenter:
         return images
 
 
-def _frames(frames: NDArray[np.uint8] | Tensor) -> NDArray[np.uint8]:
-    """Return frames as a contiguous array; raises ValueError for another shape or type."""
-    images = frames.cpu().numpy() if isinstance(frames, Tensor) else np.asarray(frames)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
+def _placed(frames: Tensor, size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
+    """Resize frames (B, 3, H, W) with values from 0 to 255 onto canvases.
+
+    Rows first, then columns, each rounded, as Pillow does it: the result is within one of Pillow's,
+    and hardly a value differs.
+
+    Args:
+        frames: the frames, float32.
+        size: (h, w) of the resized frame, which is placed at the top left.
+        canvas: height and width of the canvas; the rest of it is 0.
+    """
+    for sides in ((frames.shape[-2], size[1]), size):
+        if frames.shape[-2:] != sides:
+            frames = F.interpolate(frames, sides, mode="bilinear", antialias=True)
+            frames = frames.add_(0.5).floor_()
+    shape = (len(frames), 3, *canvas)
+    placed = frames.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+    placed[..., : size[0], : size[1]] = frames
+    return placed
+
+
+def _frames(
+    frames: NDArray[np.uint8] | Tensor | Sequence[NDArray[np.uint8]],
+) -> Sequence[NDArray[np.uint8]]:
+    """Return frames as contiguous arrays; raises ValueError for another shape or type."""
+    given = frames.cpu().numpy() if isinstance(frames, Tensor) else frames
+    images = [np.ascontiguousarray(frame) for frame in given]
+    shapes = sorted({image.shape for image in images})
+    types = sorted({str(image.dtype) for image in images})
+    if types != ["uint8"] or len(shapes) != 1 or shapes[0][2:] != (3,) or 0 in shapes[0]:
         raise ValueError(
-            f"frames are {images.dtype} of shape {images.shape}; expected uint8 RGB of shape"
-            " (frames, height, width, 3), at least one frame of at least a pixel"
+            f"{len(images)} frames of type {', '.join(types) or 'none'} and shape"
+            f" {', '.join(map(str, shapes)) or 'none'}; expected uint8 RGB of shape (height, width,"
+            " 3), all of one size, at least one frame of at least a pixel"
         )
-    return np.ascontiguousarray(images)
+    return images
 
 
 def load(

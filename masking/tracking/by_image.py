@@ -50,15 +50,19 @@ class ImageTracking:
 
     def prepare(self, images: Mapping[int, Pixels]) -> PreparedImages:
         """Prepare frames (H, W, 3) uint8 RGB for `scenes`."""
-        return PreparedImages((*images,), self.segmenter.prepare(np.stack([*images.values()])))
+        return PreparedImages((*images,), self.segmenter.prepare([*images.values()]))
 
     def scenes(self, prepared: PreparedImages) -> dict[int, Scene]:
         """Encode frames; returns their scenes by index."""
-        embeddings = self.segmenter.encode(prepared.prepared)
-        keys = self.segmenter.keys(embeddings)
+        streams = self.segmenter.streams
+        with streams.encoding():
+            embeddings = self.segmenter.encode(prepared.prepared)
+            keys = [one.clone() for one in self.segmenter.keys(embeddings)]
+            frames = [embeddings[i : i + 1] for i in range(len(embeddings))]
+            encoded = streams.encoded()
         return {
-            index: Scene(embeddings[i : i + 1], keys[i].clone())
-            for i, index in enumerate(prepared.indices)
+            index: Scene(replace(frame, encoded=encoded), key)
+            for index, frame, key in zip(prepared.indices, frames, keys, strict=True)
         }
 
     def begin(self, objects: int, backward: bool = False) -> Tracker:
@@ -88,12 +92,13 @@ class ImageTracking:
         """Track all objects on the next frame, as `masking.tracking.step.advance`; a prompt that is
         a mask is its own answer."""
         shown = {row: prompt for row, prompt in prompts.items() if prompt.mask is not None}
-        answers = {
-            row: self._shown(scene.embeddings, prompt)
-            for row, prompt in shown.items()
-            if row not in given
-        }
-        return advance(self.segmenter, self.config, tracker, scene, prompts, {**given, **answers})
+        frame, streams = scene.embeddings, self.segmenter.streams
+        with streams.tracking(frame.encoded, (*frame.features, scene.keys)):
+            answers = {
+                row: self._shown(frame, prompt) for row, prompt in shown.items() if row not in given
+            }
+            known = {**given, **answers}
+            return advance(self.segmenter, self.config, tracker, scene, prompts, known)
 
     def answer(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from masking.images.geometry import iou
 from masking.manifest.prompt import FramePrompt
+from masking.segmenter.prompts import on_device
 from masking.tracking.expectation import Expectation
 from masking.tracking.memory import Memory, Remembered, cell_shares
 from masking.tracking.prompting import Prompter
@@ -183,10 +184,10 @@ class Learning:
         known = torch.tensor([float(t.state not in (None, "lost")) for t in tracks])
         prompted = tuple(t.state == "prompted" for t in tracks)
         trusted = tuple(t.state in ("prompted", "tracked", "recovered") for t in tracks)
-        shares = self._shares(tracks, logits).to(keys.device)
-        frame = Remembered(keys, shares, known.to(keys.device), trusted)
+        shares = on_device(self._shares(tracks, logits), keys.device)
+        frame = Remembered(keys, shares, on_device(known, keys.device), trusted)
         if any(prompted):
-            only = torch.tensor(prompted, dtype=torch.float32, device=keys.device)
+            only = on_device(torch.tensor(prompted, dtype=torch.float32), keys.device)
             memory = memory.keep(replace(frame, known=only, trusted=prompted))
         for row, (old, new) in enumerate(zip(self.tracker.tracks, tracks, strict=True)):
             if new.state == "lost" and old.state != "lost":

@@ -26,6 +26,7 @@ from masking.images.geometry import iou
 from masking.images.masks import decode_rle, encode_rle
 from masking.manifest.plans import ObjectPlan
 from masking.manifest.prompt import FramePrompt
+from masking.segmenter.prompts import on_device
 from masking.tracking.directions import Directions, prompted_range
 from masking.tracking.interface import Tracking
 from masking.tracking.masks import (
@@ -242,7 +243,7 @@ class Passes:
     def _full_size(self, masks: TrackedMasks, frame: Frame) -> NDArray[np.float32]:
         """Return logits (K, H, W) at the size of a frame, which may differ from the first one's."""
         segmenter = self.tracking.segmenter
-        full = segmenter.upsample(masks.logits.to(segmenter.device), self.size)
+        full = segmenter.upsample(on_device(masks.logits, segmenter.device), self.size)
         logits: NDArray[np.float32] = full.cpu().numpy()
         h, w = frame.image.shape[:2]
         if self.size == (h, w):

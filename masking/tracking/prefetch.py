@@ -1,9 +1,12 @@
 """Frames with their embeddings, made by threads a little before they are needed."""
 
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import cache
 from typing import Any, TypeVar
 
 import cv2
@@ -13,7 +16,7 @@ from masking.tracking.interface import Scene, Tracking
 from masking.video.frame import Frame
 
 T = TypeVar("T")
-_AHEAD = 3  # micro-batches that wait in a queue
+_AHEAD = 4  # micro-batches that wait in a queue, encoded or to be encoded
 
 
 def prefetch_scenes(
@@ -25,7 +28,8 @@ def prefetch_scenes(
     """Yield frames with their scenes, prefetched in micro-batches.
 
     One thread decodes and resizes, one encodes, while the caller tracks, draws or writes: so a GPU
-    does not wait for a decoder.
+    does not wait for a decoder. The thread that encodes is the same for all videos and passes of a
+    process: cuDNN makes its plans anew in every thread, which takes time and memory.
 
     Args:
         tracking: makes the scenes.
@@ -33,10 +37,11 @@ def prefetch_scenes(
         size: (H, W) that frames are scaled to.
         needed: whether the frame with an index needs a scene; others come with None.
     """
-    prepared = prefetch(_prepared(tracking, frames, size, needed), "decode")
-    with closing(prefetch(_encoded(tracking, prepared), "encode")) as encoded:
-        for batch in encoded:
-            yield from batch
+    with closing(prefetch(_encoded(tracking, frames, size, needed), "decode")) as batches:
+        for batch, encoded in batches:
+            scenes = {} if encoded is None else encoded.result()
+            for frame in batch:
+                yield frame, scenes.get(frame.index)
 
 
 def prefetch(
@@ -122,29 +127,36 @@ class _Queue:
             self._changed.notify_all()
 
 
-_Batch = tuple[list[Frame], Any]
-"""Frames that are encoded together; and those that need a scene, as `Tracking.prepare` returns
-them, or None."""
-
-
-def _prepared(
-    tracking: Tracking[Any, Any],
-    frames: Iterator[Frame],
-    size: tuple[int, int],
-    needed: Callable[[int], bool],
-) -> Generator[_Batch, None, None]:
-    for batch in _batches(frames, tracking.segmenter.frames_at_once):
-        images = {frame.index: _scaled(frame.image, size) for frame in batch if needed(frame.index)}
-        yield batch, tracking.prepare(images) if images else None
+@cache
+def _encoder(process: int) -> ThreadPoolExecutor:
+    """Return the thread that encodes in a process: a fork has none of its parent's threads."""
+    return ThreadPoolExecutor(1, "encode")
 
 
 def _encoded(
-    tracking: Tracking[Any, Scene], batches: Generator[_Batch, None, None]
-) -> Generator[list[tuple[Frame, Scene | None]], None, None]:
-    with closing(batches):
-        for frames, prepared in batches:
-            scenes = {} if prepared is None else tracking.scenes(prepared)
-            yield [(frame, scenes.get(frame.index)) for frame in frames]
+    tracking: Tracking[Any, Scene],
+    frames: Iterator[Frame],
+    size: tuple[int, int],
+    needed: Callable[[int], bool],
+) -> Generator[tuple[list[Frame], Future[Mapping[int, Scene]] | None], None, None]:
+    """Yield frames that are encoded together, with their scenes by index; None: none is needed.
+
+    What has not begun to be encoded when this generator is closed is never encoded.
+    """
+    waiting: list[Future[Mapping[int, Scene]]] = []
+    try:
+        for batch in _batches(frames, tracking.segmenter.frames_at_once):
+            images = {f.index: _scaled(f.image, size) for f in batch if needed(f.index)}
+            if not images:
+                yield batch, None
+                continue
+            future = _encoder(os.getpid()).submit(tracking.scenes, tracking.prepare(images))
+            waiting = [*(one for one in waiting if not one.done()), future]
+            yield batch, future
+    except BaseException:
+        for future in waiting:
+            future.cancel()
+        raise
 
 
 def _batches(frames: Iterator[Frame], most: int) -> Iterator[list[Frame]]:

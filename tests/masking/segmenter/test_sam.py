@@ -283,7 +283,7 @@ def test_frames_may_be_a_tensor(segmenter):
     ],
 )
 def test_frames_of_another_shape_or_type(segmenter, frames):
-    with pytest.raises(ValueError, match=r"expected uint8 RGB of shape \(frames, height"):
+    with pytest.raises(ValueError, match=r"expected uint8 RGB of shape \(height, width"):
         segmenter.encode(frames)
 
 
