@@ -3,8 +3,8 @@
 And the check that a label map has no soft edges.
 
 Masks are (H, W) bool, origin top left. The run lengths are code of our own, not pycocotools: for
-smooth masks that takes 0.98 (1080p) to 1.24 (480 x 270) times as long to encode, and 0.10 to 0.52
-times to decode (`benchmarks.masking.run_lengths`; for very ragged masks up to 2.4 times), and from
+smooth masks that takes 0.5 (1080p) to 1.7 (480 x 270) times as long to encode, and 0.1 to 0.6 times
+to decode (`benchmarks.masking.run_lengths`; for very ragged masks up to 3.1 times), and from
 run lengths that end too early pycocotools returns whatever was in memory.
 """
 
