@@ -46,7 +46,7 @@ from jobs.run.signals import Stop
 from jobs.run.submitted import absolute, refuse_relative
 from jobs.storage.lease import exclusive
 from jobs.storage.location import Location, check_writable
-from jobs.weights.segmenter import NAMES, announce, locate
+from jobs.weights.segmenter import NAMES, announce, judged_by, locate
 from masking.manifest.faults import LISTED
 from masking.outputs.formats import DAVIS_IDS
 from masking.sam2.weights import check as check_weights
@@ -101,6 +101,7 @@ def run(config: MaskConfig) -> int:
         with working():
             describe(out, config)
             announce(config.weights)
+            print(f"states, scores and qualities follow from {judged_by(config.weights)}")
             delete_exports(out, [w.video_id for w in todo if results.has_exports(w.video_id)])
             return mask_videos(config, out, plan, todo, wanted)
 

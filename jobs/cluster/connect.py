@@ -33,6 +33,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from jobs.cluster import nodes, own, running
 from jobs.cluster.capacity import (
     Demand,
+    Nodes,
     amounts,
     fit,
     refusal_message,
@@ -333,13 +334,13 @@ def choose_device(
     return True, share or (1.0 if gpus is None else gpus)
 
 
-def _whole(demand: Demand, found: nodes.Nodes) -> float | None:
+def _whole(demand: Demand, found: Nodes) -> float | None:
     """Return the GPUs that a person asked for, if all workers fit with so many."""
     known = found if found.types is not None else replace(found, types=())
     return demand.gpus if demand.gpus and fit(demand, known).ever >= demand.workers else None
 
 
-def _too_few(demand: Demand, found: nodes.Nodes, sharing: int, gpus: float | None) -> str:
+def _too_few(demand: Demand, found: Nodes, sharing: int, gpus: float | None) -> str:
     """Say why workers do not compute on GPUs, and what would let them."""
     if gpus == 0:
         return f"{demand.gpus_flag} is 0"

@@ -11,9 +11,10 @@ from jobs.storage.cache import fetch, localize
 from jobs.storage.location import Location
 from jobs.weights.files import export_of
 from masking.sam2.published import PUBLISHED, download, suggestion
-from masking.sam2.weights import CONFIG, load
+from masking.sam2.weights import CONFIG, load, read
 from masking.segmenter.sam import Precision, Segmenter, SegmenterWeightsError
 from masking.segmenter.weights import FILE
+from masking.tracking.trust import Calibration
 
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything"
 """Where Meta publishes SAM's checkpoints."""
@@ -105,6 +106,20 @@ def announce(weights: str) -> None:
         )
     if published := PUBLISHED.get(weights):
         print(f"the weights {weights} are {published.repository}; licence: {published.licence}")
+
+
+def judged_by(weights: str) -> str:
+    """Return what states, scores and qualities of masks by these weights follow from, in words.
+
+    Raises:
+        SegmenterWeightsError: there is nothing at `weights`, or it cannot be read.
+    """
+    contents = read(locate(weights))
+    if contents.config is not None:
+        return "the model's own object score and predicted IoU, which were not calibrated"
+    if Calibration.of(contents.metadata) is None:
+        return "numbers that were fitted for mini without its memory, as these weights have none"
+    return "numbers that were fitted for these weights"
 
 
 def _mini() -> Path:

@@ -7,6 +7,7 @@ origin top left. Shapes: K objects, P points, h x w pixels of low-resolution log
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from masking.tracking.query import Query, clicks_on_others
 from masking.tracking.state import VISIBLE, Scene, TrackConfig, Tracker
 
 _LEAST = 0.1  # highest expected probability below which an object is not expected anywhere
+_SOUGHT = 0.3  # the same for a lost object
 _DOUBTFUL = 0.3  # expected probability below which a point is taken to lie beside an object
 
 
@@ -122,14 +124,27 @@ class Expectation:
             mask = sure_logits(self.near[row])
             tracked = self._followed(row)
         others = clicks_on_others(self.prompts, row)[: None if self.config.exclusive else 0]
-        return self.prompter.prompted(row, prompt, mask, others, tracked)
+        query = self.prompter.prompted(row, prompt, mask, others, tracked)
+        track = self.tracks[row]
+        doubted = track.state == "uncertain"
+        return None if query is None else replace(query, doubted=doubted, area=track.area)
+
+    def is_rather(self, row: int, other: int, region: Tensor) -> bool:
+        """Return whether a region (h, w) resembles an object more than another one does, on the
+        frames with prompts."""
+        if self._near_maps is None:
+            return False
+        size = (self._near_maps.shape[-2], self._near_maps.shape[-1])
+        cells = F.adaptive_avg_pool2d(region[None].float(), size)[0].to(self._near_maps.device)
+        mine, theirs = (self._near_maps[[row, other], 1] * cells).sum(dim=(1, 2))
+        return bool(mine > theirs)
 
     def _sought(self, row: int) -> Query | None:
         """Query a lost object by the place where memory expects it."""
         if self.far is None or self._far_maps is None:
             return None
         expected = self.far[row]
-        place = self.prompter.middle(expected)
+        place = self.prompter.middle(expected, _SOUGHT)
         if not len(place):
             return None
         return Query(

@@ -32,6 +32,7 @@ from masking.tracking.trust import (
 _PREDICTED = 0.6  # least IoU that a part trained on clips predicts for a trusted mask
 _KEEPS = 0.9  # share of the running means that stays from one trusted mask to the next
 _OTHER = 0.5  # IoU with the expected mask below which a prompted mask shows something else
+_LONG = 100  # frames without a trusted mask after which an object may have any size
 _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they show the same thing
 
 
@@ -47,7 +48,8 @@ def is_trusted(config: TrackConfig, track: Track, answer: Answer) -> bool:
 
 def _has_grown_little(config: TrackConfig, track: Track, answer: Answer) -> bool:
     grown = max(answer.area, 1.0) / max(track.area, 1.0)
-    return 1 / config.growth <= grown <= config.growth
+    most = config.growth ** (1 + min(track.misses, _LONG) / config.patience)
+    return 1 / most <= grown <= most
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,6 @@ class Learning:
     def outcome(self, row: int, query: Query | None, answer: Answer | None) -> Outcome:
         """Return the outcome for an object; without a query, no answer was wanted."""
         track, prompt = self.expectation.tracks[row], self.expectation.prompts.get(row)
-        track = replace(track, since=track.since + 1)
         if prompt is not None and prompt.role == "end":
             return self._empty(Track())
         if prompt is not None and prompt.role == "absent":
@@ -113,9 +114,7 @@ class Learning:
 
     def _judged(self, track: Track, query: Query, answer: Answer) -> Outcome:
         """Return an outcome with the mask of an answer, and how far that can be trusted."""
-        evidence = evidence_of_tracked(
-            answer.logits, answer.predicted, answer.agreement, query.memory, track.since
-        )
+        evidence = evidence_of_tracked(answer.logits, answer.predicted, query.memory)
         belief = self.calibration.tracked(evidence)
         return Outcome(track, answer.logits, belief.iou, belief.right, evidence)
 

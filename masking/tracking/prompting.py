@@ -17,10 +17,21 @@ from masking.images.arrays import Bools, Points
 from masking.images.geometry import deepest, iou
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
-from masking.tracking.obeying import Clicks, alike, component, disc_radius, obey
+from masking.tracking.obeying import Clicks, alike, disc_radius, obey
 from masking.tracking.query import Answer, Query, depths
+from masking.tracking.state import NOTHING
 
+_STRANGE = 0.3  # predicted IoU that a mask loses for being e times larger or smaller than usual
 _LARGEST = 0.8  # share of the frame above which a mask is taken for the background
+
+
+def _worth(answer: Answer, usual: float) -> float:
+    """Return the predicted IoU of an answer, less if its area is more than twice or less than half
+    of what is usual for the object; 0: nothing is known of it."""
+    if not usual:
+        return answer.predicted
+    off = abs(float(np.log(max(answer.area, 1.0) / usual)))
+    return answer.predicted - _STRANGE * max(0.0, off - float(np.log(2)))
 
 
 def _again(query: Query, answer: Answer) -> Query:
@@ -80,27 +91,29 @@ class Prompter:
     def _elsewhere(
         self, queries: Sequence[Query], answers: Mapping[int, Answer]
     ) -> dict[int, Answer]:
-        """Return better answers where a person clicked something apart from the mask that was
-        tracked: that may be something else altogether, and is tried by the clicks only."""
+        """Return better answers where a person clicked beside a mask that was not trusted: it may
+        show something else altogether, and the clicks are tried without it."""
         apart = [
             i
             for i, query in enumerate(queries)
-            if query.start is not None and self._is_apart(query, query.start, answers[i])
+            if query.start is not None and query.doubted and self._is_apart(query, query.start)
         ]
         if not apart:
             return {}
         alone = self.answer_in_rounds([replace(queries[i], start=None, mask=None) for i in apart])
         found = dict(zip(apart, alone, strict=True))
-        return {i: one for i, one in found.items() if one.predicted >= answers[i].predicted}
+        return {
+            i: one
+            for i, one in found.items()
+            if _worth(one, queries[i].area) >= _worth(answers[i], queries[i].area)
+        }
 
-    def _is_apart(self, query: Query, start: Query, answer: Answer) -> bool:
-        """Return whether the clicked parts of a mask hold little of the mask that was tracked."""
-        if start.expected is None:
+    def _is_apart(self, query: Query, start: Query) -> bool:
+        """Return whether all positive clicks lie outside of the mask that was expected."""
+        points = query.points[query.labels == 1]
+        if start.expected is None or not len(points):
             return False
-        clicks, old, now = self._clicks(query), (start.expected > 0.5).numpy(), answer.logits > 0
-        positive = clicks.places[clicks.labels == 1]
-        shares = [np.count_nonzero(component(now.numpy(), at) & old) for at in positive]
-        return bool(shares and 2 * max(shares) < np.count_nonzero(old))
+        return bool((self.sample(start.expected, points) <= 0.5).all())
 
     def _insisted(
         self, queries: Mapping[int, Query], answers: Mapping[int, Answer]
@@ -161,6 +174,11 @@ class Prompter:
         radius = max(1.5, disc_radius(self.size) * self.scale)
         logits = torch.from_numpy(obey(answer.logits.numpy(), clicks, radius, candidates))
         return replace(answer, logits=logits.clone(), agreement=float(iou(before, logits > 0)))
+
+    def kept_off(self, query: Query, answer: Answer, taken: Tensor) -> Answer:
+        """Return an answer without what belongs to others, a mask (h, w), but with its clicks."""
+        logits = torch.where(taken, answer.logits.clamp(max=NOTHING), answer.logits)
+        return self._forced(query, replace(answer, logits=logits), [])
 
     def answer(self, queries: Mapping[int, Query]) -> dict[int, Answer]:
         """Return an answer to each query, from one call of the decoder, with all clicks at once."""
@@ -257,7 +275,11 @@ class Prompter:
         """Choose the output that is predicted best and agrees best with the expected mask."""
         if query.expected is None:
             ambiguous = len(query.labels) == 1 and query.labels[0] == 1 and query.box is None
-            best = 1 + int(scores[1:].argmax()) if ambiguous and query.mask is None else 0
+            best = 0
+            if ambiguous and query.mask is None:
+                some = zip(logits[1:], scores[1:], strict=True)
+                values = [_worth(Answer(one, float(score)), query.area) for one, score in some]
+                best = 1 + int(np.argmax(values))
             return Answer(logits[best].clone(), float(scores[best]))
         p = torch.sigmoid(logits)
         both, either = torch.minimum(p, query.expected), torch.maximum(p, query.expected)

@@ -39,6 +39,10 @@ class Query:
     """The person's prompt that the query comes from; None: it comes from the tracker."""
     start: "Query | None" = None
     """The tracker's query whose answer the prompt corrects; None: the prompt corrects no mask."""
+    area: float = 0.0
+    """Cells of the object's last trusted mask; 0: it has none."""
+    doubted: bool = False
+    """Whether the mask that the prompt corrects was not trusted: it may show something else."""
     memory: Tensor | None = None
     """(MAPS, ...) what memory says (`masking.segmenter.matching.recalled`); None: nothing."""
 

@@ -81,12 +81,13 @@ class TrackConfig:
     """Lowest IoU of a trusted mask with the expected mask, as a share of the object's usual
     value."""
     growth: float = 3.0
-    """Largest ratio of the areas of two successive trusted masks, in either direction."""
+    """Largest ratio of the areas of two successive trusted masks, in either direction; its square
+    after as many frames without a trusted mask as `patience` says, and so on."""
     patience: int = 5
     """Number of consecutive frames without a trusted mask after which an object is lost."""
     redetect: bool = True
     """Search for lost objects on every frame."""
-    similarity: float = field(default=0.5, metadata={"was": "likeness"})
+    similarity: float = field(default=0.35, metadata={"was": "likeness"})
     """Lowest similarity at which a lost object is found again, as a share of the object's usual
     value. Similarity is the mean probability that memory gives to the object inside the mask."""
     exclusive: bool = field(default=True, metadata={"was": "rivals"})
@@ -104,8 +105,6 @@ class Track:
     """Cells of the last mask that was trusted."""
     misses: int = 0
     """Frames since that mask."""
-    since: int = 0
-    """Frames since a prompt of the object."""
     usual: tuple[float, float, float] = (0.0, 0.5, 0.5)
     """Running means over trusted masks: the predicted IoU, the agreement with the expected mask,
     and the share of the mask that was expected."""

@@ -47,6 +47,7 @@ def advance(
     queries = [query for query in expectation.queries() if query.row not in given]
     answers = prompter.answer_in_rounds(queries)
     if config.exclusive:
+        answers = _kept_off(expectation, queries, answers)
         answers = _sharing(expectation, queries, answers, list(given.values()))
     answered = {q.row: (q, answer) for q, answer in zip(queries, answers, strict=True)}
     for row, answer in given.items():
@@ -58,6 +59,27 @@ def advance(
     return learning.remember(
         [learning.outcome(row, *answered.get(row, (None, None))) for row in rows]
     )
+
+
+def _kept_off(
+    expectation: Expectation, queries: list[Query], answers: list[Answer]
+) -> list[Answer]:
+    """Keep masks of prompts off objects that are tracked on the frame, except where these resemble
+    the prompted object more.
+
+    A click on what can be seen of an object behind another one easily takes both.
+    """
+    kept = list(answers)
+    for i, query in enumerate(queries):
+        taken = torch.zeros_like(answers[i].logits, dtype=torch.bool)
+        for other, answer in zip(queries, answers, strict=True):
+            if query.prompt is not None and other.prompt is None:
+                both = (answers[i].logits > 0) & (answer.logits > 0)
+                if both.any() and not expectation.is_rather(query.row, other.row, both):
+                    taken |= both
+        if taken.any():
+            kept[i] = expectation.prompter.kept_off(query, answers[i], taken)
+    return kept
 
 
 def _sharing(

@@ -1,10 +1,11 @@
 """How far a mask can be trusted: the probability that it is right, from what is known of it.
 
 A mask is right if its IoU with the truth is above 0.5. What is known of a mask when it is made (its
-predicted IoU, how sharp it is, how far it agrees with what was expected, how well memory knows what
-it covers, and so on) is a row of numbers, the evidence. Logistic regressions on it give the
-probability that the mask is right, and the IoU to expect. `benchmarks.masking.calibration` fits
-them for given weights, and puts the numbers into the metadata of these. Other weights are judged by
+predicted IoU, how sharp it is, how far the prompted frames alone lead to expect it, and how much of
+it belongs to other objects) is a row of numbers, the evidence. Logistic regressions on it give the
+probability that the mask is right, and the IoU to expect. Agreement with all of memory, growth, and
+the time since a prompt made neither of them better. `benchmarks.masking.calibration` fits them for
+given weights, and puts the numbers into the metadata of these. Other weights are judged by
 `ASSUMED`, which is fitted for `mini` without the part that follows objects.
 
 Shapes: h x w pixels of low-resolution logits.
@@ -25,12 +26,9 @@ from masking.segmenter.matching import MAPS
 
 EVIDENCE: dict[str, str] = {
     "predicted": "log odds of the IoU that the segmenter predicts",
-    "agreement": "log odds of the soft IoU with the expected mask",
     "stability": "log odds of the share of the mask that stays at a higher threshold",
     "prompted": "mean probability in the mask by the prompted frames alone",
     "others": "mean probability in the mask that a cell belongs to another object",
-    "known": "how well memory knows the cells of the mask, from 0 to 1.2",
-    "since": "log of one plus the frames since a prompt of the object",
 }
 """Evidence of a tracked mask, in this order."""
 PROMPTED: dict[str, str] = {
@@ -40,7 +38,7 @@ PROMPTED: dict[str, str] = {
 }
 """Evidence of a prompted mask, in this order."""
 Evidence = NDArray[np.float64]
-"""(7,) or (3,)."""
+"""(4,) or (3,)."""
 TRACKED = 0.8
 """Least probability that a mask is right with which its state is `tracked`: with lower ones more
 masks that are wrong were called tracked, with higher ones more right ones uncertain."""
@@ -58,17 +56,13 @@ def stability(logits: Tensor) -> float:
     return log_odds(float(((logits > 1).sum() + 1) / ((logits > -1).sum() + 1)))
 
 
-def evidence_of_tracked(
-    logits: Tensor, predicted: float, agreement: float, maps: Tensor | None, since: int
-) -> Evidence:
+def evidence_of_tracked(logits: Tensor, predicted: float, maps: Tensor | None) -> Evidence:
     """Return the numbers of `EVIDENCE`.
 
     Args:
         logits: (h, w) of the mask.
         predicted: IoU that the segmenter predicts for it.
-        agreement: its soft IoU with the expected mask.
         maps: (MAPS, rows, columns) from memory (`masking.segmenter.matching.recalled`).
-        since: frames since a prompt of the object.
     """
     means = np.zeros(MAPS)
     if maps is not None:
@@ -76,9 +70,8 @@ def evidence_of_tracked(
         mask = F.adaptive_avg_pool2d((logits > 0).float()[None], size)[0].to(maps.device)
         total = (maps * mask).sum(dim=(1, 2)) / mask.sum().clamp(min=1e-6)
         means = total.double().cpu().numpy()
-    _, prompted, others, known, _ = means
-    odds = [log_odds(predicted), log_odds(agreement), stability(logits)]
-    return np.array([*odds, prompted, others, known, np.log1p(since)])
+    _, prompted, others, *_ = means
+    return np.array([log_odds(predicted), stability(logits), prompted, others])
 
 
 def evidence_of_prompted(logits: Tensor, predicted: float, clicks: int) -> Evidence:
@@ -147,8 +140,8 @@ def _share(evidence: Evidence, weights: tuple[float, ...]) -> float:
 
 
 ASSUMED = Calibration(
-    right=(1.37, 0.0, 0.18, 1.30, 0.0, 0.0, 0.0, -1.16),
-    iou=(0.89, 0.0, 0.06, 0.50, 0.0, 0.0, 0.0, -0.94),
+    right=(1.37, 0.18, 1.30, 0.0, -1.16),
+    iou=(0.89, 0.06, 0.50, 0.0, -0.94),
     prompted_right=(0.63, 1.24, 0.79, 1.46),
     prompted_iou=(0.27, 0.56, 0.02, 0.75),
     gone=0.75,
