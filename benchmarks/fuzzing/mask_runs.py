@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks.mutation import damaged, odd, replaced
 from jobs.masks.exports import export_all, export_video, named_table
 from jobs.masks.folder import file_name, id_path, masks_place
-from jobs.masks.ledger import ledger_bytes, review_csv
+from jobs.masks.ledger import ledger_bytes, outlook_of, review_csv, review_of
 from jobs.masks.plan import VideoWork
 from jobs.masks.results import read_results
 from jobs.masks.score import print_scores, score_video, summarize
@@ -44,7 +44,10 @@ def attempt(random: Random, folder: Path) -> object:
     done = [each for each in work if results.is_done(each, False)]
     records = [results.markers[each.video_id] for each in done]
     ledger_bytes(results.markers.values())
-    review_csv([one for one in results.markers.values() if one["status"] != "failed"], {})
+    masked = [one for one in results.markers.values() if one["status"] != "failed"]
+    review = review_of(masked, {})
+    review_csv(review)
+    outlook_of(masked, review)
     masked = [one for one in records if one["status"] != "failed"]
     for one in masked:
         table = named_table(out, one)
@@ -82,7 +85,8 @@ def _record(video_id: str, names: list[str] | None, content: bytes) -> dict[str,
         "video_id": video_id, "uri": "v", "key": "key", "status": "ok", "code": None, "error": None,
         "frames": _FRAMES, "extra": {}, "seconds": 1.0, "content_sha256": "", "notes": [],
         "corrupt_packets": 0, "cut_off": False, "unsorted": 0, "objects": {"1": {"tracked": 4}},
-        "review": [span], "masks_sha256": hashlib.sha256(content).hexdigest(),
+        "review": [span], "expected": {"frames": 4, "missing": 1.5},
+        "masks_sha256": hashlib.sha256(content).hexdigest(),
         "masks_bytes": len(content), "height": _SIZE[0], "width": _SIZE[1], "rotation": 0,
         "rate": 25.0, "codec": "images" if names else "h264",
     }  # fmt: skip

@@ -61,6 +61,7 @@ _NEEDED = {
 }  # fmt: skip
 _NEEDED_FAILED = {"code": str, "error": str}
 _NEEDED_MASKED = {"masks_sha256": str, "review": list, "objects": dict, "notes": list}
+_EXPECTED = {"frames": int, "missing": float}
 _SPAN = {
     "video_id": str, "object_id": int, "first_frame": int, "last_frame": int, "reason": str,
     "click_frame": int, "severity": float,
@@ -82,6 +83,11 @@ def as_marker(content: bytes) -> dict[str, Any] | None:
         if not _has(record, _NEEDED_FAILED if failed else _NEEDED_MASKED):
             return None
         if not isinstance(record.get("masks_bytes", 0), int):  # earlier versions wrote none
+            return None
+        expected = record.get(
+            "expected", {"frames": 0, "missing": 0}
+        )  # earlier versions wrote none
+        if not isinstance(expected, dict) or not _has(expected, _EXPECTED):
             return None
         spans = [] if failed else record["review"]
         if not all(isinstance(span, dict) and _has(span, _SPAN) for span in spans):

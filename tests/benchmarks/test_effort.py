@@ -4,9 +4,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks.effort import Masked, Person, shares
 from benchmarks.masking.tracking import Clip
+from masking.outputs.rows import SCHEMA
 
 
 def test_a_person_clicks_the_worst_frame_or_the_one_that_the_review_names():
@@ -22,11 +24,14 @@ def test_a_person_clicks_the_worst_frame_or_the_one_that_the_review_names():
     masks[0, 1, 5:20, 25:30] = True  # too much
     masks[0, 3] = False  # lost, but nobody knows
     rows = [
-        {"object_id": 1, "frame": t, "state": state, "quality": 0.3, "score": 0.9, "area": 100}
-        for t, state in enumerate(("prompted", "uncertain", "uncertain", "tracked"))
+        dict.fromkeys(SCHEMA.names)
+        | {"object_id": 1, "frame": t, "state": state, "quality": 0.3, "score": score}
+        for t, (state, score) in enumerate(
+            (("prompted", 1.0), ("uncertain", 0.3), ("uncertain", 0.6), ("tracked", 1.0))
+        )
     ]
     ious = np.array([[1, 0.75, 1, 0]])
-    masked = Masked(masks, ious, rows)
+    masked = Masked(masks, ious, pa.Table.from_pylist(rows, SCHEMA))
     assert person.obeyed(masked) == [True]
     assert person.correct(masked, "review")
     last = person.rows[-1]

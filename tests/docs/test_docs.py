@@ -23,8 +23,15 @@ from tests.conftest import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += [ROOT / "masking" / "weights" / "README.md"]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-OF_OTHERS = {"--address", "--working-dir", "--generate", "--runtime-env-json", "--requirement"}
-"""Flags of ray, pip, pytest and torchrun that the pages name."""
+OF_OTHERS = {
+    "--address",
+    "--working-dir",
+    "--generate",
+    "--runtime-env-json",
+    "--requirement",
+    "--ipc",
+}
+"""Flags of ray, pip, pytest, torchrun and docker that the pages name."""
 FLAGS = {
     job: {row[0].strip("`") for row in tables.settings(cls)} | {"--help"}
     for job, cls in (tables.FLAGS | {"docs.demo": DemoConfig, "docs.strip": StripConfig}).items()

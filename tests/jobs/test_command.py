@@ -14,7 +14,7 @@ from tests import sweeps, tasks
 from tests.squares import write_squares
 from tests.trained import write_images
 
-NAMES = ["click", "finetune", "mask", "predict", "prompt", "prune", "train", "tune"]
+NAMES = ["click", "convert", "finetune", "mask", "predict", "prompt", "prune", "train", "tune"]
 
 
 def test_pip_installs_it():

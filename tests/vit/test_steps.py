@@ -13,6 +13,7 @@ from tests.ranks import on_ranks
 from vit.config import AugmentConfig, DatasetConfig, ModelConfig, OptimConfig
 from vit.model import build
 from vit.numerics import Numerics, choose_numerics
+from vit.packing import Planned
 from vit.steps import Batch, StepConfig, gradients
 
 SHAPE = ModelConfig(image_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, stem="conv")
@@ -49,7 +50,8 @@ def test_mixed_loss_is_the_cross_entropy_of_timms_soft_targets(monkeypatch):
 
     monkeypatch.setattr(model, "forward", spy)
     share = torch.linspace(0, 1, 12)
-    monkeypatch.setattr("vit.steps.mix", lambda inputs, *_: (inputs, share))
+    plan = Planned((share,), lambda inputs, own: (inputs, own))
+    monkeypatch.setattr("vit.steps.plan_mix", lambda *_: plan)
     loss, correct, count = step(model, part).tolist()
     partners = part.labels.view(-1, 2).flip(1).flatten()
     smooth = [
