@@ -344,8 +344,8 @@ def _too_few(demand: Demand, found: Nodes, sharing: int, gpus: float | None) -> 
     """Say why workers do not compute on GPUs, and what would let them."""
     if gpus == 0:
         return f"{demand.gpus_flag} is 0"
-    kinds = (*found.present, *(found.types or ()))
-    if not any(kind.gpus for kind in kinds):
+    types = found.types or ()
+    if not any([*(node.gpus for node in found.present), *(kind.gpus for kind in types)]):
         return "there are no GPUs"
     if demand.gpus:
         return "there are too few GPUs"

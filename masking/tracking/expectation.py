@@ -46,27 +46,29 @@ class Expectation:
         """(K, h, w) probabilities near the places of the recent frames; None: no memory."""
         self.far: Tensor | None = None
         """(K, h, w) probabilities anywhere, for lost objects; None: no memory, or none is lost."""
-        self._near_maps: Tensor | None = None
-        self._far_maps: Tensor | None = None
+        self._near_maps: tuple[Tensor, Tensor] | None = None
+        self._far_maps: tuple[Tensor, Tensor] | None = None
         if memory is not None and memory.prompted:
             self.near, self._near_maps = self._read(memory, scene, anywhere=False)
             if config.redetect and any(track.state == "lost" for track in self.tracks):
                 self.far, self._far_maps = self._read(memory, scene, anywhere=True)
         self._middles: dict[int, Points] = {}
 
-    def _read(self, memory: Memory, scene: Scene, anywhere: bool) -> tuple[Tensor, Tensor]:
+    def _read(
+        self, memory: Memory, scene: Scene, anywhere: bool
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return probabilities (K, h, w) from memory, at the size of the logits and on the host;
-        and all maps (K, MAPS, ...) from memory."""
+        and all maps (K, MAPS, ...) from memory, on the device and on the host."""
         recall = memory.read(scene.keys.flatten(0, 1), anywhere)
         shares = recall.shares.unflatten(1, scene.grid)
-        size = self.prompter.low_res
-        near = F.interpolate(shares.cpu()[:, None], size, mode="bilinear", align_corners=False)
         rest = shares.sum(dim=0) - shares if self.config.exclusive else torch.zeros_like(shares)
         prompted = recall.prompted_shares.unflatten(1, scene.grid)
         weights = (w.unflatten(1, scene.grid) for w in (recall.weight, recall.prompted_weight))
         weight, prompted_weight = weights
         maps = recalled(shares, weight, prompted, prompted_weight, rest.clamp(0, 1))
-        return near[:, 0], maps
+        here, size = maps.cpu(), self.prompter.low_res  # one copy: each of them is waited for
+        near = F.interpolate(here[:, :1], size, mode="bilinear", align_corners=False)
+        return near[:, 0], (maps, here)
 
     def queries(self) -> list[Query]:
         """Return a query for each object that a mask is wanted of on this frame."""
@@ -89,14 +91,16 @@ class Expectation:
         """Query a visible object by its expected mask; None: it is expected nowhere."""
         if self.near is None or self._near_maps is None:
             return None
-        expected, maps = self.near[row], self._near_maps[row]
+        expected, (maps, here) = self.near[row], self._near_maps
         middle, mask = self._middle(row), sure_logits(expected)
         if not len(middle):
             return None
         others = middle[:0] if self.prompter.segmenter.remembers else self._others(row, expected)
         points = np.concatenate([middle, others])
         labels = np.repeat(np.array([1, 0], np.int64), [len(middle), len(others)])
-        return Query(row, points, labels, mask=mask, expected=expected, memory=maps)
+        return Query(
+            row, points, labels, mask=mask, expected=expected, memory=maps[row], known=here[row]
+        )
 
     def _middle(self, row: int) -> Points:
         """Return the deepest point (1, 2) of an object's expected mask; (0, 2) if that is empty."""
@@ -134,9 +138,10 @@ class Expectation:
         frames with prompts."""
         if self._near_maps is None:
             return False
-        size = (self._near_maps.shape[-2], self._near_maps.shape[-1])
-        cells = F.adaptive_avg_pool2d(region[None].float(), size)[0].to(self._near_maps.device)
-        mine, theirs = (self._near_maps[[row, other], 1] * cells).sum(dim=(1, 2))
+        maps = self._near_maps[1]
+        size = (maps.shape[-2], maps.shape[-1])
+        cells = F.adaptive_avg_pool2d(region[None].float(), size)[0]
+        mine, theirs = (maps[[row, other], 1] * cells).sum(dim=(1, 2))
         return bool(mine > theirs)
 
     def _sought(self, row: int) -> Query | None:
@@ -149,5 +154,5 @@ class Expectation:
             return None
         return Query(
             row, place, np.ones(1, np.int64), mask=sure_logits(expected), expected=expected,
-            memory=self._far_maps[row],
+            memory=self._far_maps[0][row], known=self._far_maps[1][row],
         )  # fmt: skip

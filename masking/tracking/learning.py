@@ -114,7 +114,7 @@ class Learning:
 
     def _judged(self, track: Track, query: Query, answer: Answer) -> Outcome:
         """Return an outcome with the mask of an answer, and how far that can be trusted."""
-        evidence = evidence_of_tracked(answer.logits, answer.predicted, query.memory)
+        evidence = evidence_of_tracked(answer.logits, answer.predicted, query.known)
         belief = self.calibration.tracked(evidence)
         return Outcome(track, answer.logits, belief.iou, belief.right, evidence)
 

@@ -45,6 +45,8 @@ class Query:
     """Whether the mask that the prompt corrects was not trusted: it may show something else."""
     memory: Tensor | None = None
     """(MAPS, ...) what memory says (`masking.segmenter.matching.recalled`); None: nothing."""
+    known: Tensor | None = None
+    """The same on the host."""
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,14 @@ def evidence_of_tracked(logits: Tensor, predicted: float, maps: Tensor | None) -
     Args:
         logits: (h, w) of the mask.
         predicted: IoU that the segmenter predicts for it.
-        maps: (MAPS, rows, columns) from memory (`masking.segmenter.matching.recalled`).
+        maps: (MAPS, rows, columns) of `masking.segmenter.matching.recalled`, on the host.
     """
     means = np.zeros(MAPS)
     if maps is not None:
         size = (maps.shape[-2], maps.shape[-1])
-        mask = F.adaptive_avg_pool2d((logits > 0).float()[None], size)[0].to(maps.device)
+        mask = F.adaptive_avg_pool2d((logits > 0).float()[None], size)[0]
         total = (maps * mask).sum(dim=(1, 2)) / mask.sum().clamp(min=1e-6)
-        means = total.double().cpu().numpy()
+        means = total.double().numpy()
     _, prompted, others, *_ = means
     return np.array([log_odds(predicted), stability(logits), prompted, others])
 

@@ -82,7 +82,7 @@ def test_the_decoder_gets_the_maps_that_it_was_trained_on(segmenter, folder):
     tracker = Tracker((Track("tracked"), Track("tracked")), memory)
     scene = Scene(embeddings[2:3], keys[2])
     prompter = Prompter(segmenter, scene.embeddings)
-    maps = Expectation(prompter, TrackConfig(), tracker, scene, {})._near_maps
+    maps = Expectation(prompter, TrackConfig(), tracker, scene, {})._near_maps[0]
     new, bias = keys[2].flatten(0, 1), distances(grid, torch.device("cpu"))
     pairs = [weights(keys[number].flatten(0, 1), new, bias) for number in range(2)]
     sums = [share @ pair for share, pair in zip(shares, pairs, strict=False)]
