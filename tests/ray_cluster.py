@@ -1,6 +1,7 @@
 """The session's one Ray cluster, and what tests do with the jobs that they start on it."""
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -54,6 +56,17 @@ class RayCluster:
         self._wait("GCS", self.gcs)
         self._wait("dashboard", self.dashboard)
         self.nodes.append(self._node("--address", self.address))
+        self._wait_for_nodes(2)
+
+    def _wait_for_nodes(self, count):
+        """Wait until so many nodes are there: a job counts those that it finds."""
+        deadline, alive = time.monotonic() + 90, -1
+        while alive < count and time.monotonic() < deadline:
+            time.sleep(0.2)
+            with contextlib.suppress(OSError), urlopen(f"{self.http}/api/v0/nodes") as answer:
+                nodes = json.load(answer)["data"]["result"]["result"]
+                alive = sum(node["state"] == "ALIVE" for node in nodes)
+        assert alive >= count, f"{alive} of {count} nodes are there after 90 s"
 
     def add(self, *flags):
         """Add a node like the others, or as `flags` say; `lose` it before the test ends."""
