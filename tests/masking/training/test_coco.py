@@ -251,7 +251,7 @@ def test_few_images_of_many_that_are_listed_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(coco_images, "FEW", (2, 100))
     images = [LISTED | {"id": n, "file_name": f"{n}.png"} for n in range(60)]
     annotations = [{"image_id": n} for n in range(60)]
-    found = survey([written(tmp_path, images, annotations, ["images/31.png"])], ALL)
+    found = survey([written(tmp_path / "set", images, annotations, ["images/31.png"])], ALL)
     assert len(found[31].masks) == 1
     assert len(inspect(found).faults) == 59
 
