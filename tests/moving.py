@@ -73,6 +73,6 @@ class Seeing(nn.Module):
         return logits, torch.where(logits.amax(dim=(2, 3)) > 0, 0.95, 0.1)
 
 
-def segmenter():
-    """Return a segmenter with this network, as `mask_video` takes it."""
-    return Segmenter(Seeing(), torch.device("cpu"), "float32")
+def segmenter(network=None):
+    """Return a segmenter with this network or another one, as `mask_video` takes it."""
+    return Segmenter(network or Seeing(), torch.device("cpu"), "float32")

@@ -15,12 +15,22 @@ from torch import Tensor
 
 from masking.images.geometry import iou
 from masking.manifest.prompt import FramePrompt
+from masking.segmenter.matching import SURE
 from masking.segmenter.prompts import on_device
 from masking.tracking.expectation import Expectation
 from masking.tracking.memory import Memory, Remembered, cell_shares
 from masking.tracking.prompting import Prompter
 from masking.tracking.query import Answer, Query
-from masking.tracking.state import NOTHING, Scene, State, Track, TrackConfig, TrackedMasks, Tracker
+from masking.tracking.state import (
+    NOTHING,
+    VISIBLE,
+    Scene,
+    State,
+    Track,
+    TrackConfig,
+    TrackedMasks,
+    Tracker,
+)
 from masking.tracking.trust import (
     TRACKED,
     Evidence,
@@ -32,6 +42,8 @@ from masking.tracking.trust import (
 _PREDICTED = 0.6  # least IoU that a part trained on clips predicts for a trusted mask
 _KEEPS = 0.9  # share of the running means that stays from one trusted mask to the next
 _OTHER = 0.5  # IoU with the expected mask below which a prompted mask shows something else
+_DOUBTED = 0.5  # probability that a correction is right below which it is not learnt from
+_SEEN = ("prompted", "tracked", "recovered")
 _LONG = 100  # frames without a trusted mask after which an object may have any size
 _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they show the same thing
 
@@ -66,6 +78,8 @@ class Outcome:
     """Probability that the mask is right."""
     evidence: Evidence | None = None
     """What is known of the mask; None: none was computed."""
+    denied: Tensor | None = None
+    """(h, w) bool: where a person said that the object is not; None: nowhere."""
 
 
 class Learning:
@@ -95,6 +109,8 @@ class Learning:
             return self._empty(track)
         if query is None or answer is None:
             return self._empty(self._missed(track, None))
+        if query.prompt is not None and not answer.area:
+            return replace(self._empty(self._missed(track, None)), denied=answer.denied)
         if query.prompt is not None:
             return self._started(track, query.prompt, answer)
         if track.state == "lost":
@@ -121,13 +137,22 @@ class Learning:
     def _started(self, track: Track, prompt: FramePrompt, answer: Answer) -> Outcome:
         """Start or restart a track from the mask of a person's prompt."""
         usual = (answer.predicted, *track.usual[1:])
-        started = Track("prompted", answer.area, usual=usual)
+        started = Outcome(Track("prompted", answer.area, usual=usual), answer.logits, 1.0, 1.0)
+        if prompt.mask is not None:
+            return started
         if answer.is_judged:
-            return Outcome(started, answer.logits, answer.predicted, answer.agreement)
-        clicks = len(prompt.points) + 2 * (prompt.box is not None)
-        evidence = evidence_of_prompted(answer.logits, answer.predicted, clicks)
-        belief, kept = self.calibration.prompted(evidence), answer.agreement
-        return Outcome(started, answer.logits, belief.iou * kept, belief.right * kept, evidence)
+            started = replace(started, score=answer.predicted, quality=answer.agreement)
+        else:
+            clicks = len(prompt.points) + 2 * (prompt.box is not None)
+            evidence = evidence_of_prompted(answer.logits, answer.predicted, clicks)
+            belief, kept = self.calibration.prompted(evidence), answer.agreement
+            score, quality = belief.iou * kept, belief.right * kept
+            started = replace(started, score=score, quality=quality, evidence=evidence)
+        if track.state in VISIBLE and started.quality < _DOUBTED:
+            # The frame is too hard to learn from: what was known before goes on.
+            missed = replace(track, state="prompted", misses=track.misses + 1)
+            return replace(started, track=missed)
+        return started
 
     def _followed(self, track: Track, state: State, query: Query, answer: Answer) -> Outcome:
         """Learn from a trusted mask."""
@@ -167,7 +192,7 @@ class Learning:
         """Return the tracker after the frame, and the masks on it."""
         tracks = tuple(outcome.track for outcome in outcomes)
         logits = torch.stack([outcome.logits for outcome in outcomes])
-        memory = self._updated(self.tracker.memory or Memory(self.scene.grid), tracks, logits)
+        memory = self._updated(self.tracker.memory or Memory(self.scene.grid), outcomes, logits)
         masks = TrackedMasks(
             tuple(_state(outcome) for outcome in outcomes),
             logits,
@@ -177,25 +202,40 @@ class Learning:
         )
         return Tracker(tracks, memory), masks
 
-    def _updated(self, memory: Memory, tracks: Sequence[Track], logits: Tensor) -> Memory:
-        """Add the frame to the memory."""
+    def _updated(self, memory: Memory, outcomes: Sequence[Outcome], logits: Tensor) -> Memory:
+        """Add the frame to the memory. A prompted mask that is doubtful counts the less: what a
+        person said of one pixel of a hard frame would else hide what is known from others."""
+        tracks = [outcome.track for outcome in outcomes]
         keys = self.scene.keys.flatten(0, 1)
         known = torch.tensor([float(t.state not in (None, "lost")) for t in tracks])
         prompted = tuple(t.state == "prompted" for t in tracks)
-        trusted = tuple(t.state in ("prompted", "tracked", "recovered") for t in tracks)
+        trusted = tuple(not t.misses and t.state in _SEEN for t in tracks)
         shares = on_device(self._shares(tracks, logits), keys.device)
         frame = Remembered(keys, shares, on_device(known, keys.device), trusted)
         if any(prompted):
-            only = on_device(torch.tensor(prompted, dtype=torch.float32), keys.device)
+            sure = [min(1.0, one.quality / TRACKED) for one in outcomes]
+            only = on_device(torch.tensor(sure) * torch.tensor(prompted), keys.device)
             memory = memory.keep(replace(frame, known=only, trusted=prompted))
         for row, (old, new) in enumerate(zip(self.tracker.tracks, tracks, strict=True)):
             if new.state == "lost" and old.state != "lost":
                 memory = memory.lose(row)
-            elif new.state == "prompted" and self._shows_something_else(row, logits[row]):
+            elif trusted[row] and prompted[row] and self._shows_something_else(row, logits[row]):
                 memory = memory.forget(row)
+        for row, outcome in enumerate(outcomes):
+            if outcome.denied is not None:
+                memory = memory.keep(self._denial(row, outcome.denied, frame))
         if any(t.state not in (None, "lost") for t in tracks):
             memory = memory.add(frame, self.config.recent)
         return memory
+
+    def _denial(self, row: int, denied: Tensor, frame: Remembered) -> Remembered:
+        """Return the part of a frame that a person said is not the object: of the rest nothing is
+        known, and so it has no keys that another frame could resemble."""
+        device = frame.keys.device
+        cells = on_device(cell_shares(SURE * (2.0 * denied[None] - 1), self.scene.grid), device)
+        only = torch.arange(len(frame.known), device=device) == row
+        keys = frame.keys * (cells[0] > 0.5)[:, None]
+        return Remembered(keys, torch.zeros_like(frame.shares), only.float(), tuple(only.tolist()))
 
     def _shares(self, tracks: Sequence[Track], logits: Tensor) -> Tensor:
         """Return the shares (K, M) to remember: the expected ones for objects without a trusted
@@ -203,7 +243,7 @@ class Learning:
         shares, near = cell_shares(logits, self.scene.grid), self.expectation.near
         if near is None:
             return shares
-        doubtful = torch.tensor([t.state == "uncertain" for t in tracks])
+        doubtful = torch.tensor([bool(t.misses) for t in tracks])
         expected = F.adaptive_avg_pool2d(near[:, None], self.scene.grid)[:, 0].flatten(1)
         return torch.where(doubtful[:, None], expected, shares)
 

@@ -22,6 +22,7 @@ from masking.tracking.query import Answer, Query, depths
 from masking.tracking.state import NOTHING
 
 _STRANGE = 0.3  # predicted IoU that a mask loses for being e times larger or smaller than usual
+_KEPT = 0.5  # IoU of what is left of a mask with what the segmenter makes of it, to be an object
 _LARGEST = 0.8  # share of the frame above which a mask is taken for the background
 
 
@@ -86,6 +87,7 @@ class Prompter:
         answers |= self._elsewhere(queries, answers)
         left = {i: q for i, q in enumerate(queries) if self._disobeyed(answers[i].logits, q).any()}
         answers |= self._insisted(left, answers)
+        answers |= self._reduced(queries, answers)
         return [answers[i] for i in range(len(queries))]
 
     def _elsewhere(
@@ -114,6 +116,31 @@ class Prompter:
         if start.expected is None or not len(points):
             return False
         return bool((self.sample(start.expected, points) <= 0.5).all())
+
+    def _reduced(
+        self, queries: Sequence[Query], answers: Mapping[int, Answer]
+    ) -> dict[int, Answer]:
+        """Return what is left of masks of which a person only took something away, where the
+        answer shows something else for the most part.
+
+        A segmenter that is told where the object is not may look for it elsewhere. If it does not
+        take what is left for an object, nothing is left.
+        """
+        followed = {
+            i: query.followed
+            for i, query in enumerate(queries)
+            if query.followed is not None and query.box is None and not (query.labels == 1).any()
+        }
+        found = {}
+        for i, shown in self.answer(followed).items():
+            added = (answers[i].logits > 0) & (shown.logits <= 0)
+            if 2 * float(added.sum()) <= answers[i].area:
+                continue
+            left = self.kept_off(queries[i], answers[i], shown.logits <= 0)
+            nothing = torch.full_like(left.logits, NOTHING)
+            denied = replace(left, logits=nothing, denied=shown.logits > 0)
+            found[i] = left if left.agreement >= _KEPT else denied
+        return found
 
     def _insisted(
         self, queries: Mapping[int, Query], answers: Mapping[int, Answer]
@@ -176,9 +203,21 @@ class Prompter:
         return replace(answer, logits=logits.clone(), agreement=float(iou(before, logits > 0)))
 
     def kept_off(self, query: Query, answer: Answer, taken: Tensor) -> Answer:
-        """Return an answer without what belongs to others, a mask (h, w), but with its clicks."""
-        logits = torch.where(taken, answer.logits.clamp(max=NOTHING), answer.logits)
-        return self._forced(query, replace(answer, logits=logits), [])
+        """Return an answer without what belongs to others, a mask (h, w), but with its clicks.
+
+        The segmenter is asked once more, with what is left as its mask: it agrees with that less,
+        the less it takes it for an object.
+        """
+        left = torch.where(taken, answer.logits.clamp(max=NOTHING), answer.logits)
+        points, labels = query.points, query.labels
+        if not (labels == 1).any():
+            middle = self.middle(torch.sigmoid(left))
+            points = np.concatenate([points, middle])
+            labels = np.concatenate([labels, np.ones(len(middle), np.int64)])
+        again = replace(query, points=points, labels=labels, mask=left, start=None)
+        seen = self.answer({0: again})[0]
+        cut = self._forced(query, replace(answer, logits=left, predicted=seen.predicted), [])
+        return replace(cut, agreement=float(iou(seen.logits > 0, cut.logits > 0)))
 
     def answer(self, queries: Mapping[int, Query]) -> dict[int, Answer]:
         """Return an answer to each query, from one call of the decoder, with all clicks at once."""
@@ -322,7 +361,8 @@ class Prompter:
         query = Query(row, points, labels, prompt.box, mask, prompt=prompt)
         if mask is None or prompt.box is not None:
             return query
-        return replace(query, start=self._start(query, torch.sigmoid(mask), tracked))
+        start = self._start(query, torch.sigmoid(mask), tracked)
+        return replace(query, start=start, followed=tracked or start)
 
     def _start(self, query: Query, expected: Tensor, tracked: Query | None) -> Query:
         """Return the tracker's query that a person's query corrects, without the points on what the

@@ -39,6 +39,8 @@ class Query:
     """The person's prompt that the query comes from; None: it comes from the tracker."""
     start: "Query | None" = None
     """The tracker's query whose answer the prompt corrects; None: the prompt corrects no mask."""
+    followed: "Query | None" = None
+    """The tracker's query itself, with points that the person may have taken away."""
     area: float = 0.0
     """Cells of the object's last trusted mask; 0: it has none."""
     doubted: bool = False
@@ -65,6 +67,9 @@ class Answer:
     by_memory: bool = False
     """Whether the segmenter's part that follows objects gave it: its predicted IoU was learnt on
     clips, and can be taken as it is."""
+    denied: Tensor | None = None
+    """(h, w) bool: a mask of which a person said that the object is not there; then this answer's
+    mask is empty. None: nobody said that."""
     is_judged: bool = False
     """Whether a pass before gave it: `predicted` and `agreement` are the mask's score and quality,
     as `masking.tracking.state.TrackedMasks` has them."""

@@ -1,5 +1,7 @@
 """Objects through made clips with a segmenter that sees right: states, points, and one value."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,13 @@ from masking.tracking import memory as memories
 from masking.tracking import snapshot, step
 from masking.tracking import state as track
 from masking.tracking.state import Scene, TrackConfig
-from tests.moving import SIZE, picture, segmenter
+from masking.tracking.trust import TRACKED
+from tests.moving import SIZE, Seeing, picture, segmenter
 
 
-def follow(clip, prompts, config=None, tracker=None, start=0):
+def follow(clip, prompts, config=None, tracker=None, start=0, seeing=None):
     """States and masks (K, H, W) of every frame of [(image, labels)], and the last tracker."""
-    seeing = segmenter()
+    seeing = seeing or segmenter()
     count = 1 + max((row for given in prompts.values() for row in given), default=0)
     tracker = tracker or track.begin(count)
     states, masks = [], []
@@ -96,6 +99,69 @@ def test_a_correction_takes_hold():
     assert agreement(clip, masks, 2)[:6].min() > 0.8
     assert agreement(clip, masks, 1)[6:].min() > 0.8
     assert states[6] == ("prompted",)
+
+
+class Jumping(Seeing):
+    """Looks for something blue where it is told that the object is not."""
+
+    def decode(self, features, frames, points, labels, boxes, mask_input):
+        told = (labels == 0).any(dim=1)
+        points = torch.where(told[:, None, None], torch.tensor([110.0, 60.0]), points)
+        labels = torch.where(told[:, None], 1, labels)
+        return super().decode(features, frames, points, labels, boxes, mask_input)
+
+
+def test_what_is_not_here_is_not_sought_elsewhere_on_the_frame():
+    clip = [picture({1: (30, 40, 12), 2: (110, 60, 12)})] * 4
+    words = {0: {0: click(30, 40)}, 3: {0: replace(click(30, 40, 0), role="correct")}}
+    states, masks, tracker = follow(clip, words, seeing=segmenter(Jumping()))
+    assert states == [("prompted",), ("tracked",), ("tracked",), ("lost",)]
+    assert masks[2, 0, 40, 30]
+    assert not masks[3].any()
+    # What is remembered of the last frame is the disc, which is not the object; and nothing else.
+    denial = tracker.memory.prompted[-1]
+    assert not denial.shares.any()
+    cells = denial.keys.any(dim=1).view(tracker.memory.grid)
+    assert cells[10, 7]
+    assert 12 < cells.sum() < 40
+
+
+def test_a_prompted_mask_counts_in_memory_as_far_as_it_is_sure():
+    """A segmenter that sees right does not take a disc apart."""
+    image, _ = picture({1: (40, 40, 12)})
+    seeing = segmenter()
+    embeddings = seeing.encode(image[None])
+    scene = Scene(embeddings, seeing.keys(embeddings)[0])
+    cut = FramePrompt(np.array([[40, 40], [46, 40]], np.float32), np.array([1, 0]))
+    for prompt, is_sure in ((click(40, 40), True), (cut, False)):
+        tracker, found = step.advance(seeing, TrackConfig(), track.begin(1), scene, {0: prompt})
+        known = float(tracker.memory.prompted[0].known[0])
+        assert known == pytest.approx(min(1, found.quality[0] / TRACKED))
+        assert (known == 1) == is_sure
+
+
+class Greedy(Seeing):
+    """Takes everything for one object, unless it starts from a mask or is told what is not."""
+
+    def decode(self, features, frames, points, labels, boxes, mask_input):
+        logits, scores = super().decode(features, frames, points, labels, boxes, mask_input)
+        everything = 16 * torch.nn.functional.avg_pool2d((features[0] > 0).float(), 4) - 8
+        for row in range(len(points)):
+            if mask_input is None and not (labels[row] == 0).any():
+                logits = logits.clone()
+                logits[row] = everything[0]
+        return logits, scores
+
+
+def test_a_click_takes_nothing_from_an_object_that_is_followed():
+    places = [(40, 30, 12)] * 3 + [None] * 8 + [(60, 40, 12)]
+    clip = [picture({1: place, 2: (110, 60, 12)}) for place in places]
+    words = {0: {0: click(40, 30), 1: click(110, 60)}}
+    words[11] = {0: replace(click(60, 40), role="correct")}
+    states, masks, _ = follow(clip, words, TrackConfig(redetect=False), seeing=segmenter(Greedy()))
+    assert states[-2:] == [("lost", "tracked"), ("prompted", "tracked")]
+    assert agreement(clip[-1:], masks[-1:], 1, 0) > 0.8
+    assert agreement(clip[-1:], masks[-1:], 2, 1) > 0.8
 
 
 def test_all_objects_of_a_frame_are_decoded_in_one_call():
