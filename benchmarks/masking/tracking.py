@@ -7,7 +7,8 @@ Clicks are simulated: an object's deepest point, then the deepest point of its p
 of 0.35 of its equivalent radius around the earlier ones. `masking.mask_video` is compared, in the
 same run, with the same segmenter and clicks, with (a) the same clicks on every frame, (b) the first
 mask moved by dense optical flow (DIS). J&F is that of DAVIS: the first and the last frame of a
-sequence are left out; the mean is over objects.
+sequence are left out; the mean is over objects. Of sequences with several objects it is also said
+on which share of the frames a mask covers at least half of another object.
 """
 
 import argparse
@@ -164,20 +165,27 @@ def score(one: Clip, found: Bools) -> list[float]:
     ]
 
 
+def swallowed(one: Clip, found: Bools) -> float:
+    """Return the share of frames on which a mask (K, T, H, W) covers half of another object."""
+    truth = np.stack([one.truth == i for i in one.objects])
+    covered = np.einsum("ithw,jthw->tij", found, truth, dtype=np.int64)
+    sizes = np.count_nonzero(truth, axis=(2, 3)).T[:, None]
+    others = ~np.eye(len(one.objects), dtype=np.bool_)
+    return float(((2 * covered >= sizes) & (sizes > 0) & others).any(axis=(1, 2)).mean())
+
+
 def compare(
     segmenter: Once, one: Clip, count: int, middle: bool, ours_only: bool
-) -> dict[str, list[float]]:
-    """Return J&F of each object, by method."""
+) -> tuple[dict[str, list[float]], float]:
+    """Return J&F of each object, by method, and the share of frames with swallowed objects."""
     frame = len(one.truth) // 2 if middle else 0
     ours = carried(segmenter, one, frame, count, TrackConfig())
-    if ours_only:
-        return {"carried": score(one, ours)}
-    stand = standing(segmenter, one, frame, count)
-    return {
-        "carried": score(one, ours),
-        "standing": score(one, stand),
-        "flow": score(one, flowed(one, frame, stand[:, frame])),
-    }
+    scores, share = {"carried": score(one, ours)}, swallowed(one, ours)
+    if not ours_only:
+        stand = standing(segmenter, one, frame, count)
+        scores["standing"] = score(one, stand)
+        scores["flow"] = score(one, flowed(one, frame, stand[:, frame]))
+    return scores, share
 
 
 def report(title: str, results: dict[str, dict[str, list[float]]]) -> None:
@@ -211,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     segmenter = Once(load_segmenter(options.weights, torch.device("cpu")))
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    shares: dict[str, dict[str, float]] = {}
     started = time.perf_counter()
     for one in sequences(options.data, options.sequences):
         segmenter.forget()
@@ -221,23 +230,24 @@ def main(argv: Sequence[str] | None = None) -> int:
                     one, masks
                 )
         else:
-            for count in options.clicks:
-                name = f"{count} clicks on the first frame"
-                found.setdefault(name, {})[one.name] = compare(
-                    segmenter, one, count, False, options.ours
-                )
-            if options.middle:
-                name = "1 click on the middle frame"
-                found.setdefault(name, {})[one.name] = compare(
-                    segmenter, one, 1, True, options.ours
-                )
+            ways = [(f"{n} clicks on the first frame", n, False) for n in options.clicks]
+            ways += [("1 click on the middle frame", 1, True)] if options.middle else []
+            for name, count, middle in ways:
+                scores, share = compare(segmenter, one, count, middle, options.ours)
+                found.setdefault(name, {})[one.name] = scores
+                if len(one.objects) > 1:
+                    shares.setdefault(name, {})[one.name] = share
         print(f"{one.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     for name, results in found.items():
         report(name, results)
+        for sequence, share in shares.get(name, {}).items():
+            print(f"{sequence}: a mask covers half of another object on {share:.1%} of the frames")
     facts = {"hardware": hardware(), "versions": versions()}
     print(f"\n{json.dumps(facts['hardware'])}\n{json.dumps(facts['versions'])}")
     if options.json:
-        options.json.write_text(json.dumps({"j_and_f": found, **facts}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"j_and_f": found, "swallowed": shares, **facts}, indent=1) + "\n"
+        )
     return 0
 
 
