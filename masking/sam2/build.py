@@ -1,5 +1,6 @@
 """Build a network of SAM 2.1, EdgeTAM or SAM 3's tracker from a configuration and weights."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,20 @@ def _model(config: Mapping[str, Any], file: Path) -> nn.Module:
     of_config, of_model = classes[kind]
     try:
         with torch.random.fork_rng(devices=[]):  # it draws weights, which nobody sees
-            model: nn.Module = of_model(of_config.from_dict(dict(config)))
+            model: nn.Module = of_model(of_config.from_dict(_complete(config)))
     except Exception as error:  # transformers raises all kinds for values that do not fit
         raise SegmenterWeightsError(
             f"{file}: no {kind} can be built of its configuration: {error}"
         ) from error
     return model
+
+
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a configuration, which transformers may change, with what it does not do
+    without: an encoder of timm must say how many classes it has, although none are used."""
+    copied = copy.deepcopy(dict(config))
+    vision = copied.get("vision_config")
+    encoder = vision.get("backbone_config") if isinstance(vision, dict) else None
+    if isinstance(encoder, dict) and encoder.get("model_type") == "timm_wrapper":
+        encoder.setdefault("num_classes", 0)
+    return copied

@@ -9,7 +9,7 @@ Shapes: B images, K objects, P points, C channels, h x w cells of low-resolution
 a remembered frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masking.sam2.attention import conditioned
 from masking.sam2.parts import AT_ONCE
 
 Features = tuple[Tensor, ...]
@@ -149,31 +150,10 @@ class VideoNetwork(nn.Module):
             places: (L, K, M), what is added to the tokens to say where and when they were seen.
             pointers: number of tokens of pointers.
         """
-        objects, now = memory.shape[1], features[-1]
-        position = self.model.vision_encoder.neck.position_encoding(
-            now.shape, now.device, now.dtype
-        )
-        flat = (
-            part.flatten(2).permute(2, 0, 1).expand(-1, objects, -1) for part in (now, position)
-        )
-        more = {}
-        if self.kind == "edgetam_video":
-            tokens = self.config.perceiver_resampler_num_latents
-            tokens += self.config.perceiver_resampler_num_latents_2d
-            more["num_spatial_memory_tokens"] = (len(memory) - pointers) // tokens
-        current, current_position = flat
+        now = features[-1]
         with self._autocast():
-            found = self.model.memory_attention(
-                current_vision_features=current,
-                current_vision_position_embeddings=current_position,
-                memory=memory,
-                memory_posision_embeddings=places,
-                num_object_pointer_tokens=pointers,
-                **more,
-            )
-        # (1, K, h * w, C): the layers have an axis for points, of which there are none.
-        conditioned: Tensor = found[0].transpose(1, 2).unflatten(2, now.shape[-2:])
-        return conditioned.float()
+            found = conditioned(self.model, now, memory, places, pointers)
+        return found.float().transpose(1, 2).unflatten(2, now.shape[-2:])
 
     def _autocast(self) -> torch.autocast:
         """Return the context in which memory is attended to and made."""
@@ -243,7 +223,9 @@ class VideoNetwork(nn.Module):
         )
         return masks[:, 0], scores[:, 0], tokens[:, 0], visible[:, 0]
 
-    def remember(self, features: Features, found: Decoded, hard: Tensor) -> Tensor:
+    def remember(
+        self, features: Features, found: Decoded, hard: Tensor, shown: Mapping[int, Tensor]
+    ) -> Tensor:
         """Return the tokens (K, L, M) by which the model remembers a frame.
 
         Args:
@@ -251,11 +233,15 @@ class VideoNetwork(nn.Module):
             found: the masks on it.
             hard: (K,) bool: whether the mask is taken as 0 and 1, as that of a person's prompt is,
                 or as probabilities.
+            shown: masks (side, side) that a person gave, by place among the K: they are taken as
+                they are, not as their low-resolution logits.
         """
         model, config = self.model, self.config
         full = F.interpolate(
             found.logits[:, None], (self.side, self.side), mode="bilinear", align_corners=False
         )
+        for place, mask in shown.items():
+            full[place, 0] = _steep(mask)
         taken = (4 * self.mask_size[0], 4 * self.mask_size[1])
         if self.kind != "edgetam_video" and full.shape[-2:] != taken:
             full = F.interpolate(full, taken, mode="bilinear", align_corners=False, antialias=True)
@@ -281,9 +267,12 @@ class VideoNetwork(nn.Module):
             features: the frame.
             mask: (side, side) float32, 1 on the object and 0 elsewhere, on the canvas.
         """
-        steep = 20.0 * mask[None, None] - 10.0
         logits = F.interpolate(
-            steep, self.mask_size, mode="bilinear", align_corners=False, antialias=True
+            _steep(mask)[None, None],
+            self.mask_size,
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
         )
         start = self.model.mask_downsample(mask[None, None])
         start = F.interpolate(
@@ -337,6 +326,11 @@ class VideoNetwork(nn.Module):
         sines = torch.cat([waves.sin(), waves.cos()], dim=-1)
         found: Tensor = self.model.temporal_positional_encoding_projection_layer(sines)
         return found
+
+
+def _steep(mask: Tensor) -> Tensor:
+    """Return logits for a mask of 0 and 1 that a person gave, as SAM 2 takes it."""
+    return 20.0 * mask - 10.0
 
 
 def with_box(points: Tensor, labels: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,21 +93,31 @@ def advance(
     # Of a corrected object the mask that it starts from is left out.
     places = [*range(len(known)), *range(len(known) + len(corrected), len(rows) + len(corrected))]
     found = Decoded.joined(parts)[places]
-    hard = torch.tensor([row in prompts for row in rows], device=found.logits.device)
-    tokens = torch.cat(
-        in_parts(
-            network,
-            len(rows),
-            lambda some: network.remember(
-                features, found[range(some.start, some.stop)], hard[some]
-            ),
-        )
-    )
+    tokens = _tokens(network, features, rows, found, prompts)
     return (
         _remembering(network, memory, frame, rows, found, tokens, prompts),
         {row: place for place, row in enumerate(rows)},
         found,
     )
+
+
+def _tokens(
+    network: VideoNetwork,
+    features: Features,
+    rows: Sequence[int],
+    found: Decoded,
+    prompts: Mapping[int, ObjectPrompt],
+) -> Tensor:
+    """Return the tokens (K, L, M) by which the masks of a frame are remembered."""
+    hard = torch.tensor([row in prompts for row in rows], device=found.logits.device)
+    masks = {place: prompts[row].mask for place, row in enumerate(rows) if row in prompts}
+
+    def call(some: slice) -> Tensor:
+        places = range(some.start, some.stop)
+        shown = {i: mask for i, at in enumerate(places) if (mask := masks.get(at)) is not None}
+        return network.remember(features, found[places], hard[some], shown)
+
+    return torch.cat(in_parts(network, len(rows), call))
 
 
 def _followed(network: VideoNetwork, maps: Tensor, features: Features) -> Decoded:

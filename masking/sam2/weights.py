@@ -28,12 +28,13 @@ KINDS = ("sam2_video", "edgetam_video", "sam3_tracker_video")
 """Networks with a memory, as `model_type` in config.json names them."""
 _LARGEST_JSON = 64 << 20
 """Bytes of config.json or of an index beyond which it is not read."""
-_PREFIXES = {
-    "tracker_model.": "",
+_TRACKER = "tracker_model."
+_PARTS = {
     "tracker_neck.": "vision_encoder.neck.",
     "detector_model.vision_encoder.backbone.": "vision_encoder.backbone.",
 }
-"""What SAM 3's file has before the names of its tracker's weights; others are its detector's."""
+"""Prefixes of SAM 3's names: `_TRACKER` is before those of its tracker, and before those of all
+weights if transformers saved the tracker alone; the encoder's parts have names of their own."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def read(path: Path) -> Contents:
     if meta.is_meta(tensors):
         config, tensors = meta.converted(tensors, file)
         return Contents(file, tensors, _noted(config), config)
-    if any(name.startswith(("memory_attention.", "tracker_model.")) for name in tensors):
+    if any(name.startswith(("memory_attention.", _TRACKER)) for name in tensors):
         refuse(file, "has weights of a model with a memory, as transformers saves it", [
             f"{CONFIG} is missing beside it; bring that, too"
         ])  # fmt: skip
@@ -211,14 +212,16 @@ def _shards(index: Path) -> list[Path]:
 
 def _tracker(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights of the tracker among those of SAM 3; all weights of another network."""
-    if not any(name.startswith("tracker_model.") for name in tensors):
+    if not any(name.startswith(_TRACKER) for name in tensors):
         return tensors
-    return {
-        to + name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        for prefix, to in _PREFIXES.items()
-        if name.startswith(prefix)
-    }
+    found = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(_TRACKER)
+        for part, to in _PARTS.items():
+            short = to + short.removeprefix(part) if short.startswith(part) else short
+        if short != name:  # the others are the detector's
+            found[short] = tensor
+    return found
 
 
 def _shared(tensors: dict[str, Tensor]) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masking.images.arrays import Bools, Pixels
@@ -193,9 +194,7 @@ class VideoTracking:
         if prompt.box is not None:
             box = (torch.from_numpy(prompt.box).view(2, 2) * scale).flatten()
         if prompt.mask is not None:
-            share = prompt.mask.astype(np.float32)
-            resized = cv2.resize(share, (side, side), interpolation=cv2.INTER_LINEAR)
-            mask = torch.from_numpy((resized >= 0.5).astype(np.float32)).to(device)
+            mask = _on_canvas(prompt.mask, side).to(device)
         return ObjectPrompt(
             (torch.from_numpy(prompt.points) * scale).to(device),
             torch.from_numpy(prompt.labels).to(device),
@@ -216,6 +215,15 @@ def _on_host(found: Decoded) -> list[_Found]:
     logits = found.logits.cpu()
     scores, visible = torch.stack([found.scores, found.visible]).tolist()
     return [_Found(*one) for one in zip(logits, scores, visible, strict=True)]
+
+
+def _on_canvas(mask: Bools, side: int) -> Tensor:
+    """Return a mask (H, W) on the canvas (side, side), as transformers' processor puts it there;
+    of one that is too thin for that, the cells that it covers most."""
+    share = torch.from_numpy(mask.astype(np.float32))[None, None]
+    size = (side, side)
+    share = F.interpolate(share, size, mode="bilinear", align_corners=False, antialias=True)[0, 0]
+    return (share >= share.max().clamp(max=0.5)).float()
 
 
 def _is_asked(prompt: FramePrompt, state: State | None) -> bool:

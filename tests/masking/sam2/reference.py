@@ -1,7 +1,7 @@
 """The sessions of `transformers`, object by object: what our loop is held against."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,6 +41,13 @@ class Reference:
         self.session.add_point_inputs(0, frame, inputs)
         self.session.obj_with_new_inputs.append(1)
         return self._recorded(lambda: self.model(self.session, frame_idx=frame))
+
+    def show(self, frame, mask):
+        """Give the mask (side, side) of a frame as a session takes it."""
+        self.session.add_mask_inputs(0, frame, mask[None, None])
+        self.session.obj_with_new_inputs.append(1)
+        found = self._recorded(lambda: self.model(self.session, frame_idx=frame))
+        return replace(found, score=1.0)  # what was recorded is of the pointer's masks
 
     def press(self, frame, points, labels, start=None, first=True):
         """Give points with the logits of the round before, as Meta's predictor does; the frame is

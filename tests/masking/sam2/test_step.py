@@ -165,6 +165,43 @@ def test_two_objects_clicked_at_once_equal_one_session_forward_and_backward(
             same(before[frame][row], reference.track(frame, reverse=True))
 
 
+def disc(network, x, y, radius):
+    """A mask on the canvas whose edge fits no cell, in two parts."""
+    rows, columns = torch.meshgrid(*[torch.arange(network.side)] * 2, indexing="ij")
+    mask = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+    mask[3:6, 101:104] = True
+    return mask.float()
+
+
+def test_masks_that_a_person_gave_equal_sessions(network, images, features, unrounded):
+    """On the first frame, on a later one beside it, and as a correction; then a click corrects."""
+    given = {
+        0: {0: disc(network, 41, 50, 23)},
+        LATER: {1: disc(network, 77, 31, 9)},
+        FIXED: {0: disc(network, 60, 60, 15)},
+    }
+    prompts = {
+        frame: {
+            row: ObjectPrompt(points(), labels().long(), NO_BOX, frame == FIXED, mask)
+            for row, mask in masks.items()
+        }
+        for frame, masks in given.items()
+    }
+    prompts[FIXED + 4] = {0: FIX}
+    found, _ = ours(network, features, prompts)
+    for row in range(2):
+        reference = Reference(network, images)
+        for frame in range(LATER * row, FRAMES):
+            if (mask := given.get(frame, {}).get(row)) is not None:
+                theirs = reference.show(frame, mask)
+                assert theirs.visible == 10
+            elif row == 0 and frame == FIXED + 4:
+                theirs, _ = rounds(reference, frame, FIX, network, reference.track(frame).logits)
+            else:
+                theirs = reference.track(frame)
+            same(found[frame][row], theirs)
+
+
 def test_memory_rounded_as_sam2_keeps_it_stays_near_a_session(network, images, features):
     found, memory = ours(network, features, {0: {0: ONE}}, range(8))
     reference = Reference(network, images)

@@ -1,8 +1,10 @@
 """Weights of models with a memory: folders of transformers, Meta's checkpoints, what is neither."""
 
+import copy
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import masking
 from masking.sam2 import meta
+from masking.sam2.build import _model
 from masking.sam2.weights import check, load, read
 from masking.segmenter.mini import Mini
 from masking.segmenter.sam import Prompts, SegmenterWeightsError
 from tests.masking.sam2.meta_names import PAIRS
-from tests.masking.sam2.tiny import tiny, tiny_config
+from tests.masking.sam2.tiny import KINDS, tiny, tiny_config
 from tests.masking.segmenter.networks import photographs
 
 CPU = torch.device("cpu")
@@ -100,6 +103,27 @@ def test_a_folder_of_transformers_and_its_files(folder, state, path):
     found = segmenter.network.model.state_dict()
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_transformers_saves_itself(kind, tmp_path):
+    """It saves SAM 3's tracker under the names of SAM 3, and all that it knows of an encoder."""
+    network = tiny(kind)
+    network.model.save_pretrained(tmp_path)
+    check(tmp_path)
+    found, state = load(tmp_path, CPU, "float32").network.model.state_dict(), network.state_dict()
+    assert all(torch.equal(found[name], state["model." + name]) for name in found)
+
+
+def test_an_encoder_of_timm_that_has_no_classes():
+    """transformers itself cannot do without their number; the config stays as it was read."""
+    config = tiny_config("edgetam_video")
+    encoder = config["vision_config"]["backbone_config"]
+    del encoder["num_classes"]
+    encoder["pretrained_cfg"] = {"num_classes": 1000}
+    before = copy.deepcopy(config)
+    assert isinstance(_model(config, Path("config.json")), torch.nn.Module)
+    assert config == before
 
 
 def test_weights_in_several_files(folder, state):
