@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,10 @@ def swallowed(one: Clip, found: Bools) -> float:
 def compare(
     segmenter: Once, one: Clip, count: int, middle: bool, ours_only: bool
 ) -> tuple[dict[str, list[float]], float]:
-    """Return J&F of each object, by method, and the share of frames with swallowed objects."""
+    """Return J&F of each object that is on the clicked frame, by method, and the share of frames
+    with swallowed objects."""
     frame = len(one.truth) // 2 if middle else 0
+    one = replace(one, objects=tuple(i for i in one.objects if (one.truth[frame] == i).any()))
     ours = carried(segmenter, one, frame, count, TrackConfig())
     scores, share = {"carried": score(one, ours)}, swallowed(one, ours)
     if not ours_only:

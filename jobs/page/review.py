@@ -63,7 +63,7 @@ class MaskRun:
             self._markers.pop(video_id, None)
 
     def spans(self, video_id: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        """Return the doubtful spans of a video, worst first.
+        """Return the doubtful spans of a video, those first where a click gains most.
 
         Args:
             video_id: of the video; one that is not in the run has no spans.

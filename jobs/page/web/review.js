@@ -9,7 +9,7 @@ export class Review {
     this.chosen = -1; // index in `spans`
   }
 
-  /** The spans of all videos, worst first, as in review.csv. */
+  /** The spans of all videos, those first where a click gains most, as in review.csv. */
   get spans() {
     const found = this.page.state.project.videos.flatMap((video) => video.spans ?? []);
     return found.sort((a, b) => b.severity - a.severity);
