@@ -3,8 +3,9 @@
 The network says of each object whether it is to be seen (SAM 2's object score) and how good its
 mask is (the IoU that it predicts). States follow from these two:
 
-- the object is not to be seen, or its mask is empty: lost, with an empty mask;
-- the predicted IoU is below `SURE_IOU`, or the object was lost on the frame before: uncertain;
+- the object score is not above `SEEN`, or the mask is empty: lost, with an empty mask;
+- the quality is below `masking.tracking.trust.TRACKED`, which holds for all segmenters, or the
+  object was lost on the frame before: uncertain;
 - it is to be seen for the second frame in a row after it was lost: recovered;
 - else: tracked.
 
@@ -33,11 +34,11 @@ from masking.segmenter.sam import Embeddings, Prepared, Segmenter
 from masking.tracking import snapshot
 from masking.tracking.query import Answer
 from masking.tracking.state import NOTHING, State, TrackedMasks
+from masking.tracking.trust import TRACKED
 from masking.tracking.video_tracker import VideoScene, VideoTracker
 
-SURE_IOU = 0.7
-"""Lowest predicted IoU of a mask whose state is tracked; SAM-PT (Rajič et al., 2307.01197) leaves
-masks below it out."""
+SEEN = 0.0
+"""Object score, a logit, above which an object is to be seen: SAM 2's own limit."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class _Found:
     @property
     def is_seen(self) -> bool:
         """Whether there is a mask."""
-        return self.visible > 0 and bool((self.logits > 0).any())
+        return self.visible > SEEN and bool((self.logits > 0).any())
 
     @property
     def quality(self) -> float:
@@ -244,4 +245,4 @@ def _state(one: _Found, before: State | None) -> State:
     """Return the state of an object that was tracked."""
     if not one.is_seen:
         return "lost"
-    return "uncertain" if before == "lost" or one.score < SURE_IOU else "tracked"
+    return "uncertain" if before == "lost" or one.quality < TRACKED else "tracked"
