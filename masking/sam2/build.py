@@ -53,6 +53,28 @@ def _model(config: Mapping[str, Any], file: Path) -> nn.Module:
     return model
 
 
+def refuse_sizes(network: VideoNetwork, file: Path) -> None:
+    """Run a network without values, on the device "meta", to see whether its sizes fit one another.
+
+    Raises:
+        SegmenterWeightsError: they do not, as when `image_size` alone was changed.
+    """
+    side, rope = network.side, network.config.memory_attention_rope_feat_sizes
+    try:
+        with torch.no_grad():
+            features = network.encode(torch.empty(1, 3, side, side))
+            points, labels = torch.empty(1, 1, 2), torch.empty(1, 1, dtype=torch.int64)
+            maps = network.unremembered(features, 1)
+            network.segment(maps, features, points, labels, None, several=False)
+        if list(rope) != list(features[-1].shape[-2:]):
+            raise ValueError(f"memory_attention_rope_feat_sizes is {list(rope)}")
+    except Exception as error:  # torch raises all kinds for shapes that do not fit
+        raise SegmenterWeightsError(
+            f"{file}: the sizes in its configuration do not fit one another: {error}; image_size is"
+            f" {side}. Give the config.json that came with the weights"
+        ) from error
+
+
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a configuration, which transformers may change, with what it does not do
     without: an encoder of timm must say how many classes it has, although none are used."""

@@ -93,10 +93,11 @@ def check(path: Path) -> None:
     """
     contents = read(path)
     if contents.config is not None:
-        from masking.sam2.build import build
+        from masking.sam2.build import build, refuse_sizes
 
         with torch.device("meta"):  # no time for weights that are replaced
-            build(contents.config, contents.tensors, contents.file)
+            network = build(contents.config, contents.tensors, contents.file)
+            refuse_sizes(network.to("meta"), contents.file)
 
 
 def local(weights: str | Path) -> Path:

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import masking
 from masking.sam2 import meta
-from masking.sam2.build import _model
+from masking.sam2.build import _model, refuse_sizes
+from masking.sam2.network import VideoNetwork
 from masking.sam2.weights import check, load, read
 from masking.segmenter.mini import Mini
 from masking.segmenter.sam import Prompts, SegmenterWeightsError
@@ -237,6 +238,28 @@ def test_faults_of_a_folder(folder, damage):
     for use in (check, lambda path: load(path, CPU)):
         with pytest.raises(SegmenterWeightsError, match=FAULTS[damage]):
             use(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"image_size": 256}, {"memory_attention_rope_feat_sizes": [4, 4]}]
+)
+def test_sizes_that_do_not_fit_are_found_without_computing(folder, change):
+    """Of a config that somebody changed: no weight tells."""
+    (folder / "config.json").write_text(json.dumps(tiny_config("sam2_video") | change))
+    with pytest.raises(SegmenterWeightsError, match=r"do not fit one another: .*; image_size is"):
+        check(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sizes_as_published_fit(kind):
+    """Those of transformers' defaults; EdgeTAM's encoder is timm's repvit_m1."""
+    config = {"model_type": kind, "vision_config": None}
+    if kind == "edgetam_video":
+        taken = {"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]}
+        encoder = {"model_type": "timm_wrapper", "architecture": "repvit_m1", "model_args": taken}
+        config["vision_config"] = {"model_type": "edgetam_vision_model", "backbone_config": encoder}
+    with torch.device("meta"):
+        refuse_sizes(VideoNetwork(_model(config, Path("config.json"))), Path("config.json"))
 
 
 def test_faults_of_a_checkpoint(checkpoint, state, tmp_path):
