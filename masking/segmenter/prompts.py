@@ -106,6 +106,23 @@ def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=True)
 
 
+def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors of one type from a device to the host.
+
+    Those of a GPU go in one piece into pinned memory, and the host waits once, for what is queued
+    on the current stream.
+    """
+    if not tensors or tensors[0].device.type != "cuda":
+        return [tensor.cpu() for tensor in tensors]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    pinned.copy_(flat, non_blocking=True)
+    torch.cuda.current_stream(flat.device).synchronize()
+    # Another copy, in memory that is not pinned: what a caller keeps must not keep all of it.
+    parts = pinned.clone().split([tensor.numel() for tensor in tensors])
+    return [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)]
+
+
 def check(prompts: Prompts, count: int, low_res: tuple[int, int]) -> None:
     """Raise PromptError for logits of another size than `low_res`, (h, w), and for a frame that is
     not one of the `count` that are embedded.

@@ -17,6 +17,7 @@ from torch import Tensor
 from masking.images.arrays import Points
 from masking.manifest.prompt import FramePrompt
 from masking.segmenter.matching import recalled, sure_logits
+from masking.segmenter.prompts import on_host
 from masking.tracking.memory import Memory
 from masking.tracking.prompting import Prompter
 from masking.tracking.query import Query, clicks_on_others
@@ -49,26 +50,30 @@ class Expectation:
         self._near_maps: tuple[Tensor, Tensor] | None = None
         self._far_maps: tuple[Tensor, Tensor] | None = None
         if memory is not None and memory.prompted:
-            self.near, self._near_maps = self._read(memory, scene, anywhere=False)
-            if config.redetect and any(track.state == "lost" for track in self.tracks):
-                self.far, self._far_maps = self._read(memory, scene, anywhere=True)
+            sought = config.redetect and any(track.state == "lost" for track in self.tracks)
+            maps = [
+                self._read(memory, scene, far) for far in ([False, True] if sought else [False])
+            ]
+            here = on_host(maps)  # one copy: each of them is waited for
+            self.near, self._near_maps = self._enlarged(here[0]), (maps[0], here[0])
+            if sought:
+                self.far, self._far_maps = self._enlarged(here[1]), (maps[1], here[1])
         self._middles: dict[int, Points] = {}
 
-    def _read(
-        self, memory: Memory, scene: Scene, anywhere: bool
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return probabilities (K, h, w) from memory, at the size of the logits and on the host;
-        and all maps (K, MAPS, ...) from memory, on the device and on the host."""
+    def _read(self, memory: Memory, scene: Scene, anywhere: bool) -> Tensor:
+        """Return all maps (K, MAPS, ...) from memory, on the device."""
         recall = memory.read(scene.keys.flatten(0, 1), anywhere)
         shares = recall.shares.unflatten(1, scene.grid)
         rest = shares.sum(dim=0) - shares if self.config.exclusive else torch.zeros_like(shares)
         prompted = recall.prompted_shares.unflatten(1, scene.grid)
         weights = (w.unflatten(1, scene.grid) for w in (recall.weight, recall.prompted_weight))
         weight, prompted_weight = weights
-        maps = recalled(shares, weight, prompted, prompted_weight, rest.clamp(0, 1))
-        here, size = maps.cpu(), self.prompter.low_res  # one copy: each of them is waited for
-        near = F.interpolate(here[:, :1], size, mode="bilinear", align_corners=False)
-        return near[:, 0], (maps, here)
+        return recalled(shares, weight, prompted, prompted_weight, rest.clamp(0, 1))
+
+    def _enlarged(self, maps: Tensor) -> Tensor:
+        """Return probabilities (K, h, w) at the size of the logits, from maps on the host."""
+        size = self.prompter.low_res
+        return F.interpolate(maps[:, :1], size, mode="bilinear", align_corners=False)[:, 0]
 
     def queries(self) -> list[Query]:
         """Return a query for each object that a mask is wanted of on this frame."""

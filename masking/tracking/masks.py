@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from masking.images.arrays import Bools, Pixels
 from masking.images.geometry import iou
+from masking.tracking.enlarge import FrameLogits
 from masking.tracking.state import VISIBLE, State, TrackedMasks
 from masking.tracking.trust import TRACKED, log_odds
 
@@ -56,8 +57,13 @@ class FrameMasks:
     """Ids of the K objects, in the order of the fields below."""
     found: tuple[Mask | None, ...]
     """The mask of each object; None: no mask is wanted on this frame, or no prompt reaches it."""
-    logits: NDArray[np.float32]
-    """(K, H, W) float32 logits of the masks, by which `label_map` decides."""
+    full: FrameLogits | NDArray[np.float32]
+    """What `logits` are made from."""
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """(K, H, W) float32 logits of the masks, by which `label_map` decides."""
+        return self.full.array if isinstance(self.full, FrameLogits) else self.full
 
     @property
     def masks(self) -> Bools:
@@ -90,10 +96,10 @@ def absent_mask(size: tuple[int, int]) -> Mask:
     return Mask("absent", np.zeros(size, dtype=np.bool_), 0.0, 1.0, "prompt")
 
 
-def forward_masks(masks: TrackedMasks, logits: NDArray[np.float32]) -> list[Mask | None]:
-    """Return the masks of a step, with logits (K, H, W) at the size of the frame."""
+def forward_masks(masks: TrackedMasks, shown: Bools) -> list[Mask | None]:
+    """Return the masks of a step, which are (K, H, W) at the size of the frame."""
     return [
-        None if state is None else Mask(state, logits[i] > 0, score, quality, "forward")
+        None if state is None else Mask(state, shown[i], score, quality, "forward")
         for i, (state, score, quality) in enumerate(
             zip(masks.states, masks.scores, masks.quality, strict=True)
         )

@@ -16,18 +16,17 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from masking.images.arrays import Bools
 from masking.images.decode import nearest
 from masking.images.geometry import iou
 from masking.images.masks import decode_rle, encode_rle
 from masking.manifest.plans import ObjectPlan
 from masking.manifest.prompt import FramePrompt
-from masking.segmenter.prompts import on_device
 from masking.tracking.directions import Directions, prompted_range
+from masking.tracking.enlarge import FrameLogits, at_full_size
 from masking.tracking.interface import Tracking
 from masking.tracking.masks import (
     FrameMasks,
@@ -86,12 +85,12 @@ class Passes:
                 prompts = self._prompts(frame.index)
                 if scene is None:
                     found: list[Mask | None] = [None] * len(self.objects)
-                    logits = np.full((len(self.objects), *frame.image.shape[:2]), NOTHING, "f4")
+                    logits = self._nothing(frame)
                 else:
                     known = given.pop(frame.index, {})
                     tracker, masks = self.tracking.advance(tracker, scene, prompts, known)
-                    logits = self._full_size(masks, frame)
-                    found = forward_masks(masks, logits)
+                    shown, logits = self._full_size(masks, frame)
+                    found = forward_masks(masks, shown)
                 self._merge(frame, found, logits, kept.pop(frame.index, None))
                 self._obey(frame, found, logits, prompts)
                 self.reached = MaskingState(self.made_of, frame.index + 1, tracker, kept, given)
@@ -216,7 +215,7 @@ class Passes:
             prompts, known = self._backward_prompts(frame.index), given.get(frame.index, {})
             tracker, masks = self.tracking.advance(tracker, scene, prompts, known)
             self._note_corrections(given, frame.index, masks)
-            found = forward_masks(masks, self._full_size(masks, frame))
+            found = forward_masks(masks, self._full_size(masks, frame)[0])
             size = frame.image.shape[:2]
             kept[frame.index] = tuple(
                 KeptMask(one.state, encode_rle(one.mask), size, one.score, one.quality)
@@ -240,21 +239,22 @@ class Passes:
                 prompts[row] = FramePrompt(role="end")
         return prompts
 
-    def _full_size(self, masks: TrackedMasks, frame: Frame) -> NDArray[np.float32]:
-        """Return logits (K, H, W) at the size of a frame, which may differ from the first one's."""
-        segmenter = self.tracking.segmenter
-        full = segmenter.upsample(on_device(masks.logits, segmenter.device), self.size)
-        logits: NDArray[np.float32] = full.cpu().numpy()
-        h, w = frame.image.shape[:2]
-        if self.size == (h, w):
-            return logits
-        return np.stack([cv2.resize(one, (w, h)) for one in logits])
+    def _full_size(self, masks: TrackedMasks, frame: Frame) -> tuple[Bools, FrameLogits]:
+        """Return masks (K, H, W) and logits at the size of a frame, which may differ from the
+        first one's."""
+        size = (frame.image.shape[0], frame.image.shape[1])
+        return at_full_size(self.tracking.segmenter, masks.logits, self.size, size)
+
+    def _nothing(self, frame: Frame) -> FrameLogits:
+        """Return the logits of empty masks on a frame."""
+        shape = (len(self.objects), *frame.image.shape[:2])
+        return FrameLogits(lambda: np.full(shape, NOTHING, np.float32))
 
     def _merge(
         self,
         frame: Frame,
         found: list[Mask | None],
-        logits: NDArray[np.float32],
+        logits: FrameLogits,
         kept: tuple[KeptMask | None, ...] | None,
     ) -> None:
         """Merge the masks that the backward pass kept for a frame into `found` and `logits`."""
@@ -275,13 +275,13 @@ class Passes:
             backward = Mask(one.state, mask, one.score, one.quality, "backward")
             found[row] = better_mask(forward, backward, directions.lateness(frame.index))
             if cast(Mask, found[row]).mask is mask:
-                logits[row] = np.where(mask, logit_of(one.score), NOTHING)
+                logits[row] = np.where(mask, np.float32(logit_of(one.score)), np.float32(NOTHING))
 
     def _obey(
         self,
         frame: Frame,
         found: list[Mask | None],
-        logits: NDArray[np.float32],
+        logits: FrameLogits,
         prompts: Mapping[int, FramePrompt],
     ) -> None:
         """Give prompted objects in `found` and `logits` the masks that a person gave; cut and fill
@@ -293,14 +293,15 @@ class Passes:
             if one is not None and prompt.mask is not None:
                 mask = nearest(prompt.mask, (h, w))
                 one = found[row] = replace(one, mask=mask, score=1.0, quality=1.0)
-                logits[row] = np.where(mask, FORCED, -FORCED)
+                logits[row] = np.where(mask, np.float32(FORCED), np.float32(-FORCED))
             if one is None or not len(prompt.points):
                 continue
             others = clicks_on_others(prompts, row) if self.config.exclusive else prompt.points[:0]
             points = np.concatenate([others, prompt.points])
             labels = np.concatenate([np.zeros(len(others), np.int64), prompt.labels])
-            obedient = obey_in_frame(logits[row], points, labels, scale)
-            if obedient is not logits[row]:
+            before = logits[row]
+            obedient = obey_in_frame(before, points, labels, scale)
+            if obedient is not before:
                 mask = obedient > 0
                 agreed = float(iou(torch.from_numpy(one.mask), torch.from_numpy(mask)))
                 found[row] = replace(one, mask=mask, quality=one.quality * agreed)

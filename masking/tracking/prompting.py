@@ -16,6 +16,7 @@ from torch import Tensor
 from masking.images.arrays import Bools, Points
 from masking.images.geometry import deepest, iou
 from masking.manifest.prompt import FramePrompt
+from masking.segmenter.prompts import on_host
 from masking.segmenter.sam import Embeddings, Prompts, Segmenter
 from masking.tracking.obeying import Clicks, alike, disc_radius, obey
 from masking.tracking.query import Answer, Query, depths
@@ -285,8 +286,8 @@ class Prompter:
 
         What memory expects is decoded by the segmenter's own part for that, if it has one.
         """
-        logits: dict[int, Tensor] = {}
-        scores: dict[int, Tensor] = {}
+        found: list[Tensor] = []
+        rows: list[int] = []
         follows = [self.segmenter.remembers and q.memory is not None for q in queries]
         for recalled in (False, True):
             places = [i for i, follow in enumerate(follows) if follow == recalled]
@@ -305,10 +306,13 @@ class Prompter:
                 outputs = self.segmenter.follow(self.embeddings, prompts, maps)
             else:
                 outputs = self.segmenter.logits(self.embeddings, prompts)
-            logits |= dict(zip(places, outputs[0].cpu(), strict=True))
-            scores |= dict(zip(places, outputs[1].cpu(), strict=True))
-        rows = range(len(queries))
-        return [logits[row] for row in rows], [scores[row] for row in rows]
+            found += outputs
+            rows += places
+        here = on_host(found)
+        logits = dict(zip(rows, chain.from_iterable(here[::2]), strict=True))
+        scores = dict(zip(rows, chain.from_iterable(here[1::2]), strict=True))
+        order = range(len(queries))
+        return [logits[row] for row in order], [scores[row] for row in order]
 
     def _choose(self, query: Query, logits: Tensor, scores: Tensor) -> Answer:
         """Choose the output that is predicted best and agrees best with the expected mask."""
