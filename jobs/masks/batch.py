@@ -32,6 +32,9 @@ _LASTING = {
 }  # fmt: skip
 """Answers of a local disk that are the same the next time."""
 _REMEDY = "published videos stay, and the same command resumes"
+LARGE = ("vit_l", "vit_h", "sam2.1-large", "sam3-tracker")
+"""Weights with more parameters than `jobs.cluster.workers.SMALL_MODEL`, by name: their workers
+share a GPU only if a person says so."""
 
 
 class MaskError(JobError):
@@ -60,7 +63,7 @@ def mask_all(
         workers,
         config.cpus_per_worker,
         config.gpus_per_worker,
-        sharing=1 if config.weights in ("vit_l", "vit_h") else SHARING,
+        sharing=1 if config.weights in LARGE else SHARING,
     )
     device = torch.device("cuda" if cuda else "cpu")
     # What a GPU multiplies is not known here: the driver may run on a head without one.
