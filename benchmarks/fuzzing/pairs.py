@@ -31,11 +31,16 @@ def attempt(random: Random, folder: Path) -> object:
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         _write(random, folder / name)
+        content = (folder / name).read_bytes()
+        end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        pages, footer, last = content[:end], content[end:-8], content[-8:]
         if random.random() < 0.2:
-            content = (folder / name).read_bytes()
-            # Not the footer: of some damaged ones, pyarrow 26 ends the process (ColumnChunk).
-            end = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-            (folder / name).write_bytes(damaged(random, content[:end]) + content[end:])
+            pages = damaged(random, pages)
+        if random.random() < 0.6:
+            footer = damaged(random, footer)
+            if random.random() < 0.8:
+                last = len(footer).to_bytes(4, "little") + last[4:]
+        (folder / name).write_bytes(pages + footer + last)
     pairs = survey([folder], PairsConfig(longest=random.choice([0, 32]), smallest=0, largest=1))
     return len(pairs), len(inspect(pairs.subset(range(min(10, len(pairs))))).faults)
 
@@ -75,7 +80,8 @@ def _column(random: Random, name: str, rows: int) -> pa.Array:
         words = ["regions", "a", None, "x" * random.choice([1, 100_000])]
         values = pa.array([random.choice(words) for _ in few], pa.string())
     if rows >= _MANY:  # small cells, which Arrow would write one by one, and none that is null
-        values = values.filter(pc.less(pc.binary_length(values), 1000))
+        # Each once: of a dictionary that repeats itself, Arrow writes out the cell of every row.
+        values = values.filter(pc.less(pc.binary_length(values), 1000)).unique()
         places = pa.array(np.arange(rows) % max(1, len(values)), pa.int32())
         if not len(values):
             return pa.nulls(rows, values.type)

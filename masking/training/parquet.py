@@ -7,8 +7,9 @@ gigabytes, or one cell for every row.
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from masking.images.decode import nearest, read_image, read_labels
 from masking.images.lfs import POINTER, is_pointer
 from masking.images.masks import refuse_soft_edges
+from masking.images.pages import Chunk, chunks, opened, sizes
 from masking.training.pair import Pair, Survey, masks_of, vanished
 
 KEPT = 2 << 30
@@ -87,29 +89,60 @@ def _read(path: Path, group: int, columns: Sequence[str]) -> pa.Table:
 
     They are read by dictionaries where they have any: one cell that all rows have is one in memory.
     """
-    with pq.ParquetFile(path) as file:
-        leaves = _leaves(file, group)
+    with opened(path) as file:
+        leaves = _leaves(path, file, group)
         wanted = [name for name in file.schema_arrow.names if name in columns]
-    names = [leaf if (leaf := _leaf(name)) in leaves else name for name in wanted]
-    texts = [
-        name
-        for name in names
-        if name in leaves
-        and leaves[name].physical_type == "BYTE_ARRAY"
-        and leaves[name].total_uncompressed_size < _DENSE
-    ]
-    with pq.ParquetFile(path, read_dictionary=texts) as file:
+    return _read_leaves(
+        path, group, leaves, [n if _leaf(n) not in leaves else _leaf(n) for n in wanted]
+    )
+
+
+def _read_leaves(
+    path: Path, group: int, leaves: Mapping[str, Chunk], names: Sequence[str]
+) -> pa.Table:
+    """Read columns by their paths, once their pages say that they are not too large."""
+    found = [leaves[name] for name in names if name in leaves]
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        for chunk in found:
+            count, values = sizes(file, chunk)
+            if count > _most(size) or values > 2 * _most_rows(size):
+                raise ValueError(
+                    f"row group {group} has pages of {count:,} bytes and {values:,} values in"
+                    f" column {chunk.path[:_SHOWN]}, in a file of {size:,} bytes; expected images"
+                    " and PNG maps, which hardly compress"
+                )
+    texts = [name for name in names if name in leaves and leaves[name].is_text
+             and leaves[name].size < _DENSE]  # fmt: skip
+    with opened(path, read_dictionary=texts) as file:
         return file.read_row_group(group, names, use_threads=False)
 
 
-def _leaves(file: pq.ParquetFile, group: int) -> dict[str, Any]:
+def _most(size: int) -> int:
+    """Return how many bytes of a column may be decompressed at once, by the bytes of its file."""
+    return max(_LARGEST, _RATIO * size)
+
+
+def _most_rows(size: int) -> int:
+    return _ROWS + size // _ROW
+
+
+def _leaves(path: Path, file: pq.ParquetFile, group: int) -> dict[str, Chunk]:
     """Return what the file says of each of its columns in a row group, by their paths.
 
     A nested column has several, so they do not count as the columns of the schema do.
     """
-    about = file.metadata.row_group(group)
-    columns = [about.column(number) for number in range(about.num_columns)]
-    return {column.path_in_schema: column for column in columns}
+    about = path.stat()
+    found = _described(path, about.st_size, about.st_mtime_ns)[group]
+    names = [file.schema.column(number).path for number in range(len(file.schema))]
+    return dict(zip(names, found, strict=True))
+
+
+@lru_cache(maxsize=16)
+def _described(path: Path, size: int, changed: int) -> list[list[Chunk]]:
+    """Return the columns of each row group of a file, as it was at a time and with a size."""
+    with path.open("rb") as file:
+        return chunks(file)
 
 
 def _leaf(column: str) -> str:
@@ -153,7 +186,7 @@ def _content(cell: Any) -> Any:
 def survey_parquet(path: Path, result: Survey, groups: RowGroups) -> None:
     """Add the rows of a Parquet file, or its faults."""
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as file:
             wrong = list(_wrong(path, file))
             result.faults += [f"{path}: {fault}" for fault in wrong]
             if not wrong:
@@ -180,16 +213,16 @@ def _wrong(path: Path, file: pq.ParquetFile) -> Iterator[str]:
         elif name in _NEEDED:
             names = ", ".join(schema.names[:_LISTED]) + (", ..." if schema.names[_LISTED:] else "")
             yield f"no column {name} ({expected}); it has {names}"
-    if file.metadata.num_rows > _ROWS + size // _ROW:
+    if file.metadata.num_rows > _most_rows(size):
         yield (
             f"{file.metadata.num_rows:,} rows in {size:,} bytes, too many to have an image each;"
             " expected an image and its masks in each row"
         )
     for group in range(file.num_row_groups):
-        leaves = _leaves(file, group)
+        leaves = _leaves(path, file, group)
         read = {x for name in (*_READ, "key") for x in (name, _leaf(name))} & leaves.keys()
-        most = max(leaves[name].total_uncompressed_size for name in read) if read else 0
-        if most > max(_LARGEST, _RATIO * size):
+        most = max((leaves[name].size for name in read), default=0)
+        if most > _most(size):
             yield (
                 f"row group {group} has a column of {most:,} bytes, in a file of {size:,}; expected"
                 " images and PNG maps, which hardly compress"
@@ -247,16 +280,15 @@ def _texts(values: pa.Array) -> list[Any]:
 
 def _missing(path: Path, file: pq.ParquetFile, group: int) -> Iterator[tuple[int, str]]:
     """Yield rows without an image or masks, and what they have instead."""
-    leaves = _leaves(file, group)
+    leaves = _leaves(path, file, group)
     for column in _NEEDED:
-        known = leaves[_leaf(column) if _leaf(column) in leaves else column].statistics
-        if known is not None and known.has_null_count and not known.null_count:
+        if leaves[_leaf(column) if _leaf(column) in leaves else column].nulls == 0:
             continue  # so there is nothing to read
         cells = _read(path, group, [column])[column]
         if pa.types.is_struct(cells.type):
             cells = pc.struct_field(cells, "bytes")
         rows = np.flatnonzero(cells.is_null().to_numpy()).tolist()
-        paths = _paths(file, group, column) if rows else None
+        paths = _paths(path, file, group, column) if rows else None
         for row in rows:
             path_only = None if paths is None else paths[row].as_py()
             yield row, f"column {column} {_why_null(path_only)}"
@@ -272,12 +304,13 @@ def _why_null(path: str | None) -> str:
     )
 
 
-def _paths(file: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray | None:
+def _paths(path: Path, file: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray | None:
     """Return the paths in Hugging Face's structs; None if the column has none."""
     kind = file.schema_arrow.field(column).type
     if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
         return None
-    return pc.struct_field(file.read_row_group(group, [f"{column}.path"])[column], "path")
+    leaves = _leaves(path, file, group)
+    return pc.struct_field(_read_leaves(path, group, leaves, [f"{column}.path"])[column], "path")
 
 
 def splits(files: Sequence[Path]) -> list[str]:

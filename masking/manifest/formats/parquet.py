@@ -7,11 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from masking.images.pages import Chunk, chunks, opened, sizes
 from masking.manifest.columns import COLUMNS, column_faults
 from masking.manifest.faults import Fault, ManifestError
-from masking.manifest.formats.pages import Chunk, chunks, sizes
 from masking.manifest.records import (
     BLANK,
     DEEPEST,
@@ -35,13 +34,9 @@ def read(content: bytes) -> Table:
         ManifestError: it has columns twice or nearly right, or is larger than a manifest may be.
         Exception: of many kinds, if it is no sound Parquet file.
     """
-    found = chunks(content)
+    found = [one for group in chunks(io.BytesIO(content)) for one in group]
     texts = list({one.path for one in found if one.is_text})
-    most = len(content)  # no part of the file's description is larger than the file
-    file = pq.ParquetFile(
-        io.BytesIO(content), read_dictionary=texts,
-        thrift_string_size_limit=most, thrift_container_size_limit=most,
-    )  # fmt: skip
+    file = opened(io.BytesIO(content), read_dictionary=texts)
     names = [field.name for field in file.schema_arrow]
     if faults := column_faults(names):
         raise ManifestError(faults)
@@ -65,7 +60,7 @@ def _check_size(cells: int, found: Sequence[Chunk], content: bytes) -> None:
     size = len(content)
     check_cells(max(cells, sum(one.values for one in found)), size)
     _check_bytes("the table", sum(one.size for one in found), size)
-    pages = [sizes(content, one) for one in found]
+    pages = [sizes(io.BytesIO(content), one) for one in found]
     _check_bytes("the table", sum(count for count, _ in pages), size)
     check_cells(sum(values for _, values in pages), size)
     deep = [one.path.count(".") for one in found if one.path.count(".") > 2 * DEEPEST]

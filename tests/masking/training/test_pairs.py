@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -376,6 +377,41 @@ def test_cells_of_gigabytes_in_a_small_file_are_not_read(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", [row(image=bytes(4 << 20))])
     with pytest.raises(ImageError, match=r"row group 0 has a column of 4,194,\d+ bytes, in"):
         survey([path], ALL)
+
+
+def footer_of(content):
+    """Where the description at the end of a file begins, and where it ends."""
+    return len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 8
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_description_by_which_pyarrow_ends_the_process(tmp_path, value):
+    path = tmp_path / "x.parquet"
+    content = hugging_face(tmp_path).read_bytes()
+    begin, end = footer_of(content)
+    for place in range(begin, min(end, begin + 500)):
+        path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+        with suppress(ImageError):
+            inspect(survey([path], ALL))
+
+
+def test_pages_that_hold_more_than_the_description_says(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.parquet", [row(image=bytes(4 << 20))])
+    content = path.read_bytes()
+    begin, _ = footer_of(content)
+    size = pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+    said = bytes([size << 1 & 127 | 128, size >> 6 & 127 | 128, size >> 13 & 127 | 128, size >> 20])
+    assert content[begin:].count(said) == 1
+    untrue = bytes([130, 128, 128, 0])
+    path.write_bytes(content[:begin] + content[begin:].replace(said, untrue))
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size == 1
+    monkeypatch.setattr(parquet, "_LARGEST", 1 << 20)
+    pairs, before = survey([path], ALL), pa.total_allocated_bytes()
+    with pytest.raises(
+        ImageError, match=r"pages of 4,194,\d+ bytes and \d values in column image, in"
+    ):
+        pairs[0]
+    assert pa.total_allocated_bytes() - before < 1 << 20
 
 
 def test_more_rows_than_there_can_be_images_are_refused(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from masking.images.pages import chunks, sizes
 from masking.manifest.faults import ManifestError
-from masking.manifest.formats.pages import chunks, sizes
 from masking.manifest.formats.read import parse_table
 from masking.manifest.table import read_manifest
 
@@ -192,15 +192,19 @@ def test_pages_of_sound_files_are_counted(compression, version, dictionary):
         data_page_version=version, use_dictionary=dictionary, data_page_size=1000,
         write_page_index=dictionary, write_page_checksum=dictionary, row_group_size=3000,
     )  # fmt: skip
-    meta, found = pq.ParquetFile(io.BytesIO(content)).metadata, iter(chunks(content))
+    file = io.BytesIO(content)
+    meta, found = pq.ParquetFile(io.BytesIO(content)).metadata, chunks(file)
+    assert len(found) == meta.num_row_groups
     for group in range(meta.num_row_groups):
         for number in range(meta.num_columns):
-            chunk, expected = next(found), meta.row_group(group).column(number)
+            chunk, expected = found[group][number], meta.row_group(group).column(number)
             assert chunk.path == expected.path_in_schema
             assert chunk.is_text == (expected.physical_type == "BYTE_ARRAY")
             assert chunk.values == expected.num_values
             assert chunk.size == expected.total_uncompressed_size
-            size, values = sizes(content, chunk)
+            if expected.statistics is not None:
+                assert chunk.nulls == expected.statistics.null_count
+            size, values = sizes(file, chunk)
             assert chunk.values <= values <= 2 * chunk.values
             assert 0 < chunk.size - size < 10_000  # the headers
 

@@ -6,14 +6,21 @@ a reader makes room for what the pages say. Both are in Thrift's compact protoco
 fields are those of `parquet.thrift`.
 """
 
+import io
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow.parquet as pq
 
 _MAGIC = b"PAR1"
 _BYTE_ARRAY = 6
 _PAGES = (5, 7, 8)  # the fields of a page's header by its kind; each has a field 1, the values
 _DEEPEST = 24
+_OUTSIDE = "it refers to a place outside of the file"
 
 
 @dataclass(frozen=True)
@@ -32,22 +39,52 @@ class Chunk:
     """Where it begins in the file."""
     stored: int
     """Bytes in the file."""
+    nulls: int | None
+    """Number of nulls; None if the file does not say it."""
 
 
-def chunks(content: bytes) -> list[Chunk]:
+def chunks(file: BinaryIO) -> list[list[Chunk]]:
     """Return the columns of each group of rows, as the end of a file describes them.
 
     Raises:
         ValueError: there is no such description.
     """
-    begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
-    if content[-4:] != _MAGIC or begin < len(_MAGIC):
-        raise ValueError("it does not end as Parquet does; it may be cut off")
-    groups = _Reader(content, begin).struct().get(4, [])
+    groups = _Reader(io.BytesIO(_description(file))).struct().get(4, [])
     try:
-        return [_chunk(column[3]) for group in groups for column in group[1]]
+        return [[_chunk(column[3]) for column in group[1]] for group in groups]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("its description of columns is damaged") from error
+
+
+def opened(source: Path | BinaryIO, **options: Any) -> pq.ParquetFile:
+    """Open a file; pyarrow makes no room for more than its description can hold.
+
+    By itself pyarrow makes room for a million parts of each list, though none of them is there.
+
+    Args:
+        source: the file, or what is open for reading and stays so.
+        options: those of `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        ValueError: it has no description.
+        pyarrow.ArrowException, OSError: pyarrow does not read it.
+    """
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
+        most = len(_description(file))
+    return pq.ParquetFile(
+        source, thrift_string_size_limit=most, thrift_container_size_limit=most, **options
+    )
+
+
+def _description(file: BinaryIO) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    end = file.read(8)
+    begin = size - 8 - int.from_bytes(end[:4], "little")
+    if end[4:] != _MAGIC or begin < len(_MAGIC):
+        raise ValueError("it does not end as Parquet does; it may be cut off")
+    file.seek(begin)
+    return file.read(size - 8 - begin)
 
 
 def _chunk(fields: dict[int, Any]) -> Chunk:
@@ -56,14 +93,14 @@ def _chunk(fields: dict[int, Any]) -> Chunk:
     found = Chunk(
         ".".join(part.decode() for part in fields[3]),
         fields[1] == _BYTE_ARRAY,
-        fields[5], fields[6], min(places), fields[7],
+        fields[5], fields[6], min(places), fields[7], fields.get(12, {}).get(3),
     )  # fmt: skip
     if min(found.values, found.size, found.place, found.stored) < 0:
         raise ValueError("a column of fewer than no values")
     return found
 
 
-def sizes(content: bytes, chunk: Chunk) -> tuple[int, int]:
+def sizes(file: BinaryIO, chunk: Chunk) -> tuple[int, int]:
     """Return how many bytes and values the pages of a column have, uncompressed.
 
     Raises:
@@ -71,7 +108,7 @@ def sizes(content: bytes, chunk: Chunk) -> tuple[int, int]:
     """
     place, size, values = chunk.place, 0, 0
     while place < chunk.place + chunk.stored:
-        reader = _Reader(content, place)
+        reader = _Reader(file, place)
         header = reader.struct()
         kinds = [header[kind] for kind in _PAGES if isinstance(header.get(kind), dict)]
         counts = [header.get(2), header.get(3), *(kind.get(1) for kind in kinds)]
@@ -85,14 +122,17 @@ def sizes(content: bytes, chunk: Chunk) -> tuple[int, int]:
 class _Reader:
     """Reads values of Thrift's compact protocol."""
 
-    def __init__(self, content: bytes, place: int) -> None:
-        self.content, self.place = content, place
+    def __init__(self, file: BinaryIO, place: int = 0) -> None:
+        self.file, self.place, self.size = file, place, file.seek(0, os.SEEK_END)
+        if place > self.size:
+            raise ValueError(_OUTSIDE)
+        file.seek(place)
 
     def take(self, count: int) -> bytes:
-        begin, self.place = self.place, self.place + count
-        if not 0 <= begin <= self.place <= len(self.content):
-            raise ValueError("it refers to a place outside of the file")
-        return self.content[begin : self.place]
+        self.place += count
+        if self.place > self.size:
+            raise ValueError(_OUTSIDE)
+        return self.file.read(count)
 
     def unsigned(self) -> int:
         found = 0
