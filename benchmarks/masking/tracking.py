@@ -103,6 +103,11 @@ def sequences(root: Path, names: Sequence[str]) -> Iterator[Clip]:
         yield Clip(folder.name, folder, truth, objects)
 
 
+def seen(one: Clip, frame: int) -> Clip:
+    """Return a sequence with those objects alone that can be seen on a frame."""
+    return replace(one, objects=tuple(i for i in one.objects if (one.truth[frame] == i).any()))
+
+
 def clicks(mask: Bools, count: int) -> NDArray[np.float32]:
     """Return (count, 2) simulated clicks (x, y) on an object, fewer if it is too small."""
     left, found = mask.copy(), []
@@ -180,7 +185,7 @@ def compare(
     """Return J&F of each object that is on the clicked frame, by method, and the share of frames
     with swallowed objects."""
     frame = len(one.truth) // 2 if middle else 0
-    one = replace(one, objects=tuple(i for i in one.objects if (one.truth[frame] == i).any()))
+    one = seen(one, frame)
     ours = carried(segmenter, one, frame, count, TrackConfig())
     scores, share = {"carried": score(one, ours)}, swallowed(one, ours)
     if not ours_only:
@@ -227,10 +232,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         segmenter.forget()
         if options.ablate:
             for name, off in ABLATIONS.items():
-                masks = carried(segmenter, one, 0, 1, TrackConfig(**off))
-                found.setdefault("ablation, 1 click", {}).setdefault(one.name, {})[name] = score(
-                    one, masks
-                )
+                shown = seen(one, 0)
+                masks = carried(segmenter, shown, 0, 1, TrackConfig(**off))
+                values = score(shown, masks)
+                found.setdefault("ablation, 1 click", {}).setdefault(one.name, {})[name] = values
         else:
             ways = [(f"{n} clicks on the first frame", n, False) for n in options.clicks]
             ways += [("1 click on the middle frame", 1, True)] if options.middle else []

@@ -16,6 +16,7 @@ from jobs.storage.location import Location, StorageError
 from jobs.weights.segmenter import locate
 from masking.images.arrays import Bools
 from masking.manifest.rows import Row, prompts
+from masking.outputs.polish import PolishConfig
 from masking.outputs.rows import mask_of
 from masking.tracking.state import TrackConfig
 
@@ -36,12 +37,13 @@ class MaskRun:
         given = parse_yaml((out / "config.yaml").read_bytes(), f"{out}/config.yaml")
         try:
             track = TrackConfig(**given["track"])
+            polish = PolishConfig(**given.get("polish", {}))
             self.weights, precision = str(given["weights"]), given["precision"]
         except (KeyError, TypeError) as error:
             raise ConfigError(
                 f"{out}/config.yaml: expected the settings of a jobs.mask run: {error}"
             ) from error
-        self._settings = settings_of(locate(self.weights), precision, track)
+        self._settings = settings_of(locate(self.weights), precision, track, polish)
         self._markers = read_markers(out)
         self._tables: OrderedDict[tuple[str, str], pa.Table] = OrderedDict()
         self._unsound: dict[tuple[str, str], str] = {}  # masks that cannot be read, and why

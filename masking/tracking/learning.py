@@ -44,6 +44,7 @@ _KEEPS = 0.9  # share of the running means that stays from one trusted mask to t
 _OTHER = 0.5  # IoU with the expected mask below which a prompted mask shows something else
 _DOUBTED = 0.5  # probability that a correction is right below which it is not learnt from
 _SEEN = ("prompted", "tracked", "recovered")
+_GONE = 0.3  # probability that a mask is right below which an empty one is more often right
 _LONG = 100  # frames without a trusted mask after which an object may have any size
 _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they show the same thing
 
@@ -118,13 +119,15 @@ class Learning:
         if answer.area and is_trusted(self.config, track, answer):
             return self._followed(track, "tracked", query, answer)
         missed = self._missed(track, answer)
-        if missed.state == "lost":
-            return self._empty(missed)
-        return self._judged(missed, query, answer)
+        judged = self._judged(missed, query, answer)
+        if missed.state == "lost" or judged.quality < _GONE:
+            return self._empty(replace(missed, sighting=None))
+        return judged
 
     def _empty(self, track: Track) -> Outcome:
         """Return an outcome with an empty mask."""
-        quality = self.calibration.gone if track.state == "lost" else 0.0
+        is_gone = track.state in ("lost", "uncertain")
+        quality = self.calibration.gone if is_gone else 0.0
         nothing = torch.full(self.prompter.low_res, NOTHING)
         return Outcome(track, nothing, quality=quality)
 
@@ -176,7 +179,8 @@ class Learning:
         return replace(track, state="uncertain", misses=misses)
 
     def _sighted(self, track: Track, query: Query, answer: Answer) -> Outcome:
-        """Recover a lost object that is seen on two consecutive frames, in much the same place."""
+        """Recover a lost object that is seen on two consecutive frames, in much the same place,
+        and may well be the object: most of what is seen while it is gone shows something else."""
         config, mask = self.config, answer.logits > 0
         if (
             answer.predicted < config.predicted * track.usual[0]
@@ -184,9 +188,15 @@ class Learning:
             or not _has_grown_little(config, track, answer)
         ):
             return self._empty(self._missed(track, None))
-        if track.sighting is None or float(iou(mask, track.sighting > 0)) < _SAME_PLACE:
+        recovered = self._followed(track, "recovered", query, answer)
+        before = track.sighting
+        if (
+            before is None
+            or float(iou(mask, before > 0)) < _SAME_PLACE
+            or recovered.quality < _GONE
+        ):
             return self._empty(replace(self._missed(track, None), sighting=answer.logits))
-        return self._followed(track, "recovered", query, answer)
+        return recovered
 
     def remember(self, outcomes: Sequence[Outcome]) -> tuple[Tracker, TrackedMasks]:
         """Return the tracker after the frame, and the masks on it."""
@@ -255,8 +265,11 @@ class Learning:
 
 def _state(outcome: Outcome) -> State | None:
     """Return the state to tell of an object: a mask that is hardly trusted is uncertain, even if
-    the tracker learns from it."""
+    the tracker learns from it, and an object without a mask is lost, even if the tracker still
+    looks for it where it was."""
     state = outcome.track.state
+    if state == "uncertain" and outcome.evidence is None:
+        return "lost"
     if state not in ("tracked", "uncertain"):
         return state
     return "tracked" if outcome.quality >= TRACKED else "uncertain"

@@ -126,6 +126,32 @@ def test_what_is_not_here_is_not_sought_elsewhere_on_the_frame():
     assert 12 < cells.sum() < 40
 
 
+class Wavering(Seeing):
+    """Predicts hardly any IoU for one call."""
+
+    is_sure = True
+
+    def decode(self, *arguments):
+        logits, scores = super().decode(*arguments)
+        return logits, scores if self.is_sure else torch.full_like(scores, 0.02)
+
+
+def test_a_mask_that_is_hardly_right_is_not_drawn_and_the_object_stays_where_it_was():
+    network = Wavering()
+    seeing, tracker, states, drawn = segmenter(network), track.begin(1), [], []
+    for index in range(5):
+        image, _ = picture({1: (30, 40, 12)})
+        embeddings = seeing.encode(image[None])
+        scene = Scene(embeddings, seeing.keys(embeddings)[0])
+        network.is_sure = index != 3
+        prompts = {} if index else {0: click(30, 40)}
+        tracker, found = step.advance(seeing, TrackConfig(), tracker, scene, prompts)
+        states.append(found.states[0])
+        drawn.append(bool((found.logits > 0).any()))
+    assert states == ["prompted", "tracked", "tracked", "lost", "tracked"]
+    assert drawn == [True, True, True, False, True]
+
+
 def test_a_prompted_mask_counts_in_memory_as_far_as_it_is_sure():
     """A segmenter that sees right does not take a disc apart."""
     image, _ = picture({1: (40, 40, 12)})
