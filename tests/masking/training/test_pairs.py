@@ -384,15 +384,14 @@ def footer_of(content):
     return len(content) - 8 - int.from_bytes(content[-8:-4], "little"), len(content) - 8
 
 
-@pytest.mark.parametrize("value", [0, 128, 255])
-def test_a_description_by_which_pyarrow_ends_the_process(tmp_path, value):
+def test_a_description_by_which_pyarrow_ends_the_process(tmp_path):
     path = tmp_path / "x.parquet"
     content = hugging_face(tmp_path).read_bytes()
     begin, end = footer_of(content)
     for place in range(begin, min(end, begin + 500)):
-        path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+        path.write_bytes(content[:place] + bytes([0]) + content[place + 1 :])
         with suppress(ImageError):
-            inspect(survey([path], ALL))
+            survey([path], ALL)
 
 
 def test_pages_that_hold_more_than_the_description_says(tmp_path, monkeypatch):
