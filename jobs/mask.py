@@ -70,7 +70,7 @@ def run(config: MaskConfig) -> int:
     ]
     config = absolute(config, *paths)
     out = Location.parse(config.out)
-    wanted = settings_of(locate(config.weights), config.precision, config.track)
+    wanted = settings_of(locate(config.weights), config.precision, config.track, config.polish)
     plan = plan_batch(config.manifest, config.root, wanted)
     if plan.unreadable or (plan.faults and not config.skip_invalid):
         raise ConfigError(fault_list(plan.faults, bool(plan.unreadable)))

@@ -49,7 +49,7 @@ def mask_without_ray(monkeypatch):
     def mask_all(config, out, todo, wanted, stop):
         worker = Masker(
             str(out), "token", config.weights, wanted, config.precision, config.track, 1, CPU,
-            config.time_limit, **HERE,
+            config.time_limit, polishing=config.polish, **HERE,
         )  # fmt: skip
         records = [json.loads(worker({"work": work.to_json()})["record"]) for work in todo]
         publisher = batch.Publisher(out, out / ".parts/token")

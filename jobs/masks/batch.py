@@ -73,6 +73,7 @@ def mask_all(
     arguments = (
         config.out, token, config.weights, wanted, config.precision, config.track,
         max(1, int(config.cpus_per_worker)), device, config.time_limit, gpus,
+        config.polish,
     )  # fmt: skip
     rows = {work.video_id: {"work": work.to_json()} for work in todo}
     progress = BatchProgress(len(todo))

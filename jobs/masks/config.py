@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from jobs.masks.crops import CropExportConfig
 from jobs.masks.exports import KINDS
 from jobs.run.config import MAY_CHANGE, ConfigError, JobConfig
+from masking.outputs.polish import PolishConfig
 from masking.segmenter.sam import Precision
 from masking.tracking.state import TrackConfig
 
@@ -26,6 +27,9 @@ class MaskConfig(JobConfig):
     float32."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Settings of the tracker."""
+    polish: PolishConfig = field(default_factory=PolishConfig, metadata=MAY_CHANGE)
+    """How masks are polished before they are written. After a change the videos are masked again.
+    """
     check: bool = field(default=False, metadata=MAY_CHANGE)
     """Only check the manifests, print what there is to do, and exit."""
     skip_invalid: bool = field(default=False, metadata=MAY_CHANGE)
@@ -63,6 +67,17 @@ class MaskConfig(JobConfig):
         unknown = sorted(set(self.export) - set(KINDS))
         if unknown:
             raise ConfigError(f"--export {' '.join(unknown)}: expected {', '.join(KINDS)}")
+        for name in ("fill_holes", "drop_specks"):
+            share = getattr(self.polish, name)
+            if not 0 <= share < 1:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--polish.{flag} is {share:g}; expected a share from 0 to 1")
+        if not 0 <= self.polish.smooth <= 100:
+            raise ConfigError(
+                f"--polish.smooth is {self.polish.smooth:g}; expected 0 to 100 pixels"
+            )
+        if self.polish.min_area < 0:
+            raise ConfigError(f"--polish.min-area is {self.polish.min_area}; expected at least 0")
         if self.time_limit <= 0:
             raise ConfigError(f"--time-limit is {self.time_limit:g}; expected seconds above 0")
         if self.max_failed < 0:

@@ -16,6 +16,7 @@ from masking.manifest.formats.read import parse_table
 from masking.manifest.rows import Row, prompts, with_pictures
 from masking.manifest.table import VideoPrompts, read_manifest
 from masking.outputs import rows as outputs
+from masking.outputs.polish import OFF, PolishConfig
 from masking.sam2 import weights as checkpoint
 from masking.tracking.state import TrackConfig
 from masking.video.folder import frames_among, list_frames
@@ -273,7 +274,9 @@ def key_of(settings: str, state: Sequence[tuple[str, int, int]], rows: Sequence[
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def settings_of(weights: Path, precision: str, config: TrackConfig) -> str:
+def settings_of(
+    weights: Path, precision: str, config: TrackConfig, polish: PolishConfig = OFF
+) -> str:
     """Return what all masks of a job depend on beside their video and prompts, as JSON.
 
     Raises:
@@ -286,4 +289,6 @@ def settings_of(weights: Path, precision: str, config: TrackConfig) -> str:
     track = {
         item.metadata.get("was", item.name): getattr(config, item.name) for item in fields(config)
     }
-    return json.dumps([weights_hash, precision, track])
+    # Without polish the keys of earlier runs stay what they were.
+    polished = [] if polish == OFF else [asdict(polish)]
+    return json.dumps([weights_hash, precision, track, *polished])

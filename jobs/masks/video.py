@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from jobs.storage.cache import localize_in
 from jobs.storage.location import Location
 from jobs.weights.segmenter import load_segmenter, locate
 from masking.manifest.faults import ManifestError
+from masking.outputs.polish import OFF, PolishConfig, polish
 from masking.outputs.review import READ, Span, missing_of, spans
 from masking.outputs.rows import MaskFile
 from masking.segmenter.sam import Precision, Segmenter
 from masking.tracking.masking import Masking, resolve_prompts
+from masking.tracking.masks import FrameMasks
 from masking.tracking.prefetch import prefetch
 from masking.tracking.state import TrackConfig
 from masking.video.frame import VideoError
@@ -66,7 +68,11 @@ class WorkerError(RuntimeError):
 
 
 def mask(
-    work: VideoWork, segmenter: Segmenter, config: TrackConfig, target: Path
+    work: VideoWork,
+    segmenter: Segmenter,
+    config: TrackConfig,
+    target: Path,
+    polishing: PolishConfig = OFF,
 ) -> dict[str, Any]:
     """Mask a video, and write its masks to a local file.
 
@@ -75,6 +81,7 @@ def mask(
         segmenter: makes the masks.
         config: settings of the tracker.
         target: file to write; a video in S3 is fetched to the same folder.
+        polishing: how masks are polished before they are written.
 
     Returns:
         The video's record; its status is ok, partial (some of the file did not decode) or failed.
@@ -87,7 +94,8 @@ def mask(
             record["content_sha256"] = hash_of(path)
             plans, size = resolve_prompts(video, work.rows)
             with Masking(video, segmenter, plans, size, config) as run:
-                _write(run, target, record, video.names)
+                shown = (polish(frame, polishing, config.exclusive) for frame in run)
+                _write(run, shown, target, record, video.names)
             record |= _stream_facts(video, size)
     except VideoError as error:
         record |= {"code": error.code, "error": str(error)}
@@ -108,12 +116,18 @@ def mask(
     return record
 
 
-def _write(run: Masking, target: Path, record: dict[str, Any], names: Sequence[str] | None) -> None:
+def _write(
+    run: Masking,
+    shown: Generator[FrameMasks],
+    target: Path,
+    record: dict[str, Any],
+    names: Sequence[str] | None,
+) -> None:
     file = MaskFile(str(target), names)
     states: dict[int, Counter[str]] = {number: Counter() for number in run.objects}
     try:
         # Objects are tracked in a thread of their own: run lengths are made meanwhile.
-        with closing(prefetch((frame for frame in run), "track", most=1)) as frames:
+        with closing(prefetch(shown, "track", most=1)) as frames:
             for frame in frames:
                 file.add(frame)
                 record["frames"] += 1
@@ -175,6 +189,7 @@ class Masker:
         device: torch.device,
         time_limit: float,
         gpus: float = 1.0,
+        polishing: PolishConfig = OFF,
         node: Callable[[], str] = node_here,
         alive: Callable[[str], bool] = node_alive,
     ) -> None:
@@ -191,6 +206,7 @@ class Masker:
             device: device of the segmenter.
             time_limit: seconds that a video may take.
             gpus: share of the GPU that this process has.
+            polishing: how masks are polished before they are written.
             node: returns the id of this node.
             alive: returns whether the node with an id is alive.
 
@@ -201,12 +217,13 @@ class Masker:
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)  # by default it takes all cores, although workers share them
         self.segmenter = load_segmenter(weights, device, precision)
-        if settings_of(locate(weights), precision, config) != wanted:
+        if settings_of(locate(weights), precision, config, polishing) != wanted:
             raise WorkerError(
                 f"--weights {weights}: node {node()} has other weights than the node where the job"
                 " was started; put them in storage that all nodes share"
             )
         self.config, self.time_limit, self.node = config, time_limit, node
+        self.polishing = polishing
         self.parts = Location.parse(out) / ".parts" / token
         self.attempts = Attempts(self.parts / "attempts", alive)
 
@@ -227,7 +244,7 @@ class Masker:
 
     def _mask(self, work: VideoWork) -> dict[str, Any]:
         with scratch.folder() as folder, self.attempts.limited(self.time_limit):
-            record = mask(work, self.segmenter, self.config, folder / "masks")
+            record = mask(work, self.segmenter, self.config, folder / "masks", self.polishing)
             if record["status"] != "failed":
                 content = (folder / "masks").read_bytes()
                 part_place(self.parts, work.video_id).write_bytes(content)

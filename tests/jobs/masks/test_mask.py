@@ -28,7 +28,7 @@ from masking.outputs.rows import frames_of, mask_of
 from masking.segmenter.sam import load
 from masking.tracking.masking import mask_video
 from masking.tracking.state import TrackConfig
-from tests.masked import CPU, masker, plan
+from tests.masked import CPU, mask_without_ray, masker, plan
 
 
 def test_the_largest_come_first_and_survive_json(clips, settings):
@@ -147,6 +147,10 @@ def test_other_weights_on_a_worker_are_refused(clips, tmp_path):
     [
         (["--export", "gif"], "--export gif: expected davis, png, coco"),
         (["--time-limit", "0"], "--time-limit is 0"),
+        (["--polish.fill-holes", "1"], "--polish.fill-holes is 1; expected a share"),
+        (["--polish.drop-specks", "1.5"], "--polish.drop-specks is 1.5; expected a share"),
+        (["--polish.smooth", "-1"], "--polish.smooth is -1; expected 0 to 100 pixels"),
+        (["--polish.min-area", "-1"], "--polish.min-area is -1; expected at least 0"),
         (["--weights", "vit_x"], "vit_x"),
         (["--manifest", "lost.csv"], "lost.csv"),
     ],
@@ -160,6 +164,25 @@ def test_bad_flags(clips, tmp_path, capsys, flags, message):
     assert code == 2
     assert message in re.sub(r"\s+", " ", "".join(capsys.readouterr()))
     assert not (tmp_path / "out").exists()
+
+
+def test_another_polish_masks_again_all_but_the_frames_of_prompts(clips, tmp_path, monkeypatch):
+    mask_without_ray(monkeypatch)
+    (tmp_path / "m.csv").write_text("uri,object_id,frame,x,y\nc1.mp4,1,1,32,40\n")
+    flags = ["--manifest", str(tmp_path / "m.csv"), "--root", str(clips), "--out"]
+
+    def run(*polish):
+        assert mask.main([*flags, str(tmp_path / "out"), *polish]) == 0
+        rows = pq.read_table(tmp_path / "out/masks/c1.parquet").to_pylist()
+        return [(row["state"], row["rle"]) for row in rows]
+
+    plain = run()
+    rough = run("--polish.smooth", "6")
+    assert rough[1] == plain[1]
+    assert plain[1][0] == "prompted"
+    assert [state for state, _ in rough] == [state for state, _ in plain]
+    assert all(rough[i][1] != plain[i][1] for i in (0, 2, 3, 4))
+    assert run() == plain
 
 
 def test_faults_stop_the_job_before_it_starts_and_check_only_checks(clips, tmp_path, capsys):
