@@ -67,20 +67,17 @@ def _kept_off(
     """Keep masks of prompts off objects that are tracked on the frame.
 
     A click on what can be seen of an object behind another one easily takes both. Where the other
-    one's mask is not trusted, or was clicked itself, what both have goes to the one that it
-    resembles more.
+    one's mask is not trusted, what both have goes to the one that it resembles more.
     """
     kept = list(answers)
     for i, query in enumerate(queries):
         taken = torch.zeros_like(answers[i].logits, dtype=torch.bool)
-        clicked = query.points[query.labels == 1]
         for other, answer in zip(queries, answers, strict=True):
             if query.prompt is None or other.prompt is not None:
                 continue
             both = (answers[i].logits > 0) & (answer.logits > 0)
-            is_open = bool((expectation.prompter.sample(answer.logits, clicked) > 0).any())
-            is_open |= not is_trusted(expectation.config, expectation.tracks[other.row], answer)
-            if both.any() and not (is_open and expectation.is_rather(query.row, other.row, both)):
+            is_sure = is_trusted(expectation.config, expectation.tracks[other.row], answer)
+            if both.any() and (is_sure or not expectation.is_rather(query.row, other.row, both)):
                 taken |= both
         if taken.any():
             kept[i] = expectation.prompter.kept_off(query, answers[i], taken)
