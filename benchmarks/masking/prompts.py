@@ -12,14 +12,13 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.masking.tracking import Clip, Once, clicks, report, score, sequences
+from benchmarks.masking.tracking import Clip, Once, clicks, report, score, seen, sequences
 from jobs.cluster.workers import keep_memory
 from jobs.run.machine import hardware, versions
 from jobs.weights.segmenter import load_segmenter
@@ -63,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     for clip in sequences(options.data, options.sequences):
         segmenter.forget()
-        one = replace(clip, objects=tuple(i for i in clip.objects if (clip.truth[0] == i).any()))
+        one = seen(clip, 0)
         found[one.name] = {kind: scores(segmenter, one, kind) for kind in KINDS}
         print(f"{one.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     report(f"J&F of {options.weights} by the prompt on the first frame", found)

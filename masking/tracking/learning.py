@@ -43,7 +43,7 @@ _PREDICTED = 0.6  # least IoU that a part trained on clips predicts for a truste
 _KEEPS = 0.9  # share of the running means that stays from one trusted mask to the next
 _OTHER = 0.5  # IoU with the expected mask below which a prompted mask shows something else
 _DOUBTED = 0.5  # probability that a correction is right below which it is not learnt from
-_SEEN = ("prompted", "tracked", "recovered")
+_SEEN = ("prompted", "tracked", "recovered")  # states of a mask that may be learnt from
 _GONE = 0.3  # probability that a mask is right below which an empty one is more often right
 _LONG = 100  # frames without a trusted mask after which an object may have any size
 _SAME_PLACE = 0.3  # IoU of two sightings of a lost object from which they show the same thing
@@ -119,10 +119,10 @@ class Learning:
         if answer.area and is_trusted(self.config, track, answer):
             return self._followed(track, "tracked", query, answer)
         missed = self._missed(track, answer)
+        if missed.state == "lost":
+            return self._empty(missed)
         judged = self._judged(missed, query, answer)
-        if missed.state == "lost" or judged.quality < _GONE:
-            return self._empty(replace(missed, sighting=None))
-        return judged
+        return judged if judged.quality >= _GONE else self._empty(missed)
 
     def _empty(self, track: Track) -> Outcome:
         """Return an outcome with an empty mask."""
@@ -152,7 +152,7 @@ class Learning:
             score, quality = belief.iou * kept, belief.right * kept
             started = replace(started, score=score, quality=quality, evidence=evidence)
         if track.state in VISIBLE and started.quality < _DOUBTED:
-            # The frame is too hard to learn from: what was known before goes on.
+            # The mask is too doubtful to learn from, so the track continues as it was.
             missed = replace(track, state="prompted", misses=track.misses + 1)
             return replace(started, track=missed)
         return started

@@ -29,7 +29,8 @@ def prefetch_scenes(
 
     One thread decodes and resizes, one encodes, while the caller tracks, draws or writes: so a GPU
     does not wait for a decoder. The thread that encodes is the same for all videos and passes of a
-    process: cuDNN makes its plans anew in every thread, which takes time and memory.
+    process: every thread that calls cuDNN builds its execution plans again, which takes time and
+    memory.
 
     Args:
         tracking: makes the scenes.

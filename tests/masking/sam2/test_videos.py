@@ -58,6 +58,16 @@ def same(first, second):
         assert np.array_equal(one.masks, other.masks)
 
 
+def stopped(path, rows, segmenter, stop, file):
+    """Mask a video in two runs, the second from a saved state; return all frames and the state."""
+    run = masking.mask_video(path, rows, segmenter)
+    begun = [next(run) for _ in range(stop)]
+    run.state.save(file)
+    run.close()
+    state = masking.MaskingState.load(file)
+    return begun + list(masking.mask_video(path, rows, segmenter, state=state)), state
+
+
 @pytest.mark.parametrize("kind", ["sam2_video", "edgetam_video", "sam3_tracker_video"])
 def test_a_video_that_was_stopped_resumes_bit_for_bit(kind, path, tmp_path):
     """With objects of several prompts, backward masks, and a correction."""
@@ -65,12 +75,8 @@ def test_a_video_that_was_stopped_resumes_bit_for_bit(kind, path, tmp_path):
     whole = list(masking.mask_video(path, CORRECTED, segmenter))
     assert [frame.index for frame in whole] == list(range(FRAMES))
     for stop in (1, 9) if kind == "sam2_video" else (5,):
-        run = masking.mask_video(path, CORRECTED, segmenter)
-        begun = [next(run) for _ in range(stop)]
-        run.state.save(tmp_path / "state")
-        run.close()
-        state = masking.MaskingState.load(tmp_path / "state")
-        same(whole, begun + list(masking.mask_video(path, CORRECTED, segmenter, state=state)))
+        found, state = stopped(path, CORRECTED, segmenter, stop, tmp_path / "state")
+        same(whole, found)
     with pytest.raises(ValueError, match="another segmenter"):
         masking.mask_video(path, CORRECTED, make("sam2_video"), state=replace(state, made_of="x"))
 
@@ -152,12 +158,7 @@ def test_boxes_masks_and_polygons_on_later_frames(segmenter, path, tmp_path):
         "backward", "forward", "backward", "forward",
     ]  # fmt: skip
     for stop in (4, 7):
-        run = masking.mask_video(path, rows, segmenter)
-        begun = [next(run) for _ in range(stop)]
-        run.state.save(tmp_path / "state")
-        run.close()
-        state = masking.MaskingState.load(tmp_path / "state")
-        same(whole, begun + list(masking.mask_video(path, rows, segmenter, state=state)))
+        same(whole, stopped(path, rows, segmenter, stop, tmp_path / "state")[0])
 
 
 @pytest.mark.parametrize("objects", [1, 8])

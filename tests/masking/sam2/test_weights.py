@@ -244,7 +244,7 @@ def test_faults_of_a_folder(folder, damage):
     "change", [{"image_size": 256}, {"memory_attention_rope_feat_sizes": [4, 4]}]
 )
 def test_sizes_that_do_not_fit_are_found_without_computing(folder, change):
-    """Of a config that somebody changed: no weight tells."""
+    """The configuration was edited by hand; no tensor of the weights contradicts it."""
     (folder / "config.json").write_text(json.dumps(tiny_config("sam2_video") | change))
     with pytest.raises(SegmenterWeightsError, match=r"do not fit one another: .*; image_size is"):
         check(folder)
